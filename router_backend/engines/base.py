@@ -1,0 +1,55 @@
+"""What an engine is. Engines speak of tokens and text, never of HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Iterator
+from typing import Protocol
+
+from router_backend.types import Chunk, GenerateRequest, ModelInfo
+
+
+class LocalModel(Protocol):
+    """A loaded checkpoint whose calls block: llama.cpp, transformers, echo. Methods may be called from any thread."""
+
+    @property
+    def info(self) -> ModelInfo: ...
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of `text`, special tokens in it taken as text, no begin-of-sequence token added."""
+        ...
+
+    def prompt_tokens(self, request: GenerateRequest) -> int:
+        """Tokens of the prompt as the model will see it, chat template included, `prefix` not."""
+        ...
+
+    def generate(self, request: GenerateRequest, cancelled: Callable[[], bool], slot: int = 0) -> Iterator[Chunk]:
+        """Goes on after `request.prefix`, at most `sampling.max_new_tokens` tokens; the last chunk has the sums.
+
+        `cancelled` is asked at every token. Closing the iterator ends the generation at once and frees the slot.
+        A caller uses one slot for one request at a time; the slot's prefix cache stays between calls.
+
+        Raises:
+            ContextOverflow: prompt, prefix and budget together are longer than the context.
+            InvalidRequest: the grammar does not compile.
+            EngineError: the engine failed; the next call may work.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+class Engine(Protocol):
+    """All that the service knows."""
+
+    @property
+    def info(self) -> ModelInfo: ...
+
+    def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+        """Yields the answer. Closing the generator cancels it and returns when the slot is free."""
+        ...
+
+    def smallest_budget(self) -> int:
+        """The fewest tokens in which a whole plan fits."""
+        ...
+
+    async def close(self) -> None: ...

@@ -1,0 +1,125 @@
+"""Everything that can go wrong, as one tree.
+
+    RouterError                      500
+    ├── InvalidRequest               400  the client's fault
+    │   ├── ContextOverflow          400  prompt and budget do not fit in the context
+    │   └── BudgetTooSmall           400  no whole plan fits in the budget
+    ├── Unauthorized                 401
+    ├── PayloadTooLarge              413
+    ├── UnsupportedMediaType         415
+    ├── Overloaded                   429  the queue is full; retry later
+    ├── EngineError                  500  the engine failed during this request
+    ├── PlanError                    502  the checkpoint's answer is no plan, even after the retry
+    ├── NotReady                     503  loading, failed or shutting down; retry later
+    ├── DeadlineExceeded             504
+    ├── SettingsError                     a variable is wrong: stops the start
+    └── LoadError                         a checkpoint did not load
+        ├── CandidateError                → next candidate
+        └── RungError                     → next rung of the same candidate
+
+`status`, `type` and `code` go to the client as they are, so they never hold anything but fixed words; `message` is
+written for the person who reads it and never holds a secret.
+"""
+
+from typing import ClassVar
+
+
+class RouterError(Exception):
+    """Base of all errors of this package.
+
+    Attributes:
+        status: HTTP status.
+        type: OpenAI's error type.
+        code: stable, machine-readable name.
+        param: the request field or variable that is wrong, if one is.
+        retry_after: seconds after which a retry may help; None where it never does.
+    """
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    code: str = "internal_error"
+
+    def __init__(
+        self, message: str, *, param: str | None = None, code: str | None = None, retry_after: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after = retry_after
+        if code is not None:
+            self.code = code
+
+
+class InvalidRequest(RouterError):
+    status = 400
+    type = "invalid_request_error"
+    code = "invalid_request"
+
+
+class ContextOverflow(InvalidRequest):
+    code = "context_length_exceeded"
+
+
+class BudgetTooSmall(InvalidRequest):
+    code = "budget_too_small"
+
+
+class Unauthorized(RouterError):
+    status = 401
+    type = "authentication_error"
+    code = "invalid_api_key"
+
+
+class PayloadTooLarge(RouterError):
+    status = 413
+    type = "invalid_request_error"
+    code = "payload_too_large"
+
+
+class UnsupportedMediaType(RouterError):
+    status = 415
+    type = "invalid_request_error"
+    code = "unsupported_media_type"
+
+
+class Overloaded(RouterError):
+    status = 429
+    type = "rate_limit_error"
+    code = "overloaded"
+
+
+class EngineError(RouterError):
+    code = "engine_error"
+
+
+class PlanError(RouterError):
+    status = 502
+    code = "invalid_plan"
+
+
+class NotReady(RouterError):
+    status = 503
+    type = "unavailable_error"
+    code = "not_ready"
+
+
+class DeadlineExceeded(RouterError):
+    status = 504
+    type = "timeout_error"
+    code = "deadline_exceeded"
+
+
+class SettingsError(RouterError):
+    code = "invalid_settings"
+
+
+class LoadError(RouterError):
+    code = "load_failed"
+
+
+class CandidateError(LoadError):
+    """This checkpoint cannot be had at all: no such repo, no access, broken, engine not installed."""
+
+
+class RungError(LoadError):
+    """This checkpoint does not load in this precision: out of memory, no accelerator, unsupported."""

@@ -1,0 +1,177 @@
+"""How a plan's token budget is shared out: pure arithmetic over what is forced and what texts usually take.
+
+A plan is a row of free texts with forced tokens before each one. The budget must always hold what is still forced and
+the least of every text; the rest is shared by what the reference plans' texts take. Where it is tight there are fewer
+items first, then shorter ones. Whatever a text leaves over goes to the later ones, since the shares are worked out
+anew, from the tokens that are really left, before every text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+
+from router_backend.plan.rules import QA, TODO
+from router_backend.plan.schema import DIFFICULTIES, OPTIONAL_METRICS
+
+Count = Callable[[str], int]
+# Two texts side by side may take a token more than each alone: the tokenizer may cut them elsewhere.
+JOIN = 1
+STEPS_MOST = 8
+LEVELS = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a field's texts take.
+
+    Attributes:
+        usual: tokens of one text in the reference plans (median).
+        least: tokens that a text gets at least.
+        items: texts in the reference plans (median), which is what a list is planned with.
+        most: items that a list may have where there is budget left over.
+    """
+
+    usual: int
+    least: int
+    items: int = 1
+    most: int = 1
+
+
+SHAPES = {
+    "route_plan": Shape(usual=42, least=8, items=3, most=STEPS_MOST),
+    "route_rationale": Shape(usual=72, least=10),
+    "expected_artifacts": Shape(usual=20, least=6, items=5, most=8),
+    "thinking_outline": Shape(usual=30, least=6, items=6, most=9),
+    "handoff_plan": Shape(usual=74, least=0),
+    "todo_list": Shape(usual=17, least=6, items=8, most=12),
+    "tags": Shape(usual=4, least=3, items=3, most=4),
+    "acceptance_criteria": Shape(usual=24, least=6, items=4, most=7),
+    "metrics.primary": Shape(usual=15, least=6, items=1, most=4),
+    "metrics.secondary": Shape(usual=15, least=6, items=1, most=4),
+    "metrics.optional": Shape(usual=25, least=10),
+}
+OPENING = {
+    "route_plan": '{"route_plan": ["',
+    "route_rationale": '"], "route_rationale": "',
+    "expected_artifacts": '", "expected_artifacts": ["',
+    "thinking_outline": '"], "thinking_outline": ["1.',
+    "handoff_plan": '"], "handoff_plan": "',
+    "todo_list": '", "todo_list": ["- [ ]',
+    "difficulty": '"], "difficulty": "',
+    "tags": '", "tags": ["',
+    "acceptance_criteria": '"], "acceptance_criteria": ["',
+    "metrics.primary": '"], "metrics": {"primary": ["',
+    "metrics.secondary": '"], "secondary": ["',
+}
+CLOSING = '"]}}'
+FIELDS = tuple(field for field in OPENING if field in SHAPES)
+
+
+def opening_of_metric(key: str, *, first: bool) -> str:
+    """What is forced before an optional metric's text."""
+    return f'{"]" if first else ""}, "{key}": "'
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A free text that is still to be written, and the forced tokens before it."""
+
+    field: str
+    forced: int
+    usual: int
+    least: int
+
+
+class Costs:
+    """Tokens of everything that is forced, counted once by the checkpoint's own tokenizer."""
+
+    def __init__(self, count: Count, tools: Sequence[str]) -> None:
+        self.tools = tuple(tools)
+        self._count = count
+        self.opening = {field: count(text) + JOIN for field, text in OPENING.items()}
+        self.opening["difficulty"] += max(count(word) for word in DIFFICULTIES) + JOIN
+        self.item = count('", "') + JOIN
+        self.number = max(count(f"{number}.") for number in range(1, 10)) + JOIN
+        self.closing = count(CLOSING) + JOIN
+        self.step = {tool: count(f"{tool}(") + count(")") + 2 * JOIN for tool in tools}
+        self.todo = {who: count(f"{TODO}{who}:") + JOIN for who in (*tools, QA)}
+        self.link = {who: count(f" -> {who}") + JOIN for who in (*tools, QA)}
+        self.metric = {key: count('"' + opening_of_metric(key, first=True)) + JOIN for key in OPTIONAL_METRICS}
+
+    @cached_property
+    def smallest(self) -> int:
+        """The smallest budget: one step with the tool that takes most, every text at its least."""
+        return max(self.step[tool] + self.route_floor() + self.floor_after_route([tool]) for tool in self.tools)
+
+    def route_floor(self) -> int:
+        """Before the first step's tool: the opening and the least argument."""
+        return self.opening["route_plan"] + SHAPES["route_plan"].least
+
+    def floor_after_route(self, route: Sequence[str]) -> int:
+        """The least that everything after the route's last argument takes."""
+        return floor(self.after("route_plan", route, 0)) + self.closing
+
+    def after(self, field: str, route: Sequence[str], level: int) -> list[Slot]:
+        """The texts of all fields after `field`."""
+        later = FIELDS[FIELDS.index(field) + 1 :] if field in FIELDS else ()
+        return list(chain.from_iterable(self.slots(name, route, level) for name in later))
+
+    def slots(self, field: str, route: Sequence[str], level: int) -> list[Slot]:
+        """A field's texts at a level of richness: 0 is one item, `LEVELS` as many as the reference plans have."""
+        shape = SHAPES[field]
+        opening = self.opening[field] + (self.opening["difficulty"] if field == "tags" else 0)
+        if field == "handoff_plan":
+            opening += sum(self.link[who] for who in (*route, QA))
+        if field == "todo_list":
+            tools = list(dict.fromkeys(route)) or [max(self.todo, key=self.todo.__getitem__)]
+            wanted = len(tools) + 1 + _scaled(max(0, shape.items - len(tools) - 1), level)
+            dearest = max(tools, key=self.todo.__getitem__)
+            whos = [*tools, *[dearest] * (wanted - len(tools) - 1), QA]
+            forced = [self.item + self.todo[who] for who in whos]
+        else:
+            each = self.item + (self.number if field == "thinking_outline" else 0)
+            forced = [each] * (1 + _scaled(shape.items - 1, level))
+        forced[0] += opening - self.item
+        return [Slot(field, tokens, shape.usual, shape.least) for tokens in forced]
+
+
+def floor(slots: Sequence[Slot]) -> int:
+    """The least that these texts take, with what is forced before them."""
+    return sum(slot.forced + slot.least for slot in slots)
+
+
+def usual(slots: Sequence[Slot]) -> int:
+    return sum(slot.forced + slot.usual for slot in slots)
+
+
+def level_for(budget: int, costs: Costs, field: str, route: Sequence[str]) -> int:
+    """The richest level at which `field` and all after it fit with texts of at least 0.7 of their usual length.
+
+    So a tight budget takes away items before it takes away words.
+    """
+    for level in range(LEVELS, 0, -1):
+        own = costs.slots(field, route, level) if field in FIELDS else []
+        slots = [*own, *costs.after(field, route, level)]
+        if sum(slot.forced + 0.7 * slot.usual for slot in slots) + costs.closing <= budget:
+            return level
+    return 0
+
+
+def allot(budget: int, text: Slot, later: Sequence[Slot], closing: int) -> int:
+    """Tokens for a text whose forced tokens are written already.
+
+    Its share by usual lengths, or, where there is plenty, all that the later ones leave when they take a quarter more
+    than usual; never so much that a later one gets less than its least.
+    """
+    free = budget - closing - sum(slot.forced for slot in later)
+    fair = free * text.usual // (text.usual + sum(slot.usual for slot in later))
+    plenty = free - sum(slot.usual + slot.usual // 4 for slot in later)
+    most = free - sum(slot.least for slot in later)
+    return max(0, min(most, max(text.least, fair, plenty)))
+
+
+def _scaled(items: int, level: int) -> int:
+    return items * level // LEVELS

@@ -1,0 +1,39 @@
+"""The canonical router prompt: the one that the reference rows were written for, to the byte."""
+
+from __future__ import annotations
+
+INSTRUCTIONS = """\
+You are the Router Agent coordinating Math, Code, and General-Search specialists.
+Given the user query, respond with a JSON object describing the full routing plan.
+
+Requirements:
+- STRICT JSON with double quotes and no extra commentary.
+- Keys: route_plan, route_rationale, expected_artifacts, thinking_outline,
+  handoff_plan, todo_list, difficulty, tags, acceptance_criteria, metrics.
+- route_plan must be an ordered list of tool invocations.
+- Use the original phrasing when possible.
+
+User query:
+"""
+
+
+def router_prompt(
+    query: str,
+    *,
+    context: str | None = None,
+    acceptance: str | None = None,
+    guidance: str | None = None,
+    difficulty: str | None = None,
+    tags: tuple[str, ...] = (),
+) -> str:
+    """The prompt for a query. The optional parts follow the query, so that the prefix stays the same for all."""
+    parts = [query.strip()]
+    extras = (
+        ("Context", context),
+        ("Acceptance criteria", acceptance),
+        ("Guidance", guidance),
+        ("Difficulty", difficulty),
+        ("Tags", ", ".join(tags)),
+    )
+    parts += [f"{title}:\n{text.strip()}" for title, text in extras if text and text.strip()]
+    return INSTRUCTIONS + "\n\n".join(parts) + "\n"

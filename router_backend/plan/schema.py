@@ -1,0 +1,64 @@
+"""What a plan is: one JSON object, ten keys, in this order."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+Difficulty = Literal["introductory", "intermediate", "advanced"]
+DIFFICULTIES: tuple[Difficulty, ...] = ("introductory", "intermediate", "advanced")
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("must not be blank")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_not_blank)]
+Texts = Annotated[list[Text], Field(min_length=1)]
+Guidance = Text | dict[str, Any]
+
+
+class Metrics(BaseModel):
+    """How success is measured. The optional keys are texts, in a few reference plans objects."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    primary: Texts
+    secondary: Texts
+    primary_guidance: Guidance | None = None
+    secondary_guidance: Guidance | None = None
+    primary_computation: Guidance | None = None
+    secondary_computation: Guidance | None = None
+    computation_guidance: Guidance | None = None
+    guidance: Guidance | None = None
+    diagnostic: Guidance | None = None
+
+
+class Plan(BaseModel):
+    """A routing plan."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    route_plan: Texts
+    route_rationale: Text
+    expected_artifacts: Texts
+    thinking_outline: Texts
+    handoff_plan: Text
+    todo_list: Texts
+    difficulty: Difficulty
+    tags: Texts
+    acceptance_criteria: Texts
+    metrics: Metrics
+
+
+KEYS = tuple(Plan.model_fields)
+OPTIONAL_METRICS = tuple(key for key in Metrics.model_fields if key not in ("primary", "secondary"))
+
+
+def to_text(plan: dict[str, Any]) -> str:
+    """The reference form: Python's default separators, all of Unicode as it is."""
+    return json.dumps(plan, ensure_ascii=False)

@@ -1,0 +1,357 @@
+"""How a plan is written: stage by stage, what is forced by this code and what is free by the checkpoint.
+
+`PlanScript.stages()` is a coroutine without any input or output of its own: it yields an `Ask`, is sent the `Reply`,
+and meanwhile `text` grows by what will stand. So one script serves every engine, and is tested with functions of three
+lines. The rules hold because nothing that could break them is ever asked for: the chain of the hand-off, the numbers,
+the tools of the to-dos and the last item are written here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
+
+from router_backend.errors import PlanError
+from router_backend.plan import budget, clip, grammar
+from router_backend.plan.budget import CLOSING, OPENING, SHAPES, STEPS_MOST, Costs, Count, Slot
+from router_backend.plan.rules import QA
+from router_backend.plan.schema import DIFFICULTIES, OPTIONAL_METRICS
+from router_backend.types import FieldBudget
+
+# A text's last token may be the one that holds its closing quote.
+_QUOTE = 1
+# A hand-off with fewer tokens than these is its chain alone.
+_WORTH_ASKING = 8
+_TRIES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What the checkpoint is to write next, after `PlanScript.text` and `said`, which does not stand yet."""
+
+    field: str
+    max_tokens: int
+    grammar: str
+    stop: tuple[str, ...]
+    attempt: int = 0
+    said: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What it wrote, without the stop text. `ended`: by itself, rather than by the limit or for repeating itself."""
+
+    text: str
+    ended: bool
+
+
+Wish = Literal["more", "end"]
+Stages = Generator[Ask, Reply, None]
+Written = tuple[str, "str | None", bool]
+
+
+@dataclass
+class PlanScript:
+    """One plan. `limit` is its budget in tokens as `count` counts them.
+
+    Attributes:
+        text: the plan so far; never taken back.
+        clipped: texts that were stopped by their limit, as `field` or `field[index]`.
+        fields: tokens given to and used by each field's texts.
+    """
+
+    limit: int
+    costs: Costs
+    count: Count
+    text: str = ""
+    clipped: list[str] = field(default_factory=list)
+    fields: dict[str, FieldBudget] = field(default_factory=dict)
+    route: list[str] = field(default_factory=list)
+
+    def stages(self) -> Stages:
+        """Writes the whole plan.
+
+        Raises:
+            PlanError: the checkpoint gave nothing usable for a text, twice.
+        """
+        yield from self._route()
+        yield from self._single("route_rationale")
+        yield from self._list("expected_artifacts")
+        yield from self._outline()
+        yield from self._handoff()
+        yield from self._todo()
+        yield from self._difficulty()
+        yield from self._tags()
+        yield from self._list("acceptance_criteria")
+        yield from self._list("metrics.primary")
+        last = yield from self._list("metrics.secondary")
+        yield from self._optional_metrics(last)
+
+    # Fields
+
+    def _route(self) -> Stages:
+        self.text = OPENING["route_plan"]
+        while True:
+            options = [tool for tool in self.costs.tools if self._affords(tool)]
+            if not self.route and not options:  # the smallest budget: the join allowances may be used up already
+                options = [min(self.costs.tools, key=self.costs.step.__getitem__)]
+            tool = yield from self._choose("route_plan", [f"{tool}(" for tool in options])
+            self.route.append(tool[:-1])
+            self.text += tool
+            name = f"route_plan[{len(self.route) - 1}]"
+            # While it is not known how many steps come, further ones are planned for as in the reference plans.
+            wish = yield from self._text(name, "route_plan", self._further_steps(), call=True)
+            self.text += ")"
+            if len(self.route) == STEPS_MOST or not any(self._affords(tool) for tool in self.costs.tools):
+                return
+            if wish is None:  # stopped by its limit: ask whether the route goes on
+                wish = "more" if (yield from self._choose("route_plan", ['",', '"]'])) == '",' else "end"
+            if wish == "end":
+                return
+            self.text += '", "'
+
+    def _single(self, name: str) -> Stages:
+        self.text += OPENING[name]
+        yield from self._text(name, name)
+
+    def _list(self, name: str, *, lead: str = "") -> Generator[Ask, Reply, Wish | None]:
+        self.text += OPENING[name]
+        shape, index = SHAPES[name], 0
+        while True:
+            planned = self._planned(name, index + 1)
+            wish = yield from self._text(f"{name}[{index}]", name, planned, lead=lead)
+            index += 1
+            wants_more = wish == "more" or (wish is None and bool(planned))
+            if not wants_more or index == shape.most or not (planned or self._has_left_over(name)):
+                return wish
+            self.text += '", "' + (f"{index + 1}." if name == "thinking_outline" else "")
+
+    def _outline(self) -> Stages:
+        yield from self._list("thinking_outline", lead=" ")
+
+    def _handoff(self) -> Stages:
+        self.text += OPENING["handoff_plan"] + " -> ".join([*self.route, QA])
+        yield from self._text("handoff_plan", "handoff_plan", lead=" ", optional=True)
+
+    def _todo(self) -> Stages:
+        self.text += OPENING["todo_list"]
+        uncovered = list(dict.fromkeys(self.route))
+        outside = [tool for tool in self.costs.tools if tool not in self.route]
+        tools, index = list(uncovered), 0
+        while True:
+            expected = len(self.costs.slots("todo_list", self.route, self._level("todo_list")))
+            spare = max(expected, 1 if self._has_left_over("todo_list") else 0) - index - len(uncovered) - 1
+            if index + len(uncovered) + 1 >= SHAPES["todo_list"].most:
+                spare = 0
+            options = tools if spare > 0 else uncovered
+            if not uncovered:
+                options = [*options, QA] if index >= 1 and spare > 0 else [QA]
+            said = yield from self._choose("todo_list", [f" {who}:" for who in options])
+            who = said[1:-1]
+            self.text += said
+            if who in uncovered:
+                uncovered.remove(who)
+            needed = [] if who == QA else [self._todo_slot(each) for each in (*uncovered, QA)]
+            planned = [] if who == QA else [self._todo_slot(who)] * (expected - index - 1 - len(needed))
+            yield from self._text(f"todo_list[{index}]", "todo_list", planned, needed=needed, lead=" ", banned=outside)
+            if who == QA:
+                return
+            index += 1
+            self.text += '", "- [ ]'
+
+    def _difficulty(self) -> Stages:
+        self.text += OPENING["difficulty"]
+        difficulty = yield from self._choose("difficulty", DIFFICULTIES, stop='"')
+        self.text += difficulty
+
+    def _tags(self) -> Stages:
+        self.text += OPENING["tags"]
+        tags: list[str] = []
+        shape = SHAPES["tags"]
+        while True:
+            planned = self._planned("tags", len(tags) + 1)
+            wish = yield from self._tag(tags, planned)
+            wants_more = wish == "more" or (wish is None and bool(planned))
+            if not wants_more or len(tags) == shape.most or not (planned or self._has_left_over("tags")):
+                return
+            self.text += '", "'
+
+    def _optional_metrics(self, last: Wish | None) -> Stages:
+        """Offers the optional keys where there is room, and closes the plan."""
+        first = True
+        keys = list(OPTIONAL_METRICS)
+        while keys:
+            shape = SHAPES["metrics.optional"]
+            slot = Slot("metrics.optional", max(self.costs.metric[key] for key in keys), shape.usual, shape.least)
+            if last is None or self._left() < budget.usual([slot]) + self.costs.closing + 2:
+                break
+            end = CLOSING if first else CLOSING.replace("]", "")
+            options = [end, *(('"' + budget.opening_of_metric(key, first=first)) for key in keys)]
+            said = yield from self._choose("metrics", options)
+            if said == end:
+                break
+            first = False
+            key = said.rsplit('"', 3)[-3]
+            keys.remove(key)
+            self.text += said
+            last = yield from self._text(f"metrics.{key}", "metrics.optional")
+        self.text += CLOSING if first else CLOSING.replace("]", "")
+
+    # Stages
+
+    def _text(
+        self,
+        name: str,
+        field: str,
+        planned: Sequence[Slot] = (),
+        *,
+        needed: Sequence[Slot] = (),
+        lead: str = "",
+        banned: Sequence[str] = (),
+        optional: bool = False,
+        call: bool = False,
+    ) -> Generator[Ask, Reply, Wish | None]:
+        """One free text. Returns whether the checkpoint wanted the list to go on; None where it was stopped.
+
+        `planned` are the texts that the list may still get, `needed` those that it must.
+        """
+        limit = self._allot(field, planned, needed, self._level(field))
+        if optional and limit < _WORTH_ASKING:
+            return None
+        rules = grammar.text(lead=lead, banned=banned, optional=optional, call=call)
+        for attempt in range(_TRIES):
+            body, tail, ended = yield from self._write(name, limit, rules, attempt)
+            text = clip.clean(body)
+            if call and ended:
+                text = text.removesuffix(")").rstrip()
+            stopped = not ended
+            for word in banned:
+                if word in text:  # an engine that ignored the grammar
+                    text, stopped = text.partition(word)[0].rstrip(), True
+            if stopped or self._tokens(lead + text) > limit:
+                text, stopped = clip.clip(text, partial(self._fits, lead, limit)) if text else "", True
+            if text or optional:
+                break
+        else:
+            raise PlanError(f"the checkpoint wrote nothing for {name}, twice")
+        self.text += clip.escape(lead + text) if text else ""
+        self._note(name, field, limit, text, stopped)
+        if stopped:
+            return None
+        return "end" if tail is not None and tail[:1] in ("]", "}") else "more"
+
+    def _tag(self, tags: list[str], planned: Sequence[Slot]) -> Generator[Ask, Reply, Wish | None]:
+        name = f"tags[{len(tags)}]"
+        limit = self._allot("tags", planned, (), self._level("tags"))
+        for attempt in range(_TRIES):
+            body, tail, ended = yield from self._write(name, limit, grammar.tag(tags), attempt)
+            tag = "-".join(grammar.TAG_WORD.findall(clip.clean(body).lower()))
+            stopped = not ended
+            while tag and (self._tokens(tag) > limit or tag in tags):
+                tag, stopped = tag.rpartition("-")[0], True
+            if tag:
+                break
+        else:
+            # A tag that is taken, or none at all: a number tells it apart, and costs a token.
+            tag, stopped = f"plan-{len(tags) + 1}"[: 5 if limit < 3 else None].strip("-"), True
+        tags.append(tag)
+        self.text += tag
+        self._note(name, "tags", limit, tag, stopped)
+        if stopped:
+            return None
+        return "end" if tail is not None and tail[:1] in ("]", "}") else "more"
+
+    def _write(
+        self, name: str, limit: int, rules: str, attempt: int
+    ) -> Generator[Ask, Reply, Written]:
+        """The body of a JSON string, what follows its closing quote, and whether it was closed."""
+        said = ""
+        left = limit + _QUOTE
+        while True:
+            reply = yield Ask(name, left, rules, ('",',), attempt, said)
+            body, tail = clip.split_at_quote(said + reply.text)
+            if tail is not None or not reply.ended:
+                return body, tail, tail is not None
+            # The stop text came. After half an escape it was a quote and a comma inside the text.
+            left = limit + _QUOTE - self.count(body) - 2
+            if not clip.open_escape(body) or left < 1:
+                return body, None, True
+            said = body + '",'
+
+    def _choose(self, name: str, options: Sequence[str], *, stop: str = "") -> Generator[Ask, Reply, str]:
+        """One of the options; no stage at all where there is but one."""
+        if len(options) == 1:
+            return options[0]
+        most = max(self.count(option) for option in options) + 2
+        # Stopping before the last character that all options share saves the pass that would draw the end token.
+        last = options[0][-1] if len({option[-1] for option in options}) == 1 and options[0][-1] in ":(" else ""
+        offered = [option + stop for option in options]
+        for attempt in range(_TRIES):
+            reply = yield Ask(name, most, grammar.choice(offered), tuple(filter(None, [stop or last])), attempt)
+            for option in options:
+                if reply.text in (option, option + stop, option.removesuffix(last) if last else option):
+                    return option
+        raise PlanError(f"the checkpoint chose none of what {name} offers, twice: the engine ignores grammars")
+
+    # Arithmetic
+
+    def _left(self) -> int:
+        return self.limit - self.count(self.text)
+
+    def _level(self, field: str) -> int:
+        return budget.level_for(self._left(), self.costs, field, self.route)
+
+    def _planned(self, field: str, written: int) -> list[Slot]:
+        """The texts of a list that are still to come, if it gets as many as the budget is planned with."""
+        return self.costs.slots(field, self.route, self._level(field))[written:]
+
+    def _further_steps(self) -> list[Slot]:
+        """Room for the steps that are still to come, while nobody knows how many: as in the reference plans."""
+        shape = SHAPES["route_plan"]
+        planned = min(shape.items, 1 + self._level("route_rationale") // 3) - len(self.route)
+        dearest = max(self.costs.step.values()) + self.costs.item
+        return [Slot("route_plan", dearest, shape.usual, shape.least)] * planned
+
+    def _tokens(self, text: str) -> int:
+        return self.count(clip.escape(text))
+
+    def _fits(self, lead: str, limit: int, text: str) -> bool:
+        return self._tokens(lead + text) <= limit
+
+    def _allot(self, field: str, planned: Sequence[Slot], needed: Sequence[Slot], level: int) -> int:
+        """Tokens for the next text: its share, and never what the rest needs at the least."""
+        shape, closing = SHAPES[field], self.costs.closing
+        left = self._left() - budget.JOIN
+        later = [*needed, *planned, *self.costs.after(field, self.route, level)]
+        share = budget.allot(left, Slot(field, 0, shape.usual, shape.least), later, closing)
+        room = left - closing - budget.floor([*needed, *self.costs.after(field, self.route, 0)])
+        return min(max(share, shape.least), room)
+
+    def _todo_slot(self, who: str) -> Slot:
+        shape = SHAPES["todo_list"]
+        return Slot("todo_list", self.costs.item + self.costs.todo[who], shape.usual, shape.least)
+
+    def _affords(self, tool: str) -> bool:
+        """Whether a further step with this tool leaves the least for everything after it."""
+        opening = self.costs.item if self.route else 0
+        step = opening + self.costs.step[tool] + SHAPES["route_plan"].least
+        return step + self.costs.floor_after_route([*self.route, tool]) <= self._left()
+
+    def _has_left_over(self, field: str) -> bool:
+        """Whether one more item than planned leaves all later texts a quarter more than usual."""
+        shape = SHAPES[field]
+        later = self.costs.after(field, self.route, budget.LEVELS)
+        rest = sum(slot.forced + slot.usual + slot.usual // 4 for slot in later)
+        extra = self.costs.item + shape.usual + (self.costs.number if field == "thinking_outline" else 0)
+        if field == "todo_list":
+            extra += max(self.costs.todo.values()) * 2 + shape.usual
+        return self._left() >= extra + rest + self.costs.closing
+
+    def _note(self, name: str, field: str, given: int, text: str, stopped: bool) -> None:
+        top = field.partition(".")[0]
+        before = self.fields.get(top, FieldBudget())
+        self.fields[top] = FieldBudget(before.given + given, before.used + self._tokens(text))
+        if stopped:
+            self.clipped.append(name)

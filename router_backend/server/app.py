@@ -1,0 +1,47 @@
+"""create_app: the service behind its routes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+
+from fastapi import FastAPI
+
+from router_backend import __version__
+from router_backend.server import errors
+from router_backend.server.access_log import AccessLog
+from router_backend.server.guard import Guard
+from router_backend.server.health import health_router
+from router_backend.server.native import native_router
+from router_backend.server.pages import pages_router
+from router_backend.service import GenerationService
+
+
+def create_app(service: GenerationService, *, ui: bool = True) -> FastAPI:
+    """The whole HTTP side. The service is started and closed with the app; `ui` adds Gradio at `/gradio`."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await service.start()
+        yield
+        await service.close()
+
+    app = FastAPI(
+        title="ZeroGPU Router Backend",
+        version=__version__,
+        summary="Serves router checkpoints: every answer is a whole routing plan inside its token budget.",
+        lifespan=lifespan,
+        redirect_slashes=False,
+        separate_input_output_schemas=False,
+    )
+    errors.install(app)
+    app.include_router(native_router(service))
+    app.include_router(health_router(service))
+    app.include_router(pages_router())
+    if ui:
+        from router_backend.ui.mount import LazyUI
+
+        app.mount("/gradio", LazyUI(service))
+    app.add_middleware(Guard, settings=service.settings)
+    app.add_middleware(AccessLog)
+    return app

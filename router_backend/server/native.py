@@ -1,0 +1,179 @@
+"""The router's own API: `/v1/generate` and `/v1/plan`."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import asdict
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import AfterValidator, BaseModel, Field
+
+from router_backend.server import access_log
+from router_backend.server.body import Body, read_body
+from router_backend.server.disconnect import ClientGone, unless_gone
+from router_backend.server.errors import ErrorBody
+from router_backend.server.sse import stream
+from router_backend.service import GenerationService
+from router_backend.types import Answer, Chunk, GenerateRequest, ModelInfo, SamplingParams
+
+LARGEST_BUDGET = 131_072
+_PROMPT_LENGTH = 4_000_000
+
+
+def _no_nul(text: str) -> str:
+    if "\x00" in text:
+        raise ValueError("must not hold a NUL character")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_no_nul), Field(max_length=_PROMPT_LENGTH)]
+NonEmptyText = Annotated[Text, Field(min_length=1)]
+Stop = Annotated[str, AfterValidator(_no_nul), Field(min_length=1, max_length=256)]
+
+
+class Sampling(Body):
+    """The fields that say how to draw and what to send back."""
+
+    max_new_tokens: Annotated[int, Field(ge=1, le=LARGEST_BUDGET)] | None = Field(
+        None, description="Token budget of the answer; a plan is written to fit. Default: MAX_NEW_TOKENS (600)."
+    )
+    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = Field(
+        None, description="0 is greedy. Default: DEFAULT_TEMPERATURE (0.2)."
+    )
+    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = Field(
+        None, description="Nucleus sampling. Default: DEFAULT_TOP_P (0.9)."
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**32)] | None = Field(None, description="Makes the answer repeatable.")
+    stop: Annotated[list[Stop], Field(max_length=4)] | None = Field(
+        None, description="Texts that end a raw answer (output=text)."
+    )
+    stream: bool = Field(False, description="Server-sent events instead of one JSON object.")
+    details: bool = Field(False, description="Adds usage, timings and the budget.")
+
+
+class GenerateBody(Sampling):
+    prompt: NonEmptyText
+    output: Literal["plan", "text"] = Field("plan", description="A whole routing plan, or the model's raw text.")
+
+
+class Details(BaseModel):
+    model: str
+    strategy: str
+    engine: str
+    finish_reason: str
+    seed: int
+    usage: dict[str, Any]
+    timings: dict[str, float]
+    budget: dict[str, Any] | None
+
+
+class GenerateAnswer(BaseModel):
+    text: str
+    details: Details | None = None
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody} for status in (400, 401, 413, 415, 429, 500, 502, 503, 504)
+}
+
+
+def body_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """Puts a body's schema into OpenAPI, since the body is read by `read_body` and not by FastAPI."""
+    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def sampling_params(body: Sampling, service: GenerationService) -> SamplingParams:
+    """The client's wishes over the operator's defaults. 0 is a wish."""
+    settings = service.settings
+
+    def either(wish: Any, default: Any) -> Any:  # noqa: ANN401 - the same for int and float
+        return default if wish is None else wish
+
+    return SamplingParams(
+        max_new_tokens=either(body.max_new_tokens, settings.max_new_tokens),
+        temperature=either(body.temperature, settings.default_temperature),
+        top_p=either(body.top_p, settings.default_top_p),
+        seed=either(body.seed, secrets.randbits(32)),
+        stop=tuple(body.stop or ()),
+    )
+
+
+def details(last: Chunk, seed: int, info: ModelInfo) -> dict[str, Any]:
+    usage = last.usage
+    return {
+        "model": info.model,
+        "strategy": info.strategy,
+        "engine": info.engine,
+        "finish_reason": last.finish_reason,
+        "seed": seed,
+        "usage": {
+            "prompt_tokens": usage.prompt_tokens,
+            "completion_tokens": usage.completion_tokens,
+            "total_tokens": usage.total_tokens,
+            "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        },
+        "timings": {name: round(value, 6) for name, value in asdict(last.timings).items()},
+        "budget": asdict(last.budget) if last.budget else None,
+    }
+
+
+def native_router(service: GenerationService) -> APIRouter:
+    router = APIRouter(prefix="/v1", tags=["router"], responses=ERRORS)
+
+    @router.post(
+        "/generate",
+        response_model=GenerateAnswer,
+        response_model_exclude_none=True,
+        openapi_extra=body_schema(GenerateBody),
+        summary="Answer a prompt with a routing plan",
+    )
+    async def generate(request: Request) -> Response:
+        body = await read_body(request, GenerateBody, service.settings.max_body_bytes)
+        work = GenerateRequest(
+            access_log.request_id(request), body.prompt, sampling_params(body, service), output=body.output
+        )
+        if body.stream:
+            return await stream(_events(request, service, work, body.details))
+        answer = await answer_for(request, service, work)
+        content: dict[str, Any] = {"text": answer.text}
+        if body.details:
+            content["details"] = details(answer.last, answer.seed, answer.info)
+        return JSONResponse(content)
+
+    return router
+
+
+async def answer_for(request: Request, service: GenerationService, work: GenerateRequest) -> Answer:
+    """The whole answer, unless the client leaves first; noted for the access log.
+
+    Raises:
+        ClientGone: nobody is left to read a response.
+        RouterError: as the service does.
+    """
+    answer = await unless_gone(request, service.answer(work))
+    access_log.note(request, answer.last)
+    return answer
+
+
+async def _events(
+    request: Request, service: GenerationService, work: GenerateRequest, with_details: bool
+) -> AsyncGenerator[dict[str, object], None]:
+    async with aclosing(service.generate(work)) as chunks:
+        async for chunk in chunks:
+            if chunk.text:
+                yield {"text": chunk.text}
+            if chunk.finish_reason is not None:
+                access_log.note(request, chunk)
+                last: dict[str, object] = {"text": "", "finish_reason": chunk.finish_reason}
+                info = service.health().info
+                if with_details and info is not None:
+                    last["details"] = details(chunk, work.sampling.seed, info)
+                yield last
+
+
+__all__ = ["ClientGone", "native_router"]

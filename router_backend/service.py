@@ -1,0 +1,262 @@
+"""GenerationService: loads the model once, admits or refuses requests, and gives each one a deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import dataclass, replace
+from typing import Literal, TypeVar
+
+from router_backend.engines.base import Engine
+from router_backend.errors import DeadlineExceeded, LoadError, NotReady, Overloaded, RouterError
+from router_backend.ladder import Attempt, Loaded, NothingLoads
+from router_backend.plan.prompt import router_prompt
+from router_backend.settings import Settings
+from router_backend.types import Answer, Chunk, GenerateRequest, ModelInfo, SamplingParams
+
+State = Literal["idle", "loading", "ok", "failed", "stopping"]
+T = TypeVar("T")
+Load = Callable[[Callable[[Attempt], None]], Loaded[Engine]]
+_FIRST_BACKOFF, _LONGEST_BACKOFF = 2.0, 60.0
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What `/health` says. `attempts` are the ladder's, in order."""
+
+    status: State
+    model: str | None
+    strategy: str
+    engine: str | None
+    reason: str
+    attempts: tuple[Attempt, ...]
+    phase: str
+    elapsed_seconds: float
+    running: int
+    waiting: int
+    info: ModelInfo | None
+    smallest_budget: int | None
+
+
+class GenerationService:
+    """The one way to the model.
+
+    `load` blocks and runs in a thread; it is handed a function that it tells each attempt to.
+    `on_fatal` is called with the error when a warm start fails that must not.
+    All methods belong to one event loop.
+    """
+
+    def __init__(
+        self, settings: Settings, load: Load, on_fatal: Callable[[RouterError], None] = lambda error: None
+    ) -> None:
+        self.settings = settings
+        self.on_fatal = on_fatal
+        self._load = load
+        self._state: State = "idle"
+        self._phase = "waiting for the first request"
+        self._error: RouterError | None = None
+        self._attempts: list[Attempt] = []
+        self._loaded: Loaded[Engine] | None = None
+        self._loading: asyncio.Task[None] | None = None
+        self._backoff = _FIRST_BACKOFF
+        self._retry_at = 0.0
+        self._started = time.monotonic()
+        self._slots = asyncio.Semaphore(0)
+        self._running = 0
+        self._waiting = 0
+        self._mean_seconds = 5.0
+        self._quiet = asyncio.Event()
+        self._quiet.set()
+
+    # Life
+
+    async def start(self) -> None:
+        """Begins the warm start in the background, unless `SKIP_WARM_START`."""
+        if not self.settings.skip_warm_start:
+            self._begin_loading()
+
+    async def close(self) -> None:
+        """Refuses new requests, lets those in flight finish for `drain_timeout` seconds, and unloads."""
+        self._state, self._phase = "stopping", "draining"
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._quiet.wait(), self.settings.drain_timeout)
+        if self._loading is not None:
+            self._loading.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._loading
+        if self._loaded is not None:
+            await self._loaded.model.close()
+            self._loaded = None
+
+    def health(self) -> Health:
+        loaded = self._loaded
+        info = loaded.model.info if loaded else None
+        reason = loaded.reason if loaded else (self._error.message if self._error else self._phase)
+        return Health(
+            status=self._state,
+            model=info.model if info else None,
+            strategy=info.strategy if info else "pending",
+            engine=info.engine if info else None,
+            reason=reason,
+            attempts=tuple(self._attempts),
+            phase=self._phase,
+            elapsed_seconds=round(time.monotonic() - self._started, 3),
+            running=self._running,
+            waiting=self._waiting,
+            info=info,
+            smallest_budget=loaded.model.smallest_budget() if loaded else None,
+        )
+
+    # Requests
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+        """Yields the answer. Closing the generator cancels the request, wherever it is.
+
+        Raises:
+            NotReady: failed to load, loading for longer than the deadline, or shutting down.
+            Overloaded: the queue is full.
+            DeadlineExceeded: `request_timeout` is over, waiting included.
+            RouterError: what the engine raises.
+        """
+        arrived = time.monotonic()
+        deadline = arrived + self.settings.request_timeout
+        self._admit()
+        self._waiting += 1
+        self._quiet.clear()
+        try:
+            engine = await self._before(deadline, self._ready())
+            await self._before(deadline, self._slots.acquire())
+        except BaseException:
+            self._waiting -= 1
+            self._hush()
+            raise
+        self._waiting -= 1
+        self._running += 1
+        began = time.monotonic()
+        chunks = engine.generate(request)
+        try:
+            while True:
+                try:
+                    chunk = await self._before(deadline, anext(chunks))
+                except StopAsyncIteration:
+                    return
+                if chunk.finish_reason is not None:
+                    chunk = replace(chunk, timings=replace(chunk.timings, queue_seconds=began - arrived))
+                yield chunk
+        finally:
+            self._running -= 1
+            self._slots.release()
+            self._mean_seconds += 0.1 * (time.monotonic() - began - self._mean_seconds)
+            self._hush()
+            await chunks.aclose()
+
+    async def answer(self, request: GenerateRequest) -> Answer:
+        """The whole answer at once. Raises what `generate` raises."""
+        texts: list[str] = []
+        last = Chunk()
+        async with contextlib.aclosing(self.generate(request)) as chunks:
+            async for chunk in chunks:
+                texts.append(chunk.text)
+                last = chunk
+        assert self._loaded is not None
+        return Answer("".join(texts), last, request.sampling.seed, self._loaded.model.info)
+
+    def _admit(self) -> None:
+        if self._state == "stopping":
+            raise NotReady("the server is shutting down", retry_after=5)
+        if self._state == "failed" and time.monotonic() < self._retry_at:
+            raise self._not_ready()
+        if self._waiting >= self.settings.queue_limit and (self._loaded is None or self._slots.locked()):
+            slots = self._loaded.model.info.slots if self._loaded else 1
+            wait = max(1.0, self._mean_seconds * (self._waiting + 1) / slots)
+            raise Overloaded(f"{self._waiting} requests are waiting already; try again later", retry_after=wait)
+
+    async def _ready(self) -> Engine:
+        if self._loaded is None:
+            self._begin_loading()
+            assert self._loading is not None
+            await asyncio.shield(self._loading)
+        if self._loaded is None:
+            raise self._not_ready()
+        return self._loaded.model
+
+    def _not_ready(self) -> NotReady:
+        wait = max(1.0, self._retry_at - time.monotonic())
+        cause = self._error.message if self._error else "not loaded"
+        return NotReady(f"no model is loaded: {cause}", code="load_failed", retry_after=wait)
+
+    async def _before(self, deadline: float, awaitable: Awaitable[T]) -> T:
+        try:
+            return await asyncio.wait_for(awaitable, max(0.0, deadline - time.monotonic()))
+        except (asyncio.TimeoutError, TimeoutError):
+            if self._state == "loading":
+                raise NotReady(f"the model is still loading: {self._phase}", retry_after=10) from None
+            raise DeadlineExceeded(
+                f"the request did not finish within {self.settings.request_timeout:g} seconds"
+            ) from None
+
+    def _hush(self) -> None:
+        if not self._running and not self._waiting:
+            self._quiet.set()
+
+    # Loading
+
+    def _begin_loading(self) -> None:
+        """Starts a load unless one runs: concurrent requests share an attempt."""
+        if self._loading is None or self._loading.done():
+            self._state, self._phase, self._attempts = "loading", "choosing a checkpoint", []
+            self._loading = asyncio.create_task(self._load_once())
+
+    async def _load_once(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            loaded = await asyncio.to_thread(self._load, lambda a: _tell(loop, self._note, a))
+            self._phase = "warming up"
+            await self._warm(loaded.model)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            self._fail(error if isinstance(error, RouterError) else LoadError(f"{type(error).__name__}: {error}"))
+            return
+        self._loaded = loaded
+        self._attempts = list(loaded.attempts)
+        self._error = None
+        self._backoff = _FIRST_BACKOFF
+        self._slots = asyncio.Semaphore(loaded.model.info.slots)
+        self._state, self._phase = "ok", "serving"
+        _log.info("ready", extra={"model": loaded.model.info.model, "strategy": loaded.model.info.strategy})
+
+    async def _warm(self, engine: Engine) -> None:
+        """One short answer in every slot, so that the first user pays for nothing."""
+        sampling = SamplingParams(max_new_tokens=2, temperature=0)
+        request = GenerateRequest("warm-up", router_prompt("warm up"), sampling, grammar='start: "{\\"" /[a-z_]+/')
+        await asyncio.gather(*(_drain(engine.generate(request)) for _ in range(engine.info.slots)))
+
+    def _note(self, attempt: Attempt) -> None:
+        self._attempts.append(attempt)
+        self._phase = f"{attempt.candidate} [{attempt.strategy}] {attempt.outcome}"
+
+    def _fail(self, error: RouterError) -> None:
+        if isinstance(error, NothingLoads):
+            self._attempts = list(error.attempts)
+        self._error = error
+        self._retry_at = time.monotonic() + self._backoff
+        self._backoff = min(2 * self._backoff, _LONGEST_BACKOFF)
+        self._state, self._phase = "failed", "no checkpoint could be loaded"
+        _log.error("load failed: %s", error.message)
+        if not self.settings.allow_warm_start_failure and not self.settings.skip_warm_start:
+            self.on_fatal(error)
+
+
+def _tell(loop: asyncio.AbstractEventLoop, function: Callable[[Attempt], None], attempt: Attempt) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to be told
+        loop.call_soon_threadsafe(function, attempt)
+
+
+async def _drain(chunks: AsyncGenerator[Chunk, None]) -> None:
+    async for _ in chunks:
+        pass

@@ -1,0 +1,171 @@
+"""Settings: the only reader of the environment (and of a `.env` file, below it)."""
+
+import os
+import re
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from router_backend.errors import SettingsError
+
+STRATEGIES = ("8bit", "4bit", "bf16", "fp16", "cpu")
+ALIASES = {
+    **{name: name for name in STRATEGIES},
+    **dict.fromkeys(("8", "int8", "bnb8", "llm.int8"), "8bit"),
+    **dict.fromkeys(("4", "int4", "bnb4", "nf4"), "4bit"),
+    "bfloat16": "bf16",
+    **dict.fromkeys(("float16", "half"), "fp16"),
+    **dict.fromkeys(("fp32", "full"), "cpu"),
+}
+DEFAULT_FALLBACKS = "router-gemma3-merged,router-llama31-merged,router-qwen3-32b-merged"
+_TOOL = re.compile(r"/[a-z][a-z0-9-]*")
+
+
+def parse_strategy(name: str) -> str:
+    """The canonical name of a load strategy. Raises ValueError, listing the known ones."""
+    try:
+        return ALIASES[name.strip().lower()]
+    except KeyError:
+        raise ValueError(f"choose from {', '.join(STRATEGIES)} (aliases: {', '.join(sorted(ALIASES))})") from None
+
+
+def split_list(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _blank_is_none(value: Any) -> Any:  # noqa: ANN401 - pydantic hands over whatever the environment holds
+    return None if isinstance(value, str) and not value.strip() else value
+
+
+OptionalStr = Annotated[str | None, BeforeValidator(_blank_is_none)]
+OptionalBool = Annotated[bool | None, BeforeValidator(_blank_is_none)]
+
+
+class Settings(BaseSettings):
+    """Every variable that the backend reads, by its name in the environment (upper case)."""
+
+    model_config = SettingsConfigDict(env_file=".env", env_file_encoding="utf-8", extra="ignore", frozen=True)
+
+    model_repo: OptionalStr = None
+    model_fallbacks: OptionalStr = None
+    model_owner: str = "Alovestocode"
+    hf_token: SecretStr | None = None
+    model_load_strategy: OptionalStr = None
+    load_in_8bit: OptionalBool = None
+    load_in_4bit: OptionalBool = None
+    model_load_strategies: str = ""
+    model_device: Literal["auto", "cuda", "cpu"] = "auto"
+    skip_warm_start: bool = False
+    allow_warm_start_failure: bool = False
+    engine: OptionalStr = Field(None, description="Names an engine for tests and demos: echo")
+
+    max_new_tokens: int = Field(600, ge=1, le=131_072)
+    default_temperature: float = Field(0.2, ge=0, le=2, allow_inf_nan=False)
+    default_top_p: float = Field(0.9, gt=0, le=1, allow_inf_nan=False)
+    prompt_format: Literal["auto", "chat", "raw"] = "auto"
+    router_tools: str = "/general-search,/math,/code"
+
+    host: str = "127.0.0.1"
+    port: int = Field(7860, ge=0, le=65535)
+    router_api_keys: SecretStr | None = None
+    public_paths: str = ""
+    max_body_bytes: int = Field(1_048_576, ge=1024)
+    log_format: Literal["auto", "human", "json"] = "auto"
+    log_prompts: bool = False
+
+    slots: int = Field(4, ge=1, le=256, description="requests decoded at once")
+    context_length: int = Field(4096, ge=256, le=1_048_576, description="tokens for prompt and answer of one request")
+    threads: int = Field(0, ge=0, le=1024, description="threads of the CPU engine; 0: one for each core")
+    queue_limit: int = Field(64, ge=0, le=100_000, description="requests that may wait for a slot")
+    request_timeout: float = Field(300, gt=0, allow_inf_nan=False, description="seconds, waiting included")
+    drain_timeout: float = Field(30, ge=0, allow_inf_nan=False)
+    hub_timeout: float = Field(30, gt=0, allow_inf_nan=False)
+    trust_remote_code: bool = False
+
+    @field_validator("model_load_strategy")
+    @classmethod
+    def _strategy_is_known(cls, value: str | None) -> str | None:
+        return None if value is None else parse_strategy(value)
+
+    @field_validator("model_load_strategies")
+    @classmethod
+    def _strategies_are_known(cls, value: str) -> str:
+        return ",".join(parse_strategy(part) for part in split_list(value))
+
+    @field_validator("router_tools")
+    @classmethod
+    def _tools_are_names(cls, value: str) -> str:
+        tools = split_list(value)
+        wrong = [tool for tool in tools if not _TOOL.fullmatch(tool)]
+        if wrong or not tools or len(set(tools)) < len(tools) or len(tools) > 64:
+            raise ValueError("give 1 to 64 different names like /math,/code (a slash, then a-z, 0-9, -)")
+        return ",".join(tools)
+
+    @field_validator("router_api_keys")
+    @classmethod
+    def _keys_are_pairs(cls, value: SecretStr | None) -> SecretStr | None:
+        for pair in split_list(value.get_secret_value()) if value else ():
+            name, _, key = pair.partition(":")
+            if not name or not key:
+                raise ValueError("give name:key,name:key")
+        return value
+
+    @property
+    def tools(self) -> tuple[str, ...]:
+        return split_list(self.router_tools)
+
+    @cached_property
+    def api_keys(self) -> dict[str, str]:
+        """Key name → key. Empty where no key is needed."""
+        text = self.router_api_keys.get_secret_value() if self.router_api_keys else ""
+        return {name: key for name, _, key in (pair.partition(":") for pair in split_list(text))}
+
+
+_SECRET = {"hf_token", "router_api_keys"}
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Settings out of the environment, `.env` and the overrides that are not None.
+
+    Raises:
+        SettingsError: one message for all wrong variables: name, value and choices.
+    """
+    given = {name: value for name, value in overrides.items() if value is not None}
+    try:
+        settings = Settings(**given)  # type: ignore[arg-type] # pydantic checks the values
+    except ValidationError as error:
+        raise SettingsError("; ".join(_explain(dict(item)) for item in error.errors())) from None
+    for variable in ("MODEL_REPO", "MODEL_FALLBACKS"):
+        for name in split_list(getattr(settings, variable.lower()) or ""):
+            _check_path(variable, name)
+    return settings
+
+
+def _explain(error: dict[str, Any]) -> str:
+    name = str(error["loc"][0]) if error["loc"] else ""
+    value = "(hidden)" if name in _SECRET else repr(error.get("input"))
+    reason = str(error["msg"]).removeprefix("Value error, ")
+    return f"{name.upper()}={value} is wrong: {reason}"
+
+
+def looks_like_path(name: str) -> bool:
+    """Whether a candidate's name can only mean a place on this machine."""
+    return name.startswith(("/", "./", "../", "~")) or (
+        name.endswith(".gguf") and ":" not in name and name.count("/") != 1
+    )
+
+
+def _check_path(variable: str, name: str) -> None:
+    path = Path(name).expanduser()
+    if path.exists() or not looks_like_path(name):
+        return
+    folder = path.parent if path.parent.is_dir() else Path()
+    near = sorted(entry.name for entry in folder.iterdir() if entry.suffix == ".gguf" or entry.is_dir())[:8]
+    raise SettingsError(
+        f"{variable}={name!r} is wrong: no such file or folder. Choose a hub repo (owner/name), a local folder, "
+        f"a .gguf file, repo:file.gguf, or embedded. In {os.fspath(folder.resolve())} there is: "
+        f"{', '.join(near) or 'nothing that fits'}"
+    )
