@@ -120,18 +120,25 @@ def strategies(settings: Settings) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*asked, *listed, *booleans, *STRATEGIES]))
 
 
-def rungs(settings: Settings, machine: Machine) -> Iterator[Rung]:
-    """Every rung in the order in which it is tried, those that cannot work marked with the reason."""
+def rungs(
+    settings: Settings, machine: Machine, missing: Callable[[str], str | None] = lambda engine: None
+) -> Iterator[Rung]:
+    """Every rung in the order in which it is tried, those that cannot work marked with the reason.
+
+    `missing` says why an engine is not there; its candidates have one rung, which says so.
+    """
     no_accelerator = None
     if settings.model_device != "cpu" and not machine.accelerators:
         no_accelerator = "no accelerator on this machine (MODEL_DEVICE=cpu loads this rung on the CPU)"
         if settings.model_device == "cuda":
             no_accelerator = "MODEL_DEVICE=cuda, and no accelerator on this machine"
     for candidate in candidates(settings):
-        if candidate.engine != "transformers":
-            yield Rung(candidate, "gguf" if candidate.engine == "llamacpp" else "native")
+        own = {"llamacpp": ("gguf",), "echo": ("native",)}.get(candidate.engine, strategies(settings))
+        reason = missing(candidate.engine)
+        if reason is not None or candidate.engine != "transformers":
+            yield Rung(candidate, own[0], skip=reason)
             continue
-        for strategy in strategies(settings):
+        for strategy in own:
             wants_cuda = strategy != "cpu" or settings.model_device == "cuda"
             yield Rung(candidate, strategy, skip=no_accelerator if wants_cuda else None)
 

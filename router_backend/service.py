@@ -129,7 +129,7 @@ class GenerationService:
         self._quiet.clear()
         try:
             engine = await self._before(deadline, self._ready())
-            await self._before(deadline, self._slots.acquire())
+            await self._acquire_slot(deadline)
         except BaseException:
             self._waiting -= 1
             self._hush()
@@ -190,14 +190,28 @@ class GenerationService:
         return NotReady(f"no model is loaded: {cause}", code="load_failed", retry_after=wait)
 
     async def _before(self, deadline: float, awaitable: Awaitable[T]) -> T:
+        """The result, unless the deadline comes first. (`asyncio.wait_for` loses cancels before Python 3.12.)"""
+        task = asyncio.ensure_future(awaitable)
         try:
-            return await asyncio.wait_for(awaitable, max(0.0, deadline - time.monotonic()))
-        except (asyncio.TimeoutError, TimeoutError):
+            await asyncio.wait({task}, timeout=max(0.0, deadline - time.monotonic()))
+            if task.done():
+                return task.result()
             if self._state == "loading":
-                raise NotReady(f"the model is still loading: {self._phase}", retry_after=10) from None
-            raise DeadlineExceeded(
-                f"the request did not finish within {self.settings.request_timeout:g} seconds"
-            ) from None
+                raise NotReady(f"the model is still loading: {self._phase}", retry_after=10)
+            raise DeadlineExceeded(f"the request did not finish within {self.settings.request_timeout:g} seconds")
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.wait({task})
+
+    async def _acquire_slot(self, deadline: float) -> None:
+        task = asyncio.ensure_future(self._slots.acquire())
+        try:
+            await self._before(deadline, task)
+        except BaseException:
+            if task.done() and not task.cancelled():  # it came together with the cancel
+                self._slots.release()
+            raise
 
     def _hush(self) -> None:
         if not self._running and not self._waiting:

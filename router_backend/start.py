@@ -30,7 +30,7 @@ def build_service(settings: Settings) -> GenerationService:
                 extra={"reason": attempt.reason, "seconds": attempt.seconds},
             )
 
-        rungs = list(ladder.rungs(settings, machine.inspect()))
+        rungs = list(ladder.rungs(settings, machine.inspect(), engines.missing))
         return ladder.first_that_loads(rungs, lambda rung: load_engine(rung, settings), report=note)
 
     return GenerationService(settings, load)

@@ -7,6 +7,7 @@ To add one: write `engines/NAME.py` with `load(rung, settings) -> LocalModel`, a
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, cast
 
 from router_backend.errors import CandidateError
@@ -22,6 +23,17 @@ ENGINES = {
     "llamacpp": "router_backend.engines.llamacpp:load",
     "echo": "router_backend.engines.echo:load",
 }
+PACKAGES = {"llamacpp": "xllamacpp"}
+
+
+def missing(name: str) -> str | None:
+    """Why an engine cannot be used here, or None. Imports nothing."""
+    if name not in ENGINES:
+        return f"engine not installed: {name} is not part of this version"
+    package = PACKAGES.get(name)
+    if package is not None and find_spec(package) is None:
+        return f"engine not installed: {name} needs {package} (pip install 'router-backend[{name}]')"
+    return None
 
 
 def load(rung: Rung, settings: Settings) -> LocalModel:
@@ -32,13 +44,8 @@ def load(rung: Rung, settings: Settings) -> LocalModel:
         RungError: the checkpoint does not load in this precision.
     """
     name = rung.candidate.engine
-    if name not in ENGINES:
-        raise CandidateError(f"engine not installed: {name} is not part of this version")
+    reason = missing(name)
+    if reason is not None:
+        raise CandidateError(reason)
     module, _, function = ENGINES[name].partition(":")
-    try:
-        loader = cast("Callable[[Rung, Settings], LocalModel]", getattr(import_module(module), function))
-    except ModuleNotFoundError as error:
-        raise CandidateError(
-            f"engine not installed: {name} needs {error.name} (pip install 'router-backend[{name}]')"
-        ) from error
-    return loader(rung, settings)
+    return cast("Callable[[Rung, Settings], LocalModel]", getattr(import_module(module), function))(rung, settings)

@@ -20,7 +20,11 @@ Count = Callable[[str], int]
 # Two texts side by side may take a token more than each alone: the tokenizer may cut them elsewhere.
 JOIN = 1
 STEPS_MOST = 8
+# Further steps than these are for budgets that can pay for their to-dos too.
+STEPS_CHEAP, LEVEL_FOR_MORE = 4, 6
 LEVELS = 12
+# A list keeps an item only where its texts can have this much of their usual length.
+FULL = 1.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,14 +152,14 @@ def usual(slots: Sequence[Slot]) -> int:
 
 
 def level_for(budget: int, costs: Costs, field: str, route: Sequence[str]) -> int:
-    """The richest level at which `field` and all after it fit with texts of at least 0.7 of their usual length.
+    """The richest level at which `field` and all after it fit with texts of `FULL` their usual length.
 
     So a tight budget takes away items before it takes away words.
     """
     for level in range(LEVELS, 0, -1):
         own = costs.slots(field, route, level) if field in FIELDS else []
         slots = [*own, *costs.after(field, route, level)]
-        if sum(slot.forced + 0.7 * slot.usual for slot in slots) + costs.closing <= budget:
+        if sum(slot.forced + FULL * slot.usual for slot in slots) + costs.closing <= budget:
             return level
     return 0
 

@@ -68,6 +68,13 @@ def clip(text: str, fits: Callable[[str], bool], *, ellipsis: str = ELLIPSIS) ->
     return best
 
 
+def shorten(text: str, fits: Callable[[str], bool]) -> str:
+    """As `clip`, and never "" where there is something to say: without the `…`, or the `…` alone."""
+    if not text:
+        return ""
+    return clip(text, fits) or clip(text, fits, ellipsis="") or ELLIPSIS
+
+
 def _tidy(text: str) -> str:
     """Without the opening or joining punctuation that a cut leaves at the end."""
     return text.rstrip().rstrip(",;:([{-–—\"'/\\").rstrip()

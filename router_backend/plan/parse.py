@@ -9,7 +9,7 @@ from typing import Any
 _THINKING = re.compile(r"<(think|thinking|reasoning)>.*?</\1>", re.DOTALL | re.IGNORECASE)
 _THOUGHT_ALOUD = re.compile(r"^.*</(think|thinking|reasoning)>", re.DOTALL | re.IGNORECASE)
 _FENCE = re.compile(r"```(?:json)?\s*(.*?)```", re.DOTALL | re.IGNORECASE)
-_LARGEST = 4_000_000
+_LARGEST, _TRIES = 1_000_000, 32
 
 
 class NoPlanFound(ValueError):
@@ -36,7 +36,9 @@ def parse(text: str) -> dict[str, Any]:
 def _objects(source: str) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     at = source.find("{")
-    while at >= 0 and len(found) < 64:
+    for _ in range(_TRIES):  # every try may read all of the text: unclosed braces must not make that quadratic
+        if at < 0:
+            break
         value, end = _read(source, at)
         if isinstance(value, dict):
             found.append(value)

@@ -15,7 +15,17 @@ from typing import Literal
 
 from router_backend.errors import PlanError
 from router_backend.plan import budget, clip, grammar
-from router_backend.plan.budget import CLOSING, OPENING, SHAPES, STEPS_MOST, Costs, Count, Slot
+from router_backend.plan.budget import (
+    CLOSING,
+    LEVEL_FOR_MORE,
+    OPENING,
+    SHAPES,
+    STEPS_CHEAP,
+    STEPS_MOST,
+    Costs,
+    Count,
+    Slot,
+)
 from router_backend.plan.rules import QA
 from router_backend.plan.schema import DIFFICULTIES, OPTIONAL_METRICS
 from router_backend.types import FieldBudget
@@ -93,18 +103,16 @@ class PlanScript:
 
     def _route(self) -> Stages:
         self.text = OPENING["route_plan"]
+        options = self._next_tools() or [min(self.costs.tools, key=self.costs.step.__getitem__)]
         while True:
-            options = [tool for tool in self.costs.tools if self._affords(tool)]
-            if not self.route and not options:  # the smallest budget: the join allowances may be used up already
-                options = [min(self.costs.tools, key=self.costs.step.__getitem__)]
-            tool = yield from self._choose("route_plan", [f"{tool}(" for tool in options])
-            self.route.append(tool[:-1])
-            self.text += tool
+            call = yield from self._choose("route_plan", [f"{tool}(" for tool in options])
+            self.route.append(call[:-1])
+            self.text += call
             name = f"route_plan[{len(self.route) - 1}]"
-            # While it is not known how many steps come, further ones are planned for as in the reference plans.
             wish = yield from self._text(name, "route_plan", self._further_steps(), call=True)
             self.text += ")"
-            if len(self.route) == STEPS_MOST or not any(self._affords(tool) for tool in self.costs.tools):
+            options = self._next_tools()
+            if not options:
                 return
             if wish is None:  # stopped by its limit: ask whether the route goes on
                 wish = "more" if (yield from self._choose("route_plan", ['",', '"]'])) == '",' else "end"
@@ -231,7 +239,7 @@ class PlanScript:
                 if word in text:  # an engine that ignored the grammar
                     text, stopped = text.partition(word)[0].rstrip(), True
             if stopped or self._tokens(lead + text) > limit:
-                text, stopped = clip.clip(text, partial(self._fits, lead, limit)) if text else "", True
+                text, stopped = clip.shorten(text, partial(self._fits, lead, limit)), True
             if text or optional:
                 break
         else:
@@ -263,9 +271,7 @@ class PlanScript:
             return None
         return "end" if tail is not None and tail[:1] in ("]", "}") else "more"
 
-    def _write(
-        self, name: str, limit: int, rules: str, attempt: int
-    ) -> Generator[Ask, Reply, Written]:
+    def _write(self, name: str, limit: int, rules: str, attempt: int) -> Generator[Ask, Reply, Written]:
         """The body of a JSON string, what follows its closing quote, and whether it was closed."""
         said = ""
         left = limit + _QUOTE
@@ -333,11 +339,21 @@ class PlanScript:
         shape = SHAPES["todo_list"]
         return Slot("todo_list", self.costs.item + self.costs.todo[who], shape.usual, shape.least)
 
-    def _affords(self, tool: str) -> bool:
-        """Whether a further step with this tool leaves the least for everything after it."""
-        opening = self.costs.item if self.route else 0
-        step = opening + self.costs.step[tool] + SHAPES["route_plan"].least
-        return step + self.costs.floor_after_route([*self.route, tool]) <= self._left()
+    def _next_tools(self) -> list[str]:
+        """The tools that a further step may have: those that leave the least for everything after it."""
+        steps = len(self.route)
+        if steps == STEPS_MOST or (steps >= STEPS_CHEAP and self._level("route_rationale") < LEVEL_FOR_MORE):
+            return []
+        opening, left = self.costs.item if steps else 0, self._left()
+        return [
+            tool
+            for tool in self.costs.tools
+            if opening
+            + self.costs.step[tool]
+            + SHAPES["route_plan"].least
+            + self.costs.floor_after_route([*self.route, tool])
+            <= left
+        ]
 
     def _has_left_over(self, field: str) -> bool:
         """Whether one more item than planned leaves all later texts a quarter more than usual."""

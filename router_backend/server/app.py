@@ -15,15 +15,20 @@ from router_backend.server.health import health_router
 from router_backend.server.native import native_router
 from router_backend.server.pages import pages_router
 from router_backend.service import GenerationService
+from router_backend.ui.mount import LazyUI, mount_ui
 
 
 def create_app(service: GenerationService, *, ui: bool = True) -> FastAPI:
     """The whole HTTP side. The service is started and closed with the app; `ui` adds Gradio at `/gradio`."""
 
+    page: LazyUI | None = None
+
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await service.start()
         yield
+        if page is not None:
+            await page.close()
         await service.close()
 
     app = FastAPI(
@@ -31,7 +36,6 @@ def create_app(service: GenerationService, *, ui: bool = True) -> FastAPI:
         version=__version__,
         summary="Serves router checkpoints: every answer is a whole routing plan inside its token budget.",
         lifespan=lifespan,
-        redirect_slashes=False,
         separate_input_output_schemas=False,
     )
     errors.install(app)
@@ -39,9 +43,7 @@ def create_app(service: GenerationService, *, ui: bool = True) -> FastAPI:
     app.include_router(health_router(service))
     app.include_router(pages_router())
     if ui:
-        from router_backend.ui.mount import LazyUI
-
-        app.mount("/gradio", LazyUI(service))
+        page = mount_ui(app, service)
     app.add_middleware(Guard, settings=service.settings)
     app.add_middleware(AccessLog)
     return app

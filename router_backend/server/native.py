@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -12,9 +13,11 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import AfterValidator, BaseModel, Field
 
+from router_backend.plan.prompt import router_prompt
+from router_backend.plan.schema import Difficulty, Plan
 from router_backend.server import access_log
 from router_backend.server.body import Body, read_body
-from router_backend.server.disconnect import ClientGone, unless_gone
+from router_backend.server.disconnect import unless_gone
 from router_backend.server.errors import ErrorBody
 from router_backend.server.sse import stream
 from router_backend.service import GenerationService
@@ -60,6 +63,17 @@ class GenerateBody(Sampling):
     output: Literal["plan", "text"] = Field("plan", description="A whole routing plan, or the model's raw text.")
 
 
+class PlanBody(Sampling):
+    """A query, and what the client knows about it; the canonical router prompt is built from these."""
+
+    query: NonEmptyText
+    context: Text | None = None
+    acceptance: Text | None = Field(None, description="What an acceptable answer must do.")
+    guidance: Text | None = Field(None, description="How to go about it.")
+    difficulty: Difficulty | None = None
+    tags: Annotated[list[NonEmptyText], Field(max_length=32)] | None = None
+
+
 class Details(BaseModel):
     model: str
     strategy: str
@@ -74,6 +88,12 @@ class Details(BaseModel):
 class GenerateAnswer(BaseModel):
     text: str
     details: Details | None = None
+
+
+class PlanAnswer(BaseModel):
+    plan: Plan
+    text: str
+    report: Details
 
 
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -138,14 +158,43 @@ def native_router(service: GenerationService) -> APIRouter:
             access_log.request_id(request), body.prompt, sampling_params(body, service), output=body.output
         )
         if body.stream:
-            return await stream(_events(request, service, work, body.details))
+            return await begin(request, _events(request, service, work, body.details))
         answer = await answer_for(request, service, work)
         content: dict[str, Any] = {"text": answer.text}
         if body.details:
             content["details"] = details(answer.last, answer.seed, answer.info)
         return JSONResponse(content)
 
+    @router.post(
+        "/plan",
+        response_model=PlanAnswer,
+        response_model_exclude_none=True,
+        openapi_extra=body_schema(PlanBody),
+        summary="Answer a query with a parsed routing plan",
+    )
+    async def plan(request: Request) -> Response:
+        body = await read_body(request, PlanBody, service.settings.max_body_bytes)
+        prompt = router_prompt(
+            body.query,
+            context=body.context,
+            acceptance=body.acceptance,
+            guidance=body.guidance,
+            difficulty=body.difficulty,
+            tags=tuple(body.tags or ()),
+        )
+        work = GenerateRequest(access_log.request_id(request), prompt, sampling_params(body, service), output="plan")
+        if body.stream:
+            return await begin(request, _events(request, service, work, body.details))
+        answer = await answer_for(request, service, work)
+        report = details(answer.last, answer.seed, answer.info)
+        return JSONResponse({"plan": json.loads(answer.text), "text": answer.text, "report": report})
+
     return router
+
+
+async def begin(request: Request, events: AsyncGenerator[dict[str, object], None]) -> Response:
+    """A stream, unless the client leaves before its first event."""
+    return await unless_gone(request, stream(events))
 
 
 async def answer_for(request: Request, service: GenerationService, work: GenerateRequest) -> Answer:
@@ -174,6 +223,3 @@ async def _events(
                 if with_details and info is not None:
                     last["details"] = details(chunk, work.sampling.seed, info)
                 yield last
-
-
-__all__ = ["ClientGone", "native_router"]

@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 _SECONDS_BETWEEN_UPDATES = 0.1
 _FIRST_LINE = INSTRUCTIONS.partition("\n")[0]
 _NO_PLAN_YET = '<p class="rb-empty">The plan appears here when its answer is complete.</p>'
-_NO_PLAN_IN_TEXT = '<p class="rb-empty">Text output: the answer stands as it is. If it holds a plan, the plan is shown and checked here.</p>'
+_NO_PLAN_IN_TEXT = '<p class="rb-empty">Raw text. If there is a plan in it, it is checked and shown here.</p>'
 _EXAMPLES = (
     (
         "Spectral gap and mixing",
@@ -51,8 +51,7 @@ def build_blocks(service: GenerationService) -> gr.Blocks:
     """The page. It calls the service itself, so a request waits, is refused and ends as one over HTTP does."""
     settings = service.settings
     with gr.Blocks(title="Router", analytics_enabled=False) as page:
-        gr.HTML("<h1>Router</h1>", elem_id="title", padding=False)
-        status = gr.HTML(_status(service.health()), elem_id="status", padding=False)
+        status = gr.HTML(_head(service.health()), elem_id="head", padding=False)
         prompt = gr.Textbox(
             label="Request",
             placeholder="What should be solved? The answer says which specialist does what, and in which order.",
@@ -100,7 +99,7 @@ def build_blocks(service: GenerationService) -> gr.Blocks:
                 value=settings.default_top_p,
                 step=0.01,
                 label="Top-p",
-                info="1 keeps every token",
+                info="1 keeps all",
                 elem_id="top-p",
             )
         with gr.Row(elem_id="buttons"):
@@ -161,7 +160,7 @@ def build_blocks(service: GenerationService) -> gr.Blocks:
             done: dict[Any, Any] = {
                 live: written,
                 sums: _sums(last, time.monotonic() - began) if last.finish_reason else _line(),
-                status: _status(service.health()),
+                status: _head(service.health()),
                 generate: gr.Button(interactive=True),
                 stop: gr.Button(interactive=False),
             }
@@ -170,6 +169,8 @@ def build_blocks(service: GenerationService) -> gr.Blocks:
                 findings = [str(finding) for finding in validate(plan, settings.tools)[1]]
                 clipped = last.budget.clipped if last.budget else ()
                 done |= {plan_view: render_plan(plan, clipped, findings), plan_json: plan}
+            elif wish == "plan" and trouble is None:
+                trouble = "there is no plan in the answer"
             if trouble is not None:
                 done[alert] = gr.HTML(
                     _alert("No answer" if not written else "The answer is not whole", trouble), visible=True
@@ -186,7 +187,7 @@ def build_blocks(service: GenerationService) -> gr.Blocks:
 
         def on_tick() -> tuple[str, Any]:
             now = service.health()
-            return _status(now), gr.Timer(active=now.status != "ok")
+            return _head(now), gr.Timer(active=now.status != "ok")
 
         hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         running = generate.click(
@@ -224,6 +225,10 @@ def _plan_in(text: str) -> dict[str, object] | None:
     except NoPlanFound:
         return None
     return found if "route_plan" in found else None
+
+
+def _head(now: Health) -> str:
+    return f"<h1>Router</h1>{_status(now)}"
 
 
 def _status(now: Health) -> str:

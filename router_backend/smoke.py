@@ -1,0 +1,214 @@
+"""The deploy gate: a few black-box checks of a URL, one line each."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from urllib.parse import urlsplit
+
+from router_backend.client import ClientError, Reply, RouterClient, Unreachable, error_message
+from router_backend.plan.prompt import router_prompt
+from router_backend.plan.rules import validate
+
+PASSED, FAILED, NOT_RUN = 0, 1, 2
+TOOLS = ("/general-search", "/math", "/code")
+QUERY = (
+    "Find how the golden-section search is usually stated, derive how many steps it needs for a given tolerance, "
+    "and write a Python function that minimises a unimodal function with it, with a test."
+)
+_UNKNOWN = "no_such_field"
+_QUICK = 30.0
+
+
+class _Wrong(Exception):
+    """What a check found."""
+
+
+class _Skip(Exception):
+    """Why a check had nothing to look at."""
+
+
+def run_smoke(
+    url: str | None,
+    api_key: str | None = None,
+    *,
+    timeout: float = 300.0,
+    within: float = 120.0,
+    tools: Sequence[str] = TOOLS,
+    out: Callable[[str], object] = print,
+) -> int:
+    """Checks a deployed router and says one line a check.
+
+    Args:
+        url: base URL or the one of `/v1/generate`.
+        timeout: seconds that the plan is waited for at most.
+        within: seconds in which the plan must be there.
+        tools: the specialists that the deployment routes to.
+        out: is handed each line.
+
+    Returns:
+        0: all is well. 1: a check failed. 2: the checks could not be run (no usable URL, nothing listens).
+    """
+    if not url:
+        out("no URL: give one, or set HF_ROUTER_API")
+        return NOT_RUN
+    try:
+        client = RouterClient(url, api_key, timeout)
+    except ValueError as error:
+        out(str(error))
+        return NOT_RUN
+    failed = count = 0
+    with client:
+        try:
+            for name, check in _Smoke(client, within, tools).checks():
+                count += 1
+                failed += not _run(client, name, check, out)
+        except Unreachable as error:
+            out(str(error))
+            # A server that went away under the checks is a finding; one that never was there is none.
+            if count == 1:
+                return NOT_RUN
+            failed += 1
+    out(f"{count - failed} of {count} checks passed" if failed else f"all {count} checks passed")
+    return FAILED if failed else PASSED
+
+
+def _run(client: RouterClient, name: str, check: Callable[[], str], out: Callable[[str], object]) -> bool:
+    began = time.monotonic()
+    try:
+        verdict, said = "ok  ", check()
+    except _Wrong as wrong:
+        verdict, said = "FAIL", str(wrong)
+    except _Skip as skip:
+        verdict, said = "skip", str(skip)
+    except Unreachable:
+        out(f"FAIL  {name}: no connection ({time.monotonic() - began:.2f} s)")
+        raise
+    except ClientError as error:
+        verdict, said = "FAIL", str(error)
+    out(f"{verdict}  {name}: {client.clean(said)} ({time.monotonic() - began:.2f} s)")
+    return verdict == "ok  "
+
+
+class _Smoke:
+    """The checks in order. Each returns what it saw, or raises `_Wrong`; later ones look at the answer of the first."""
+
+    def __init__(self, client: RouterClient, within: float, tools: Sequence[str]) -> None:
+        self._client = client
+        self._within = within
+        self._tools = tools
+        self._reply: Reply | None = None
+        self._text: str | None = None
+        self._plan: object = None
+
+    def checks(self) -> Iterator[tuple[str, Callable[[], str]]]:
+        yield "health", self._health
+        yield "generate", self._generate
+        yield "body", self._body
+        yield "json", self._json
+        yield "plan", self._rules
+        yield "time", self._time
+        yield "unknown field", self._unknown_field
+        yield "redirect", self._redirect
+
+    def _health(self) -> str:
+        reply = self._client.send("GET", "/health", timeout=self._quick)
+        health = _json(reply)
+        if not isinstance(health, dict):
+            raise _Wrong(f"{reply.status}, and the body is no JSON object")
+        status, model, strategy = (health.get(key) for key in ("status", "model", "strategy"))
+        reason = health.get("reason") or "no reason given"
+        if reply.status != 200:
+            raise _Wrong(f"{reply.status}, status {status}: {reason}")
+        if status not in ("ok", "idle"):
+            raise _Wrong(f"200, but status is {status}: {reason}")
+        if not isinstance(strategy, str) or not strategy:
+            raise _Wrong("no strategy in the body")
+        # Nothing is loaded while idle, so there may be no model to name.
+        if "model" not in health or (status == "ok" and not (isinstance(model, str) and model)):
+            raise _Wrong("no model in the body")
+        return f"{status}, model {model}, strategy {strategy}"
+
+    def _generate(self) -> str:
+        reply = self._client.send("POST", "/v1/generate", {"prompt": router_prompt(QUERY)})
+        if reply.status != 200:
+            raise self._client.error_of(reply)
+        self._reply = reply
+        return "200 at the defaults"
+
+    def _body(self) -> str:
+        if self._reply is None:
+            raise _Skip("there is no answer to look at")
+        body = _json(self._reply)
+        if not isinstance(body, dict):
+            raise _Wrong("is no JSON object")
+        if isinstance(body.get("text"), str):
+            self._text = body["text"]
+        if set(body) != {"text"}:
+            raise _Wrong(f'must be exactly {{"text"}}, and has the keys {sorted(body)}')
+        if self._text is None:
+            raise _Wrong("text is no string")
+        return 'exactly {"text"}'
+
+    def _json(self) -> str:
+        if self._text is None:
+            raise _Skip("there is no text to look at")
+        try:
+            plan = json.loads(self._text)
+        except (ValueError, RecursionError) as error:
+            raise _Wrong(f"the text is no whole JSON: {error}") from None
+        if not isinstance(plan, dict):
+            raise _Wrong("the text is JSON, but no object")
+        self._plan = plan
+        return f"the text is JSON, {len(self._text)} characters"
+
+    def _rules(self) -> str:
+        if self._plan is None:
+            raise _Skip("there is no plan to look at")
+        plan, findings = validate(self._plan, self._tools)
+        if findings or plan is None:
+            more = f" (and {len(findings) - 3} more)" if len(findings) > 3 else ""
+            raise _Wrong("; ".join(map(str, findings[:3])) + more)
+        return f"keeps the schema and the rules, {len(plan.route_plan)} steps"
+
+    def _time(self) -> str:
+        if self._reply is None:
+            raise _Skip("there is no answer to time")
+        took = f"the answer took {self._reply.seconds:.1f} s, {self._within:g} are allowed"
+        if self._reply.seconds > self._within:
+            raise _Wrong(took)
+        return took
+
+    def _unknown_field(self) -> str:
+        body = {"prompt": "ping", _UNKNOWN: 1}
+        reply = self._client.send("POST", "/v1/generate", body, timeout=self._quick)
+        if reply.status != 400:
+            raise _Wrong(f"must be refused with 400, and the answer is {reply.status}")
+        message = error_message(reply)
+        if message is None:
+            raise _Wrong('400, but not in the shape {"error": {"message", "type", "param", "code"}}')
+        # Another 400, for a small budget say, would prove nothing about the field.
+        if _UNKNOWN.encode() not in reply.content:
+            raise _Wrong(f"400, but it does not name the field: {message}")
+        return "refused with 400, by name"
+
+    def _redirect(self) -> str:
+        reply = self._client.send("GET", "/", timeout=self._quick)
+        if reply.status != 307:
+            raise _Wrong(f"GET / must answer 307, and answers {reply.status}")
+        location = reply.headers.get("location", "")
+        if not urlsplit(location).path.rstrip("/").endswith("/gradio"):
+            raise _Wrong(f"GET / leads to {location or 'nowhere'}, not to /gradio")
+        return "GET / leads to /gradio"
+
+    @property
+    def _quick(self) -> float:
+        return min(self._client.timeout, _QUICK)
+
+
+def _json(reply: Reply) -> object:
+    try:
+        return reply.json()
+    except (ValueError, RecursionError):
+        return None
