@@ -30,7 +30,7 @@ from router_backend.types import Chunk, GenerateRequest, SamplingParams
 def schema_mode(model: LlamaCppModel, request: GenerateRequest, slot: int) -> Iterator[Chunk]:
     """llama.cpp's own structured output: the plan's JSON schema, and the limit cuts where it cuts."""
     call = {
-        "prompt": list(model._prompt_ids(request.prompt)),
+        "prompt": list(model.prompt_ids(request.prompt)),
         "n_predict": request.sampling.max_new_tokens,
         "temperature": request.sampling.temperature,
         "top_p": request.sampling.top_p,
@@ -112,7 +112,7 @@ def main() -> None:
             indices = range(start, min(start + block, len(chosen)))
             for mode in modes:
                 began = time.monotonic()
-                for row in pool.map(lambda index, mode=mode: run(mode, index), indices):  # type: ignore[misc]
+                for row in pool.map(lambda index, mode=mode: run(mode, index), indices):
                     rows.append(row)
                     out.write(json.dumps(row, ensure_ascii=False) + "\n")
                 out.flush()

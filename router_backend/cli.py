@@ -62,6 +62,66 @@ def doctor() -> None:
 
 
 @app.command()
+def evaluate(
+    gold: Annotated[Path, typer.Option(help="Benchmark: JSONL rows with prompt and completion.")],
+    out: Annotated[Path, typer.Option(help="Folder for predictions, scores and the report.")] = Path("evaluation"),
+    url: Annotated[str | None, typer.Option(help="A deployed /v1/generate.")] = None,
+    candidate: Annotated[str | None, typer.Option(help="A checkpoint to load here, e.g. embedded.")] = None,
+    predictions: Annotated[Path | None, typer.Option(help="Rows with prompt and text, to score only.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="The first N rows only.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 600,
+    temperature: Annotated[float, typer.Option(min=0, max=2)] = 0.2,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    text: Annotated[bool, typer.Option("--text", help="Score the model's raw text instead of plans.")] = False,
+    lenient: Annotated[bool, typer.Option(help="Look for the plan in answers that are no plain JSON.")] = False,
+    thresholds: Annotated[Path | None, typer.Option(help="Thresholds of your own, as JSON.")] = None,
+    concurrency: Annotated[int, typer.Option(min=1, max=256)] = 4,
+    api_key: Annotated[str | None, typer.Option(envvar="ROUTER_API_KEY", help="Better in the environment.")] = None,
+) -> None:
+    """Score a router on a benchmark file; exit code 1 when a threshold fails."""
+    from router_backend.evaluation import EvaluateOptions
+    from router_backend.evaluation import evaluate as run
+    from router_backend.once import predictor
+
+    options = EvaluateOptions(
+        gold=gold,
+        out=out,
+        url=url,
+        api_key=api_key,
+        candidate=candidate,
+        predictions=predictions,
+        limit=limit,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        output="text" if text else "plan",
+        lenient=lenient,
+        thresholds=thresholds,
+        concurrency=concurrency,
+    )
+
+    def work() -> int:
+        if candidate is None:
+            return run(options)
+        with predictor(candidate, options) as predict:
+            return run(options, predict)
+
+    raise typer.Exit(_readable(work))
+
+
+@app.command()
+def smoke(
+    url: Annotated[str | None, typer.Argument(envvar="HF_ROUTER_API", help="A deployed /v1/generate.")] = None,
+    within: Annotated[float, typer.Option(min=0, help="Seconds that a plan may take.")] = 120,
+    api_key: Annotated[str | None, typer.Option(envvar="ROUTER_API_KEY", help="Better in the environment.")] = None,
+) -> None:
+    """Check a deployment: exit code 0 when all is well, 1 when a check failed, 2 when nothing could be checked."""
+    from router_backend.smoke import run_smoke
+
+    raise typer.Exit(_readable(lambda: run_smoke(url, api_key, within=within)))
+
+
+@app.command()
 def version() -> None:
     """Show the version."""
     typer.echo(__version__)

@@ -1,14 +1,20 @@
-"""One answer without a server."""
+"""Answers without a server."""
 
 from __future__ import annotations
 
+import asyncio
 import sys
-from contextlib import aclosing
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import aclosing, contextmanager
 
 from router_backend import engines, ladder, machine
-from router_backend.ladder import Attempt
+from router_backend.engines.base import Engine
+from router_backend.evaluation import EvaluateOptions, Prediction
+from router_backend.ladder import Attempt, Loaded
 from router_backend.plan.prompt import INSTRUCTIONS, router_prompt
-from router_backend.settings import load_settings
+from router_backend.settings import Settings, load_settings
 from router_backend.start import load_engine
 from router_backend.types import GenerateRequest, SamplingParams
 
@@ -22,12 +28,7 @@ async def answer_once(
         RouterError: as loading and generating do.
     """
     settings = load_settings(max_new_tokens=max_new_tokens, default_temperature=temperature)
-
-    def say(attempt: Attempt) -> None:
-        print(f"{attempt.outcome}: {attempt.candidate} [{attempt.strategy}] {attempt.reason}", file=sys.stderr)  # noqa: T201
-
-    rungs = list(ladder.rungs(settings, machine.inspect(), engines.missing))
-    loaded = ladder.first_that_loads(rungs, lambda rung: load_engine(rung, settings), report=say)
+    loaded = _load(settings)
     whole = text or prompt.startswith(INSTRUCTIONS.partition("\n")[0])
     request = GenerateRequest(
         "cli",
@@ -44,3 +45,48 @@ async def answer_once(
                     print(f"\n{used}, {chunk.timings.forward_passes} forward passes", file=sys.stderr)  # noqa: T201
     finally:
         await loaded.model.close()
+
+
+@contextmanager
+def predictor(candidate: str, options: EvaluateOptions) -> Iterator[Callable[[str], Prediction]]:
+    """A function from prompt to prediction on a checkpoint loaded here; threads may share it.
+
+    Raises:
+        LoadError: the checkpoint does not load.
+    """
+    settings = load_settings(model_repo=candidate, model_fallbacks="", slots=options.concurrency)
+    engine = _load(settings).model
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="predictor")
+    thread.start()
+    sampling = SamplingParams(options.max_new_tokens, options.temperature, settings.default_top_p, options.seed)
+
+    async def answer(prompt: str) -> Prediction:
+        began = time.monotonic()
+        request = GenerateRequest("evaluate", prompt, sampling, output=options.output)
+        async with aclosing(engine.generate(request)) as chunks:
+            pieces = [chunk async for chunk in chunks]
+        last = pieces[-1]
+        return Prediction(
+            text="".join(chunk.text for chunk in pieces),
+            seconds=time.monotonic() - began,
+            completion_tokens=last.usage.completion_tokens,
+            clipped=last.budget.clipped if last.budget else None,
+            finish_reason=last.finish_reason,
+        )
+
+    try:
+        yield lambda prompt: asyncio.run_coroutine_threadsafe(answer(prompt), loop).result()
+    finally:
+        asyncio.run_coroutine_threadsafe(engine.close(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+def _load(settings: Settings) -> Loaded[Engine]:
+    def say(attempt: Attempt) -> None:
+        print(f"{attempt.outcome}: {attempt.candidate} [{attempt.strategy}] {attempt.reason}", file=sys.stderr)  # noqa: T201
+
+    rungs = list(ladder.rungs(settings, machine.inspect(), engines.missing))
+    return ladder.first_that_loads(rungs, lambda rung: load_engine(rung, settings), report=say)

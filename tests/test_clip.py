@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from router_backend.plan.clip import GRAM, clean, clip, escape, open_escape, repeats, split_at_quote
+from router_backend.plan.clip import GRAM, clean, clip, escape, open_escape, repeats, shorten, split_at_quote
 
 ANYTHING = st.text(st.characters(codec=None, exclude_categories=[]), max_size=60)
 UNICODE = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=80)
@@ -232,6 +232,23 @@ def test_a_clip_asks_seldom() -> None:
 def test_another_ellipsis() -> None:
     assert clip("one two three", shorter_than(100), ellipsis="...") == "one two..."
     assert clip("one two three", shorter_than(100), ellipsis="") == "one two"
+
+
+@pytest.mark.parametrize(
+    ("text", "limit", "expected"),
+    [
+        ("", 10, ""),
+        ("one two three", 100, "one two…"),
+        ("one two three", 4, "one…"),
+        ("one two three", 3, "one"),
+        ("one two three", 2, "…"),
+        ("one two three", 0, "…"),
+        ("x", 10, "…"),
+        ('""""', 10, "…"),
+    ],
+)
+def test_shorten_says_something_wherever_there_is_something_to_say(text: str, limit: int, expected: str) -> None:
+    assert shorten(text, shorter_than(limit)) == expected
 
 
 # repeats

@@ -1,6 +1,5 @@
 import asyncio
 from collections.abc import MutableMapping
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,17 +10,10 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from router_backend.server.guard import ALWAYS_PUBLIC, Guard
-from router_backend.settings import Settings, load_settings
+from router_backend.settings import load_settings
 
 KEY, OTHER = "k-alice-1234", "k-bob-5678"
 Header = tuple[bytes, bytes]
-
-
-@pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in Settings.model_fields:
-        monkeypatch.delenv(name.upper(), raising=False)
-    monkeypatch.chdir(tmp_path)
 
 
 class Inner:

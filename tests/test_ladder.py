@@ -29,13 +29,6 @@ CPU_ONLY = Machine(processor="x86_64", cores=2, total_bytes=8 << 30, free_bytes=
 WITH_GPU = Machine("x86_64", 2, 8 << 30, 4 << 30, (Accelerator("Some GPU", 80 << 30, 79 << 30),))
 
 
-@pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in Settings.model_fields:
-        monkeypatch.delenv(name.upper(), raising=False)
-    monkeypatch.chdir(tmp_path)
-
-
 def names(settings: Settings) -> list[str]:
     return [candidate.name for candidate in candidates(settings)]
 
@@ -224,6 +217,17 @@ def test_a_gguf_is_one_rung_on_any_machine(machine: Machine, device: str) -> Non
 
 def test_the_echo_engine_is_one_rung() -> None:
     assert [rung.strategy for rung in rungs(load_settings(engine="echo"), CPU_ONLY)] == ["native"]
+
+
+def test_an_engine_that_is_missing_takes_one_rung_that_says_so() -> None:
+    settings = load_settings(model_repo="a/one", model_fallbacks="embedded", model_load_strategy="bf16")
+    found = list(rungs(settings, WITH_GPU, lambda engine: "not installed" if engine == "transformers" else None))
+    assert [(rung.candidate.name, rung.strategy, rung.skip) for rung in found] == [
+        ("a/one", "bf16", "not installed"),
+        ("embedded", "gguf", None),
+    ]
+    found = list(rungs(settings, WITH_GPU, lambda engine: f"no {engine}"))
+    assert [rung.skip for rung in found] == ["no transformers", "no llamacpp"]
 
 
 # The walk

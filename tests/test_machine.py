@@ -123,6 +123,6 @@ def test_cores_where_there_is_no_affinity(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_nothing_heavy_is_imported() -> None:
     code = "import sys, router_backend.machine, router_backend.ladder, router_backend.engines; "
-    code += "print([name for name in ('torch', 'transformers', 'xllamacpp', 'gradio', 'llguidance') if name in sys.modules])"
+    code += "print([x for x in ('torch', 'transformers', 'xllamacpp', 'gradio', 'llguidance') if x in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"

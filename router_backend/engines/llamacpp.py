@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 EMBEDDED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+_REMEMBERED_LENGTH = 16_384
 _GRAMMAR_MARK = "%llguidance {}\n"
 
 
@@ -113,17 +114,18 @@ class LlamaCppModel:
         self.info = ModelInfo(
             name, strategy, "llamacpp", min(settings.context_length, meta["n_ctx_train"]), settings.slots
         )
+        # A plan counts and sends the same texts several times at each stage.
+        self._remembered = lru_cache(maxsize=128 * settings.slots)(self._ask_tokens)
         self._template = self._read_template(settings.prompt_format)
-        self._prompt_ids = lru_cache(maxsize=4 * settings.slots)(self._tokenize_prompt)
 
     def count_tokens(self, text: str) -> int:
         return len(self._tokenize(text))
 
     def prompt_tokens(self, request: GenerateRequest) -> int:
-        return len(self._prompt_ids(request.prompt))
+        return len(self.prompt_ids(request.prompt))
 
     def generate(self, request: GenerateRequest, cancelled: Callable[[], bool], slot: int = 0) -> Iterator[Chunk]:
-        prompt = (*self._prompt_ids(request.prompt), *self._tokenize(request.prefix))
+        prompt = (*self.prompt_ids(request.prompt), *self._tokenize(request.prefix))
         sampling = request.sampling
         if len(prompt) + sampling.max_new_tokens > self.info.context_length:
             raise ContextOverflow(
@@ -204,13 +206,18 @@ class LlamaCppModel:
             self._tokenize(tail, parse_special=True),
         )
 
-    def _tokenize_prompt(self, prompt: str) -> tuple[int, ...]:
+    def prompt_ids(self, prompt: str) -> tuple[int, ...]:
+        """Token ids of the prompt inside its chat template."""
         head, tail = self._template
         return (*head, *self._tokenize(prompt), *tail)
 
     def _tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = False) -> tuple[int, ...]:
         if not text and not add_special:
             return ()
+        ask = self._remembered if len(text) <= _REMEMBERED_LENGTH else self._ask_tokens
+        return ask(text, add_special, parse_special)
+
+    def _ask_tokens(self, text: str, add_special: bool, parse_special: bool) -> tuple[int, ...]:
         body = {"content": text, "add_special": add_special, "parse_special": parse_special}
         answer = self._http.post("/tokenize", json=body)
         answer.raise_for_status()

@@ -1,0 +1,202 @@
+"""The app with the echo engine, for tests that talk to it: in this process, on a port, and as a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvicorn
+from starlette.testclient import TestClient
+
+from router_backend.engines.echo import EchoModel
+from router_backend.engines.threaded import ThreadedEngine
+from router_backend.server.app import create_app
+from router_backend.service import GenerationService
+from router_backend.settings import load_settings
+from router_backend.types import GenerateRequest, ModelInfo
+from tests.browser import echo_service, plan_words, until
+
+
+def says_plans(request: GenerateRequest) -> str:
+    """A script for the echo model: a plan where one is written, else the prompt."""
+    return plan_words(request) if request.grammar else request.prompt
+
+
+def echo_model(*, slots: int = 4, context_length: int = 4096, **rest: Any) -> EchoModel:  # noqa: ANN401
+    return EchoModel(ModelInfo("echo", "native", "echo", context_length, slots), **{"script": says_plans, **rest})
+
+
+@dataclass
+class App:
+    """The app behind starlette's test client (of whichever httpx it finds), and the parts that tests look at."""
+
+    client: Any
+    model: EchoModel
+    engine: ThreadedEngine
+    service: GenerationService
+
+    def generate(
+        self,
+        prompt: str = "one two three",
+        headers: dict[str, str] | None = None,
+        **body: Any,  # noqa: ANN401
+    ) -> httpx.Response:
+        response: httpx.Response = self.client.post("/v1/generate", json={"prompt": prompt, **body}, headers=headers)
+        return response
+
+
+@contextlib.contextmanager
+def app(model: EchoModel | None = None, *, ready: bool = True, ui: bool = False, **settings: object) -> Iterator[App]:
+    """The started app in this process, its model loaded unless not `ready`."""
+    model = model or echo_model()
+    service, engine = echo_service(model, load_settings(drain_timeout=1, **settings))
+    with TestClient(create_app(service, ui=ui), follow_redirects=False) as client:
+        if ready:
+            until(lambda: service.health().status == "ok")
+        model.seen.clear()  # the warm-up
+        yield App(client, model, engine, service)
+
+
+@dataclass
+class Served:
+    """A server on a real port."""
+
+    url: str
+    model: EchoModel
+    engine: ThreadedEngine
+    service: GenerationService
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing runs or waits, and every slot is free."""
+        health = self.service.health()
+        free = self.engine.free_slots == self.model.info.slots
+        return health.running == health.waiting == 0 and free and not self.model.active
+
+
+@contextlib.contextmanager
+def served(model: EchoModel | None = None, **settings: object) -> Iterator[Served]:
+    """The app under uvicorn, in a thread."""
+    model = model or echo_model()
+    service, engine = echo_service(model, load_settings(drain_timeout=1, **settings))
+    config = uvicorn.Config(create_app(service, ui=False), ws="none", log_config=None, timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="server")
+        thread.start()
+        try:
+            until(lambda: server.started and service.health().status == "ok")
+            model.seen.clear()
+            yield Served(f"http://127.0.0.1:{listener.getsockname()[1]}", model, engine, service)
+        finally:
+            server.should_exit = True
+            thread.join(10)
+    assert not thread.is_alive()
+
+
+@dataclass
+class Process:
+    """`router-backend serve` as it is run by people."""
+
+    popen: subprocess.Popen[str]
+    lines: list[str] = field(default_factory=list)
+
+    @property
+    def output(self) -> str:
+        return "".join(self.lines)
+
+    def read(self) -> None:
+        assert self.popen.stdout is not None
+        self.lines.extend(self.popen.stdout)
+
+    def url(self) -> str:
+        until(lambda: "serving on http" in self.output or self.popen.poll() is not None, 30)
+        found = re.search(r"serving on (http://\S+)", self.output)
+        assert found, self.output
+        return found[1]
+
+    def ready(self) -> str:
+        """The address, once the model is loaded."""
+        url = self.url()
+        until(lambda: answers(f"{url}/health"), 30)
+        return url
+
+    def stop(self, seconds: float = 10) -> int:
+        self.popen.send_signal(signal.SIGTERM)
+        return self.wait(seconds)
+
+    def wait(self, seconds: float = 30) -> int:
+        code = self.popen.wait(seconds)
+        until(lambda: self.popen.stdout is None or self.popen.stdout.closed or not self._reader.is_alive())
+        return code
+
+    def __post_init__(self) -> None:
+        self._reader = threading.Thread(target=self.read, name="reader")
+        self._reader.start()
+
+
+@contextlib.contextmanager
+def process(*arguments: str, folder: Path, command: str = "serve", **environment: str) -> Iterator[Process]:
+    """A process of the command line; output and errors together. It is ended at the end of the block."""
+    inherited = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    popen = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-m", "router_backend.cli", command, *arguments],
+        env=inherited | {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", **environment},
+        cwd=folder,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    running = Process(popen)
+    try:
+        yield running
+    finally:
+        popen.kill()
+        running.wait()
+        assert popen.stdout is not None
+        popen.stdout.close()
+
+
+def answers(url: str) -> bool:
+    """Whether it says 200."""
+    try:
+        return httpx.get(url, timeout=5).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    start = time.monotonic()
+    return work(), time.monotonic() - start
+
+
+def in_threads(count: int, work: Callable[[int], Any]) -> list[Any]:
+    """The results of `work(0)` … at once, in order."""
+    results: list[Any] = [None] * count
+
+    def one(index: int) -> None:
+        results[index] = work(index)
+
+    threads = [threading.Thread(target=one, args=(index,)) for index in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    return results
