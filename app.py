@@ -1,6 +1,6 @@
 """The Space's door: Hugging Face runs this file from the repo's root."""
 
-from router_backend.serve import serve
+from router_backend.cli import app
 
 if __name__ == "__main__":
-    raise SystemExit(serve())
+    app(["serve"])

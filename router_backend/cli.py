@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -82,8 +84,17 @@ def evaluate(
     from router_backend.evaluation import EvaluateOptions
     from router_backend.evaluation import evaluate as run
     from router_backend.once import predictor
+    from router_backend.settings import load_settings
 
-    options = EvaluateOptions(
+    def work() -> int:
+        options = make(tools=load_settings().tools)
+        if candidate is None:
+            return run(options)
+        with predictor(candidate, options) as predict:
+            return run(options, predict)
+
+    make = partial(
+        EvaluateOptions,
         gold=gold,
         out=out,
         url=url,
@@ -99,14 +110,7 @@ def evaluate(
         thresholds=thresholds,
         concurrency=concurrency,
     )
-
-    def work() -> int:
-        if candidate is None:
-            return run(options)
-        with predictor(candidate, options) as predict:
-            return run(options, predict)
-
-    raise typer.Exit(_readable(work))
+    raise typer.Exit(_readable(work, failed=2))
 
 
 @app.command()
@@ -116,9 +120,13 @@ def smoke(
     api_key: Annotated[str | None, typer.Option(envvar="ROUTER_API_KEY", help="Better in the environment.")] = None,
 ) -> None:
     """Check a deployment: exit code 0 when all is well, 1 when a check failed, 2 when nothing could be checked."""
+    from router_backend.settings import load_settings
     from router_backend.smoke import run_smoke
 
-    raise typer.Exit(_readable(lambda: run_smoke(url, api_key, within=within)))
+    def work() -> int:
+        return run_smoke(url, api_key, within=within, tools=load_settings().tools)
+
+    raise typer.Exit(_readable(work, failed=2))
 
 
 @app.command()
@@ -135,14 +143,13 @@ def _file_or_text(argument: str) -> str:
         return argument
 
 
-def _readable(run: object) -> int:
-    """Runs a command; an expected error is one message and exit code 1, never a traceback."""
-    assert callable(run)
+def _readable(run: Callable[[], int], failed: int = 1) -> int:
+    """Runs a command; an expected error is one message and the exit code `failed`, never a traceback."""
     try:
-        return int(run())
+        return run()
     except RouterError as error:
         typer.secho(f"router-backend: {error.message}", fg="red", err=True)
-        return 1
+        return failed
     except KeyboardInterrupt:
         return 130
 

@@ -94,7 +94,7 @@ def parse_candidate(name: str, owner: str) -> Candidate:
         return Candidate(str(path), "gguf")
     if path.is_dir():
         return Candidate(str(path), "folder")
-    full = name if "/" in name else f"{owner}/{name}"
+    full = name if "/" in name.partition(":")[0] else f"{owner}/{name}"
     return Candidate(full, "hub-gguf" if full.endswith(".gguf") else "hub")
 
 
@@ -102,7 +102,7 @@ def candidates(settings: Settings) -> tuple[Candidate, ...]:
     """The checkpoints to consider, in order of preference, each once."""
     if settings.engine == "echo":
         return (Candidate("echo", "echo"),)
-    if settings.model_repo is None and settings.model_fallbacks is None:
+    if settings.model_repo is None and not split_list(settings.model_fallbacks or ""):
         names = split_list(DEFAULT_FALLBACKS)
         return (
             *(parse_candidate(name, settings.model_owner) for name in names),

@@ -18,7 +18,9 @@ class LineFormatter(logging.Formatter):
     def __init__(self, *, as_json: bool, secrets: tuple[str, ...] = ()) -> None:
         super().__init__()
         self._as_json = as_json
-        self._secrets = secrets
+        # As they are and as JSON writes them; the longest first, since one may begin another.
+        spelled = {form for secret in secrets for form in (secret, json.dumps(secret, ensure_ascii=False)[1:-1])}
+        self._secrets = sorted(spelled, key=len, reverse=True)
 
     def format(self, record: logging.LogRecord) -> str:
         extra = {key: value for key, value in vars(record).items() if key not in _STANDARD}

@@ -49,19 +49,19 @@ async def answer_once(
 
 @contextmanager
 def predictor(candidate: str, options: EvaluateOptions) -> Iterator[Callable[[str], Prediction]]:
-    """A function from prompt to prediction on a checkpoint loaded here; threads may share it.
+    """A function from prompt to prediction on a checkpoint of this machine, loaded at its first call; for threads.
 
-    Raises:
-        LoadError: the checkpoint does not load.
+    The function raises LoadError where the checkpoint does not load.
     """
     settings = load_settings(model_repo=candidate, model_fallbacks="", slots=options.concurrency)
-    engine = _load(settings).model
+    loaded: list[Engine] = []
+    lock = threading.Lock()
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="predictor")
     thread.start()
     sampling = SamplingParams(options.max_new_tokens, options.temperature, settings.default_top_p, options.seed)
 
-    async def answer(prompt: str) -> Prediction:
+    async def answer(engine: Engine, prompt: str) -> Prediction:
         began = time.monotonic()
         request = GenerateRequest("evaluate", prompt, sampling, output=options.output)
         async with aclosing(engine.generate(request)) as chunks:
@@ -75,10 +75,17 @@ def predictor(candidate: str, options: EvaluateOptions) -> Iterator[Callable[[st
             finish_reason=last.finish_reason,
         )
 
+    def predict(prompt: str) -> Prediction:
+        with lock:
+            if not loaded:
+                loaded.append(_load(settings).model)
+        return asyncio.run_coroutine_threadsafe(answer(loaded[0], prompt), loop).result()
+
     try:
-        yield lambda prompt: asyncio.run_coroutine_threadsafe(answer(prompt), loop).result()
+        yield predict
     finally:
-        asyncio.run_coroutine_threadsafe(engine.close(), loop).result()
+        for engine in loaded:
+            asyncio.run_coroutine_threadsafe(engine.close(), loop).result()
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import signal
 import socket
+from collections.abc import Iterator
+from types import FrameType
 
 import uvicorn
 
@@ -35,7 +39,7 @@ def serve(*, host: str | None = None, port: int | None = None) -> int:
         server_header=False,
         timeout_graceful_shutdown=max(1, round(settings.drain_timeout)),
     )
-    server = uvicorn.Server(config)
+    server = Server(config)
 
     def stop(error: RouterError) -> None:
         fatal.append(error)
@@ -48,6 +52,25 @@ def serve(*, host: str | None = None, port: int | None = None) -> int:
     if fatal:
         raise fatal[0]
     return 0
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server; a drained shutdown is a success, and a second signal of either kind ends at once."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """uvicorn's own raises the signal again at the end, which makes the exit code 143."""
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            self.force_exit = self.should_exit
+            self.should_exit = True
+
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from router_backend.errors import SettingsError
@@ -20,7 +20,9 @@ ALIASES = {
     **dict.fromkeys(("float16", "half"), "fp16"),
     **dict.fromkeys(("fp32", "full"), "cpu"),
 }
-DEFAULT_FALLBACKS = "router-gemma3-merged,router-llama31-merged,router-qwen3-32b-merged"
+DEFAULT_FALLBACKS = (
+    "Alovestocode/router-gemma3-merged,Alovestocode/router-llama31-merged,Alovestocode/router-qwen3-32b-merged"
+)
 _TOOL = re.compile(r"/[a-z][a-z0-9-]*")
 
 
@@ -34,6 +36,11 @@ def parse_strategy(name: str) -> str:
 
 def split_list(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _pairs(keys: SecretStr | None) -> list[tuple[str, str]]:
+    parts = [pair.partition(":") for pair in split_list(keys.get_secret_value())] if keys else []
+    return [(name.strip(), key.strip()) for name, _, key in parts]
 
 
 def _blank_is_none(value: Any) -> Any:  # noqa: ANN401 - pydantic hands over whatever the environment holds
@@ -60,7 +67,9 @@ class Settings(BaseSettings):
     model_device: Literal["auto", "cuda", "cpu"] = "auto"
     skip_warm_start: bool = False
     allow_warm_start_failure: bool = False
-    engine: OptionalStr = Field(None, description="Names an engine for tests and demos: echo")
+    engine: Annotated[Literal["echo"] | None, BeforeValidator(_blank_is_none)] = Field(
+        None, description="an engine for tests and demos, which is never chosen by itself"
+    )
 
     max_new_tokens: int = Field(600, ge=1, le=131_072)
     default_temperature: float = Field(0.2, ge=0, le=2, allow_inf_nan=False)
@@ -68,7 +77,7 @@ class Settings(BaseSettings):
     prompt_format: Literal["auto", "chat", "raw"] = "auto"
     router_tools: str = "/general-search,/math,/code"
 
-    host: str = "127.0.0.1"
+    host: str = Field(default_factory=lambda: "0.0.0.0" if os.environ.get("SPACE_ID") else "127.0.0.1")  # noqa: S104
     port: int = Field(7860, ge=0, le=65535)
     router_api_keys: SecretStr | None = None
     public_paths: str = ""
@@ -84,6 +93,12 @@ class Settings(BaseSettings):
     drain_timeout: float = Field(30, ge=0, allow_inf_nan=False)
     hub_timeout: float = Field(30, gt=0, allow_inf_nan=False)
     trust_remote_code: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _blank_is_unset(cls, values: dict[str, Any]) -> dict[str, Any]:
+        stripped = {name: value.strip() if isinstance(value, str) else value for name, value in values.items()}
+        return {name: value for name, value in stripped.items() if value != ""}
 
     @field_validator("model_load_strategy")
     @classmethod
@@ -107,10 +122,9 @@ class Settings(BaseSettings):
     @field_validator("router_api_keys")
     @classmethod
     def _keys_are_pairs(cls, value: SecretStr | None) -> SecretStr | None:
-        for pair in split_list(value.get_secret_value()) if value else ():
-            name, _, key = pair.partition(":")
-            if not name or not key:
-                raise ValueError("give name:key,name:key")
+        pairs = _pairs(value)
+        if value and (not pairs or len(dict(pairs)) < len(pairs) or not all(name and key for name, key in pairs)):
+            raise ValueError("give name:key,name:key, each name once")
         return value
 
     @property
@@ -120,8 +134,7 @@ class Settings(BaseSettings):
     @cached_property
     def api_keys(self) -> dict[str, str]:
         """Key name → key. Empty where no key is needed."""
-        text = self.router_api_keys.get_secret_value() if self.router_api_keys else ""
-        return {name: key for name, _, key in (pair.partition(":") for pair in split_list(text))}
+        return dict(_pairs(self.router_api_keys))
 
 
 _SECRET = {"hf_token", "router_api_keys"}
@@ -134,6 +147,8 @@ def load_settings(**overrides: object) -> Settings:
         SettingsError: one message for all wrong variables: name, value and choices.
     """
     given = {name: value for name, value in overrides.items() if value is not None}
+    if unknown := given.keys() - Settings.model_fields.keys():
+        raise TypeError(f"no such settings: {', '.join(sorted(unknown))}")
     try:
         settings = Settings(**given)  # type: ignore[arg-type] # pydantic checks the values
     except ValidationError as error:

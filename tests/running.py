@@ -154,7 +154,7 @@ class Process:
 @contextlib.contextmanager
 def process(*arguments: str, folder: Path, command: str = "serve", **environment: str) -> Iterator[Process]:
     """A process of the command line; output and errors together. It is ended at the end of the block."""
-    inherited = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    inherited = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "HOME", "LANG") if name in os.environ}
     popen = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-m", "router_backend.cli", command, *arguments],
         env=inherited | {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", **environment},

@@ -586,6 +586,15 @@ def test_one_line_a_request(echo: App, caplog: pytest.LogCaptureFixture, stream:
     assert "secret" not in ours and "k-1" not in ours
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_prompts_are_logged_where_the_operator_asks_for_it(caplog: pytest.LogCaptureFixture, stream: bool) -> None:
+    caplog.set_level(logging.INFO)
+    with app(log_prompts=True) as echo:
+        echo.generate("secret words", output="text", stream=stream)
+    (line,) = lines(caplog)
+    assert line["prompt"] == "secret words"
+
+
 def test_the_line_of_a_refusal(echo: App, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     echo.generate("secret", secret=1)

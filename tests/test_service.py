@@ -16,6 +16,8 @@ from router_backend.ladder import Attempt, Candidate, Loaded, NothingLoads, Rung
 from router_backend.service import GenerationService
 from router_backend.settings import load_settings
 from router_backend.types import Chunk, GenerateRequest, ModelInfo, SamplingParams
+from tests.browser import echo_service
+from tests.running import echo_model
 
 RUNG = Rung(Candidate("gate", "echo"), "native")
 
@@ -30,9 +32,18 @@ class Gate:
         self.active = 0
         self.most = 0
         self.closed = False
+        self._opened = asyncio.Event()
         self.open = is_open
         self.fault: Exception | None = None
         self.warm_fault: Exception | None = None
+
+    @property
+    def open(self) -> bool:
+        return self._opened.is_set()
+
+    @open.setter
+    def open(self, value: bool) -> None:
+        (self._opened.set if value else self._opened.clear)()
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         self.active += 1
@@ -46,8 +57,7 @@ class Gate:
             else:
                 self.order.append(request.id)
                 yield Chunk("hello ")
-                while not self.open:
-                    await asyncio.sleep(0.002)
+                await self._opened.wait()
                 if self.fault:
                     raise self.fault
             yield Chunk(request.prompt, "stop")
@@ -492,7 +502,7 @@ def test_a_model_that_fails_its_warm_up_is_closed_again() -> None:
         await service.start()
         await become(lambda: service.health().status == "failed")
         assert "broken kernel" in service.health().reason
-        await become(lambda: gate.closed)
+        await become(lambda: gate.closed, 1)
 
     go(main())
 
@@ -558,7 +568,7 @@ def test_back_off_doubles_and_the_request_after_it_tries_again(monkeypatch: pyte
             assert pause - 0.03 <= calls[-1] - failed < pause + 0.25
         service._load = blocking(gate, free, calls=calls)
         await asyncio.sleep(0.35)
-        assert await asyncio.gather(ask(service), ask(service)) == ["hello r", "hello r"]
+        assert list(await asyncio.gather(ask(service), ask(service))) == ["hello r"] * 2
         assert service.health().status == "ok" and len(calls) == 6
 
     go(main())
@@ -614,6 +624,22 @@ def test_close_waits_no_longer_than_it_must() -> None:
         assert 0.2 <= time.monotonic() - start < 1
         assert gate.closed
         await end(task)
+
+    go(main())
+
+
+def test_close_cuts_short_what_does_not_finish_in_time() -> None:
+    async def main() -> None:
+        model = echo_model(slots=1, seconds_per_token=0.02)
+        service, _ = echo_service(model, load_settings(drain_timeout=0.2))
+        await started(service)
+        task = asyncio.create_task(service.answer(work("w " * 150)))  # three seconds
+        await become(lambda: bool(model.active))
+        start = time.monotonic()
+        await service.close()
+        seconds = time.monotonic() - start
+        await end(task)
+        assert model.closed and seconds < 1.5
 
     go(main())
 

@@ -55,18 +55,22 @@ async def become(condition: Callable[[], bool], seconds: float = 5) -> float:
     return time.monotonic() - start
 
 
+def slot_threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name.startswith("slot")}
+
+
 def with_engine(model: EchoModel, use: Callable[[ThreadedEngine], Coroutine[None, None, T]]) -> T:
     """What `use` returns; the engine is closed after it, and its threads have ended."""
 
     async def main() -> T:
         engine = ThreadedEngine(model, PlanWriter(model, TOOLS))
-        before = threading.active_count()
+        others = slot_threads()
         try:
             return await use(engine)
         finally:
             await asyncio.wait_for(engine.close(), 10)
             assert model.closed
-            assert threading.active_count() <= before + 1  # asyncio's own helper
+            assert slot_threads() <= others
 
     return asyncio.run(main())
 

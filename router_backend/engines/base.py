@@ -45,7 +45,7 @@ class Engine(Protocol):
     def info(self) -> ModelInfo: ...
 
     def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
-        """Yields the answer. Closing the generator cancels it and returns when the slot is free."""
+        """Yields the answer. Closing the generator cancels it; the slot is free within a token or so."""
         ...
 
     def smallest_budget(self) -> int:

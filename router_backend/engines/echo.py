@@ -79,7 +79,10 @@ class EchoModel:
                 said += 1
                 yield Chunk(token)
             else:
-                said += stopped
+                if stopped and said == request.sampling.max_new_tokens:
+                    reason = "length"
+                else:
+                    said += stopped
             yield Chunk(
                 finish_reason=reason,
                 usage=Usage(prompt, said),

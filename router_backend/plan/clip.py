@@ -53,7 +53,7 @@ def clip(text: str, fits: Callable[[str], bool], *, ellipsis: str = ELLIPSIS) ->
     for match in _SENTENCE_END.finditer(text):
         sentence = match.end()
     # A sentence's end is worth a few words; where nearly half the text would go, the words are worth more.
-    if sentence >= 0.6 * len(text) and fits(shorter := f"{text[:sentence]} {ellipsis}".rstrip()):
+    if sentence and sentence >= 0.6 * len(text) and fits(shorter := f"{text[:sentence]} {ellipsis}".rstrip()):
         return shorter
     words = text.split()
     ends = [match.start() for match in re.finditer(r"\s+", text)] if len(words) > 1 else [*range(1, len(text))]
@@ -61,7 +61,9 @@ def clip(text: str, fits: Callable[[str], bool], *, ellipsis: str = ELLIPSIS) ->
     while low < high:  # token counts grow with the text, nearly: the last check makes up for the "nearly"
         middle = (low + high) // 2
         shorter = _tidy(text[: ends[middle]]) + ellipsis
-        if fits(shorter) and shorter != ellipsis:
+        if shorter == ellipsis:  # nothing but opening marks so far
+            low = middle + 1
+        elif fits(shorter):
             best, low = shorter, middle + 1
         else:
             high = middle

@@ -50,4 +50,4 @@ def choice(options: Sequence[str]) -> str:
 
 
 def _escape(word: str) -> str:
-    return re.sub(r"([^\w\s-])", r"\\\1", word)
+    return re.sub(r"([/.?*+|(){}\[\]^$&~#\"\\-])", r"\\\1", word)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+from dataclasses import dataclass
 from typing import Any
 
-_THINKING = re.compile(r"<(think|thinking|reasoning)>.*?</\1>", re.DOTALL | re.IGNORECASE)
-_THOUGHT_ALOUD = re.compile(r"^.*</(think|thinking|reasoning)>", re.DOTALL | re.IGNORECASE)
-_FENCE = re.compile(r"```(?:json)?\s*(.*?)```", re.DOTALL | re.IGNORECASE)
-_LARGEST, _TRIES = 1_000_000, 32
+_THINKING = re.compile(r"<(/?)(think|thinking|reasoning)>", re.IGNORECASE)
+_FENCE = re.compile(r"```(?:json)?(.*?)```", re.DOTALL | re.IGNORECASE)
+_LARGEST = 1_000_000
+# What may be spent on braces that open nothing: whoever nests them deep must not make this quadratic.
+_FAILURES, _MARKS = 200, 300_000
 
 
 class NoPlanFound(ValueError):
@@ -24,63 +27,103 @@ def parse(text: str) -> dict[str, Any]:
     """
     if len(text) > _LARGEST:
         raise NoPlanFound(f"the text has more than {_LARGEST} characters")
-    said = _THOUGHT_ALOUD.sub("", _THINKING.sub("", text))
-    for source in (*_FENCE.findall(said), said, text):
-        found = _objects(source)
-        plans = [each for each in found if "route_plan" in each]
-        if plans or found:
-            return plans[0] if plans else max(found, key=len)
-    raise NoPlanFound("there is no JSON object in the text")
+    said = _without_thoughts(text)
+    budget = _Budget()
+    best: dict[str, Any] | None = None
+    for source in dict.fromkeys((*_FENCE.findall(said), said, text)):
+        found = _largest_or_plan(source, budget)
+        if found is not None and "route_plan" in found:
+            return found
+        best = found if best is None else best
+    if best is None:
+        raise NoPlanFound("there is no JSON object in the text")
+    return best
 
 
-def _objects(source: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
-    at = source.find("{")
-    for _ in range(_TRIES):  # every try may read all of the text: unclosed braces must not make that quadratic
-        if at < 0:
-            break
-        value, end = _read(source, at)
-        if isinstance(value, dict):
-            found.append(value)
-        at = source.find("{", max(end, at + 1))
-    return found
+def _without_thoughts(text: str) -> str:
+    """Without closed blocks of thinking, and without all before a closing tag that nothing opened."""
+    kept: list[str] = []
+    at, inside = 0, ""
+    for tag in _THINKING.finditer(text):
+        closes, name = tag[1], tag[2].lower()
+        if not inside and not closes:
+            kept.append(text[at : tag.start()])
+            at, inside = tag.start(), name
+        elif closes and inside in ("", name):
+            if not inside:
+                kept.clear()
+            at, inside = tag.end(), ""
+    return "".join(kept) + text[at:]
 
 
-def _read(source: str, at: int) -> tuple[object, int]:
-    """The JSON value at a place, trailing commas forgiven, and where it ends."""
-    try:
-        return json.JSONDecoder(parse_constant=_refuse).raw_decode(source, at)
-    except (ValueError, RecursionError):
-        end = _closing(source, at)
-    if end is None:
-        return None, at
-    piece = _without_trailing_commas(source[at:end])
-    try:
-        return json.loads(piece, parse_constant=_refuse), end
-    except (ValueError, RecursionError):
-        return None, at
+_OBJECT = re.compile(r'\{(?=\s*["}])')
+_STRING = r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)'
+_STRING_OR_MARK = re.compile(rf"{_STRING}|[{{}}\[\]]", re.DOTALL)
+_STRING_OR_COMMA = re.compile(rf"({_STRING})|,(?=\s*[}}\]])", re.DOTALL)
 
 
 def _refuse(name: str) -> None:
     raise ValueError(f"{name} is no JSON")
 
 
-_STRING_OR_MARK = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]]', re.DOTALL)
-_STRING_OR_COMMA = re.compile(r'("(?:[^"\\]|\\.)*")|,(?=\s*[}\]])', re.DOTALL)
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        _refuse(digits)
+    return number
 
 
-def _closing(source: str, at: int) -> int | None:
+_DECODER = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite)
+
+
+@dataclass
+class _Budget:
+    failures: int = _FAILURES
+    marks: int = _MARKS
+
+
+def _largest_or_plan(source: str, budget: _Budget) -> dict[str, Any] | None:
+    best: dict[str, Any] | None = None
+    at = 0
+    while budget.failures > 0 and budget.marks > 0 and (opening := _OBJECT.search(source, at)):
+        at = opening.start()
+        value, end = _read(source, at, budget)
+        if isinstance(value, dict):
+            if "route_plan" in value:
+                return value
+            if best is None or len(value) > len(best):
+                best = value
+        at = max(end, at + 1)
+    return best
+
+
+def _read(source: str, at: int, budget: _Budget) -> tuple[object, int]:
+    """The JSON value at a place, trailing commas forgiven, and where it ends."""
+    try:
+        return _DECODER.raw_decode(source, at)
+    except (ValueError, RecursionError):
+        budget.failures -= 1
+        end = _closing(source, at, budget)
+    if end is None:
+        return None, at
+    piece = _STRING_OR_COMMA.sub(lambda match: match[1] or "", source[at:end])
+    try:
+        return _DECODER.decode(piece), end
+    except (ValueError, RecursionError):
+        return None, at
+
+
+def _closing(source: str, at: int, budget: _Budget) -> int | None:
     """Where the bracket that opens at `at` is closed."""
     depth = 0
     for match in _STRING_OR_MARK.finditer(source, at):
+        budget.marks -= 1
         if match[0] in "{[":
             depth += 1
         elif match[0] in "}]":
             depth -= 1
             if depth == 0:
                 return match.end()
+        if budget.marks <= 0:
+            break
     return None
-
-
-def _without_trailing_commas(source: str) -> str:
-    return _STRING_OR_COMMA.sub(lambda match: match[1] or "", source)

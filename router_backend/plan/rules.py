@@ -113,8 +113,18 @@ def check_form(plan: Plan, tools: Sequence[str]) -> Iterator[Finding]:
 def check_metrics(plan: Plan, tools: Sequence[str]) -> Iterator[Finding]:
     """Rule 5: the schema keeps the keys and the non-empty lists; an optional text must say something too."""
     for key, value in plan.metrics.model_dump(exclude_none=True).items():
-        if isinstance(value, dict) and not value:
-            yield Finding(5, f"metrics.{key}", "is empty")
+        for where, each in _empty(value, f"metrics.{key}"):
+            yield Finding(5, where, "is blank" if isinstance(each, str) else "is empty")
+
+
+def _empty(value: object, where: str) -> Iterator[tuple[str, object]]:
+    """Every blank text and every list or object with nothing in it."""
+    if value in ([], {}) or (isinstance(value, str) and not value.strip()):
+        yield where, value
+    for key, item in value.items() if isinstance(value, dict) else ():
+        yield from _empty(item, f"{where}.{key}")
+    for index, item in enumerate(value) if isinstance(value, list) else ():
+        yield from _empty(item, f"{where}[{index}]")
 
 
 RULES = (check_route, check_handoff, check_todo, check_form, check_metrics)
@@ -126,7 +136,10 @@ def texts_of(value: object, where: str = "") -> Iterator[tuple[str, str]]:
         yield where, value
     elif isinstance(value, dict):
         for key, item in value.items():
-            yield from texts_of(item, f"{where}.{key}" if where else str(key))
+            place = f"{where}.{key}" if where else str(key)
+            if any(unicodedata.category(char) in ("Cc", "Cs") for char in str(key)):
+                yield place, str(key)
+            yield from texts_of(item, place)
     elif isinstance(value, list):
         for index, item in enumerate(value):
             yield from texts_of(item, f"{where}[{index}]")

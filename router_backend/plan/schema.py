@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 Difficulty = Literal["introductory", "intermediate", "advanced"]
 DIFFICULTIES: tuple[Difficulty, ...] = ("introductory", "intermediate", "advanced")
@@ -26,6 +26,13 @@ class Metrics(BaseModel):
     """How success is measured. The optional keys are texts, in a few reference plans objects."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _never_null(cls, value: Any) -> Any:  # noqa: ANN401 - any JSON value
+        if value is None:
+            raise ValueError("must be a text or an object")
+        return value
 
     primary: Texts
     secondary: Texts

@@ -240,6 +240,9 @@ class PlanScript:
                     text, stopped = text.partition(word)[0].rstrip(), True
             if stopped or self._tokens(lead + text) > limit:
                 text, stopped = clip.shorten(text, partial(self._fits, lead, limit)), True
+                if call:  # the call's own parenthesis comes after the ellipsis
+                    text = text.removesuffix(f"){clip.ELLIPSIS}") or text
+                    text += "" if text.endswith(clip.ELLIPSIS) else clip.ELLIPSIS
             if text or optional:
                 break
         else:
@@ -262,8 +265,8 @@ class PlanScript:
             if tag:
                 break
         else:
-            # A tag that is taken, or none at all: a number tells it apart, and costs a token.
-            tag, stopped = f"plan-{len(tags) + 1}"[: 5 if limit < 3 else None].strip("-"), True
+            # Taken, or none at all: a short one that is not taken yet.
+            tag, stopped = next(name for name in (f"t{n}" for n in range(1, 9)) if name not in tags), True
         tags.append(tag)
         self.text += tag
         self._note(name, "tags", limit, tag, stopped)

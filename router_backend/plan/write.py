@@ -60,14 +60,14 @@ class PlanWriter:
         try:
             ask = next(stages)
             while True:
-                if len(script.text) > sent:
-                    yield Chunk(script.text[sent:])
-                    sent = len(script.text)
                 reply = self._run(ask, script.text, request, cancelled, slot, sums)
                 if reply is None:
                     yield Chunk(finish_reason="cancelled", timings=sums.timings)
                     return
                 ask = stages.send(reply)
+                if len(script.text) > sent:
+                    yield Chunk(script.text[sent:])
+                    sent = len(script.text)
         except StopIteration:
             pass
         used = self._model.count_tokens(script.text)

@@ -26,14 +26,15 @@ def request_id(request: Request) -> str:
     return str(request.scope["state"]["request_id"])
 
 
-def note(request: Request, last: Chunk) -> None:
-    """Remembers an answer's sums for the request's log line."""
+def note(request: Request, last: Chunk, prompt: str | None = None) -> None:
+    """Remembers an answer's sums for the request's log line; the prompt only where the operator asked for it."""
     request.scope["state"]["note"] = {
         "prompt_tokens": last.usage.prompt_tokens,
         "completion_tokens": last.usage.completion_tokens,
         "finish_reason": last.finish_reason,
         "queue_seconds": last.timings.queue_seconds,
         "decode_seconds": last.timings.decode_seconds,
+        **({"prompt": prompt} if prompt is not None else {}),
     }
 
 

@@ -24,13 +24,17 @@ class Guard:
         self._public = ALWAYS_PUBLIC | set(split_list(settings.public_paths))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self._hashes and scope["path"] not in self._public and not self._knows(scope):
+        guarded = scope["type"] != "lifespan" and self._hashes and scope["path"] not in self._public
+        if guarded and not self._knows(scope):
+            if scope["type"] == "websocket":
+                await send({"type": "websocket.close", "code": 1008})
+                return
             await respond(Unauthorized("send a known key as Authorization: Bearer KEY"))(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
     def _knows(self, scope: Scope) -> bool:
         kind, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
-        sent = hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).digest()
+        sent = hashlib.sha256(key.strip().encode("latin-1")).digest()
         matches = [hmac.compare_digest(sent, known) for known in self._hashes]  # all of them: constant time
         return kind.lower() == "bearer" and any(matches)

@@ -52,7 +52,7 @@ class Sampling(Body):
     )
     seed: Annotated[int, Field(ge=0, lt=2**32)] | None = Field(None, description="Makes the answer repeatable.")
     stop: Annotated[list[Stop], Field(max_length=4)] | None = Field(
-        None, description="Texts that end a raw answer (output=text)."
+        None, description="Texts that end a raw answer (output=text). A plan is never cut."
     )
     stream: bool = Field(False, description="Server-sent events instead of one JSON object.")
     details: bool = Field(False, description="Adds usage, timings and the budget.")
@@ -205,7 +205,7 @@ async def answer_for(request: Request, service: GenerationService, work: Generat
         RouterError: as the service does.
     """
     answer = await unless_gone(request, service.answer(work))
-    access_log.note(request, answer.last)
+    access_log.note(request, answer.last, work.prompt if service.settings.log_prompts else None)
     return answer
 
 
@@ -217,7 +217,7 @@ async def _events(
             if chunk.text:
                 yield {"text": chunk.text}
             if chunk.finish_reason is not None:
-                access_log.note(request, chunk)
+                access_log.note(request, chunk, work.prompt if service.settings.log_prompts else None)
                 last: dict[str, object] = {"text": "", "finish_reason": chunk.finish_reason}
                 info = service.health().info
                 if with_details and info is not None:
