@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from router_backend import __version__
-from router_backend.errors import RouterError
+from router_backend.errors import InvalidRequest, RouterError
 
 app = typer.Typer(
     name="router-backend",
@@ -47,7 +47,7 @@ def generate(
     from router_backend.once import answer_once
 
     def run() -> int:
-        said = sys.stdin.read() if prompt == "-" else _file_or_text(prompt)
+        said = _read_prompt(prompt)
         asyncio.run(answer_once(said, text=text, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed))
         return 0
 
@@ -135,12 +135,15 @@ def version() -> None:
     typer.echo(__version__)
 
 
-def _file_or_text(argument: str) -> str:
-    path = Path(argument)
+def _read_prompt(argument: str) -> str:
     try:
-        return path.read_text(encoding="utf-8") if path.is_file() else argument
-    except (OSError, ValueError):  # too long for a path, or no text
+        raw = sys.stdin.buffer.read() if argument == "-" else Path(argument).read_bytes()
+    except (OSError, ValueError):  # no such file, or too long for a name: it is the prompt
         return argument
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        raise InvalidRequest(f"{argument} is no UTF-8 text") from None
 
 
 def _readable(run: Callable[[], int], failed: int = 1) -> int:

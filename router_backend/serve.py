@@ -46,7 +46,8 @@ def serve(*, host: str | None = None, port: int | None = None) -> int:
         server.should_exit = True
 
     service.on_fatal = stop
-    address = f"http://{settings.host}:{listening.getsockname()[1]}"
+    name = f"[{settings.host}]" if ":" in settings.host else settings.host
+    address = f"http://{name}:{listening.getsockname()[1]}"
     _log.info("serving on %s (UI at /gradio, console at /console, API at /docs)", address)
     server.run(sockets=[listening])
     if fatal:
@@ -80,10 +81,11 @@ def bind(host: str, port: int) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
-    except OSError as error:
+    except (OSError, TypeError) as error:  # TypeError: a name that cannot be one
         listening.close()
+        reason = getattr(error, "strerror", None) or error
         raise SettingsError(
-            f"HOST={host} PORT={port}: cannot serve there: {error.strerror or error}; choose another (PORT, --port)"
+            f"HOST={host} PORT={port}: cannot serve there: {reason}; choose another (PORT, --port)"
         ) from None
     listening.set_inheritable(True)
     return listening

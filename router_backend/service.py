@@ -8,7 +8,8 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, replace
-from typing import Literal, TypeVar
+from functools import cached_property
+from typing import Any, Literal, TypeVar
 
 from router_backend.engines.base import Engine
 from router_backend.errors import DeadlineExceeded, LoadError, NotReady, Overloaded, RouterError
@@ -84,6 +85,9 @@ class GenerationService:
         self._state, self._phase = "stopping", "draining"
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._quiet.wait(), self.settings.drain_timeout)
+        if not self._ending.done():
+            self._ending.set_result(None)
+        await self._quiet.wait()
         if self._loading is not None:
             self._loading.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -91,6 +95,11 @@ class GenerationService:
         if self._loaded is not None:
             await self._loaded.model.close()
             self._loaded = None
+
+    @cached_property
+    def _ending(self) -> asyncio.Future[None]:
+        """Done when nothing may go on any longer."""
+        return asyncio.get_running_loop().create_future()
 
     def health(self) -> Health:
         loaded = self._loaded
@@ -170,8 +179,8 @@ class GenerationService:
             raise NotReady("the server is shutting down", retry_after=5)
         if self._state == "failed" and time.monotonic() < self._retry_at:
             raise self._not_ready()
-        if self._waiting >= self.settings.queue_limit and (self._loaded is None or self._slots.locked()):
-            slots = self._loaded.model.info.slots if self._loaded else 1
+        slots = self._loaded.model.info.slots if self._loaded else self.settings.slots
+        if self._running + self._waiting >= slots + self.settings.queue_limit:
             wait = max(1.0, self._mean_seconds * (self._waiting + 1) / slots)
             raise Overloaded(f"{self._waiting} requests are waiting already; try again later", retry_after=wait)
 
@@ -193,9 +202,13 @@ class GenerationService:
         """The result, unless the deadline comes first. (`asyncio.wait_for` loses cancels before Python 3.12.)"""
         task = asyncio.ensure_future(awaitable)
         try:
-            await asyncio.wait({task}, timeout=max(0.0, deadline - time.monotonic()))
+            left = max(0.0, deadline - time.monotonic())
+            either: set[asyncio.Future[Any]] = {task, self._ending}
+            await asyncio.wait(either, timeout=left, return_when=asyncio.FIRST_COMPLETED)
             if task.done():
                 return task.result()
+            if self._ending.done():
+                raise NotReady("the server is shutting down", retry_after=5)
             if self._state == "loading":
                 raise NotReady(f"the model is still loading: {self._phase}", retry_after=10)
             raise DeadlineExceeded(f"the request did not finish within {self.settings.request_timeout:g} seconds")
@@ -222,26 +235,30 @@ class GenerationService:
     def _begin_loading(self) -> None:
         """Starts a load unless one runs: concurrent requests share an attempt."""
         if self._loading is None or self._loading.done():
-            self._state, self._phase, self._attempts = "loading", "choosing a checkpoint", []
+            self._enter("loading", "choosing a checkpoint")
+            self._attempts = []
             self._loading = asyncio.create_task(self._load_once())
 
     async def _load_once(self) -> None:
         loop = asyncio.get_running_loop()
         try:
-            loaded = await asyncio.to_thread(self._load, lambda a: _tell(loop, self._note, a))
-            self._phase = "warming up"
-            await self._warm(loaded.model)
-        except asyncio.CancelledError:
-            raise
+            loaded = await asyncio.to_thread(self._load, lambda attempt: _tell(loop, self._note, attempt))
         except Exception as error:
-            self._fail(error if isinstance(error, RouterError) else LoadError(f"{type(error).__name__}: {error}"))
+            self._fail(error)
+            return
+        try:
+            self._enter("loading", "warming up")
+            await self._warm(loaded.model)
+        except Exception as error:
+            await loaded.model.close()
+            self._fail(error)
             return
         self._loaded = loaded
         self._attempts = list(loaded.attempts)
         self._error = None
         self._backoff = _FIRST_BACKOFF
         self._slots = asyncio.Semaphore(loaded.model.info.slots)
-        self._state, self._phase = "ok", "serving"
+        self._enter("ok", "serving")
         _log.info("ready", extra={"model": loaded.model.info.model, "strategy": loaded.model.info.strategy})
 
     async def _warm(self, engine: Engine) -> None:
@@ -254,15 +271,20 @@ class GenerationService:
         self._attempts.append(attempt)
         self._phase = f"{attempt.candidate} [{attempt.strategy}] {attempt.outcome}"
 
-    def _fail(self, error: RouterError) -> None:
+    def _enter(self, state: State, phase: str) -> None:
+        if self._state != "stopping":  # there is no way back from that
+            self._state, self._phase = state, phase
+
+    def _fail(self, cause: Exception) -> None:
+        error = cause if isinstance(cause, RouterError) else LoadError(f"{type(cause).__name__}: {cause}")
         if isinstance(error, NothingLoads):
             self._attempts = list(error.attempts)
         self._error = error
         self._retry_at = time.monotonic() + self._backoff
         self._backoff = min(2 * self._backoff, _LONGEST_BACKOFF)
-        self._state, self._phase = "failed", "no checkpoint could be loaded"
+        self._enter("failed", "no checkpoint could be loaded")
         _log.error("load failed: %s", error.message)
-        if not self.settings.allow_warm_start_failure and not self.settings.skip_warm_start:
+        if self._state == "failed" and not self.settings.allow_warm_start_failure and not self.settings.skip_warm_start:
             self.on_fatal(error)
 
 
