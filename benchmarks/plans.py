@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--modes", default="plan:600,text:600,schema:600,schema:1400")
     parser.add_argument("--rows", type=int, default=64, help="prompts, evenly spread over the file")
+    parser.add_argument("--part", default="1/1", help="i/n: every n-th of these prompts, from the i-th")
     parser.add_argument("--slots", type=int, default=8)
     parser.add_argument("--out", type=Path, default=Path("plans.jsonl"))
     options = parser.parse_args()
@@ -61,6 +62,8 @@ def main() -> None:
     writer = PlanWriter(model, settings.tools)
     prompts = [json.loads(line)["prompt"] for line in options.data.read_text("utf-8").splitlines()]
     chosen = [prompts[index * len(prompts) // options.rows] for index in range(options.rows)]
+    part, _, parts = options.part.partition("/")
+    chosen = chosen[int(part) - 1 :: int(parts)]
     free: SimpleQueue[int] = SimpleQueue()
     for slot in range(options.slots):
         free.put(slot)

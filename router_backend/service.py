@@ -87,7 +87,8 @@ class GenerationService:
             await asyncio.wait_for(self._quiet.wait(), self.settings.drain_timeout)
         if not self._ending.done():
             self._ending.set_result(None)
-        await self._quiet.wait()
+        with contextlib.suppress(asyncio.TimeoutError):  # an answer that nobody reads on cannot be told
+            await asyncio.wait_for(self._quiet.wait(), 2)
         if self._loading is not None:
             self._loading.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -249,8 +250,10 @@ class GenerationService:
         try:
             self._enter("loading", "warming up")
             await self._warm(loaded.model)
-        except Exception as error:
+        except BaseException as error:
             await loaded.model.close()
+            if not isinstance(error, Exception):
+                raise
             self._fail(error)
             return
         self._loaded = loaded
@@ -262,10 +265,11 @@ class GenerationService:
         _log.info("ready", extra={"model": loaded.model.info.model, "strategy": loaded.model.info.strategy})
 
     async def _warm(self, engine: Engine) -> None:
-        """One short answer in every slot, so that the first user pays for nothing."""
+        """A short answer in every slot, so that the first user pays for nothing; the first has a router's prompt."""
         sampling = SamplingParams(max_new_tokens=2, temperature=0)
-        request = GenerateRequest("warm-up", router_prompt("warm up"), sampling, grammar='start: "{\\"" /[a-z_]+/')
-        await asyncio.gather(*(_drain(engine.generate(request)) for _ in range(engine.info.slots)))
+        prompts = [router_prompt("warm up"), *["warm up"] * (engine.info.slots - 1)]
+        work = [GenerateRequest("warm-up", prompt, sampling, grammar='start: "{\\"" /[a-z_]+/') for prompt in prompts]
+        await asyncio.gather(*(_drain(engine.generate(request)) for request in work))
 
     def _note(self, attempt: Attempt) -> None:
         self._attempts.append(attempt)

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
 import httpx
@@ -16,6 +17,7 @@ from router_backend.errors import LoadError, RouterError
 from router_backend.plan.prompt import router_prompt
 from router_backend.plan.rules import validate
 from router_backend.server.pages import CONSOLE
+from router_backend.server.sse import stream
 from router_backend.types import GenerateRequest
 from tests.browser import until
 from tests.running import App, app, echo_model, says_plans
@@ -329,6 +331,28 @@ def test_a_foreign_error_in_midstream_keeps_its_text(echo: App) -> None:
     assert response.status_code in (200, 500)
     assert "password" not in response.text
     assert "internal_error" in response.text
+
+
+def test_closing_a_stream_closes_what_makes_it() -> None:
+    """Where a slow reader leaves, the stream stands at a send, and nothing is cancelled within its events."""
+    closed: list[bool] = []
+
+    async def many() -> AsyncGenerator[dict[str, object], None]:
+        try:
+            while True:
+                yield {"text": "x"}
+        finally:
+            closed.append(True)
+
+    async def main() -> None:
+        made = many()
+        body: Any = (await stream(made)).body_iterator
+        assert await anext(body) == b'data: {"text":"x"}\n\n'
+        assert closed == []
+        await body.aclose()
+        assert closed == [True]
+
+    asyncio.run(main())
 
 
 # Health

@@ -222,11 +222,15 @@ def test_an_address_that_cannot_be_bound_is_a_wrong_setting(host: str) -> None:
 
 
 def test_a_port_is_free_again_at_once() -> None:
+    """Though the system still remembers a connection that the server closed."""
     first = bind("127.0.0.1", 0)
     port = first.getsockname()[1]
     first.listen()
     with pytest.raises(SettingsError):
         bind("127.0.0.1", port)
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        first.accept()[0].close()
+        assert client.recv(1) == b""
     first.close()
     bind("127.0.0.1", port).close()
 

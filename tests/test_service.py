@@ -644,6 +644,33 @@ def test_close_cuts_short_what_does_not_finish_in_time() -> None:
     go(main())
 
 
+def test_an_answer_that_nobody_reads_on_does_not_hold_the_end_up() -> None:
+    async def main() -> None:
+        gate = Gate()
+        service = await started(service_of(gate, drain_timeout=0.1))
+        chunks = service.generate(work())
+        await anext(chunks)
+        try:
+            await asyncio.wait_for(service.close(), 8)
+        finally:
+            await chunks.aclose()
+        assert gate.closed
+
+    go(main())
+
+
+def test_close_during_the_warm_up_unloads_too() -> None:
+    async def main() -> None:
+        gate = Gate()
+        service = service_of(gate)
+        await service.start()
+        await become(lambda: gate.active == 1)
+        await service.close()
+        assert gate.closed and service.health().status == "stopping"
+
+    go(main())
+
+
 def test_close_of_an_idle_service_is_quick_and_may_be_repeated() -> None:
     async def main() -> None:
         gate = Gate()

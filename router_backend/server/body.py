@@ -33,7 +33,7 @@ async def read_body(request: Request, model: type[M], limit: int) -> M:
         raise UnsupportedMediaType("send JSON with Content-Type: application/json")
     too_large = PayloadTooLarge(f"the body has more than {limit} bytes")
     declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limit:
+    if declared.isdecimal() and int(declared) > limit:
         raise too_large
     raw = bytearray()
     async for piece in request.stream():
