@@ -24,15 +24,6 @@ from tests.browser import EchoServer, browser, echo_service, overflow, page, pho
 
 __all__ = ["browser", "page", "phone", "running", "server"]
 
-pytestmark = [
-    # Gradio opens an event loop in each worker thread that makes one of its locks, and leaves it to the collector.
-    pytest.mark.filterwarnings("ignore:unclosed event loop:ResourceWarning"),
-    pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
-    # Its queue's statistics use two things of pandas that are on their way out.
-    pytest.mark.filterwarnings("ignore:'future.no_silent_downcasting' is deprecated"),
-    pytest.mark.filterwarnings("ignore:The copy keyword is deprecated"),
-]
-
 PLAN: dict[str, object] = {
     "route_plan": ['/general-search(query="spectral gap", mode=rag)', "/math(prove it (fully))"],
     "route_rationale": "Search first.",

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 
 from router_backend import __version__
 from router_backend.server import errors
@@ -31,7 +32,8 @@ def create_app(service: GenerationService, *, ui: bool = True) -> FastAPI:
             await page.close()
         await service.close()
 
-    app = FastAPI(
+    app = FastAPIOffline(  # FastAPI, with the files of /docs from here rather than from elsewhere on the net
+        redoc_url=None,
         title="ZeroGPU Router Backend",
         version=__version__,
         summary="Serves router checkpoints: every answer is a whole routing plan inside its token budget.",
