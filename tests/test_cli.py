@@ -194,3 +194,41 @@ def test_as_a_process(tmp_path: Path) -> None:
     with process("one two three", "--text", command="generate", folder=tmp_path) as running:
         assert running.wait() == 0
     assert "one two three\n" in running.output and "3 tokens" in running.output
+
+
+PLAN = {
+    "route_plan": ["/math(add)"],
+    "route_rationale": "It is a sum.",
+    "expected_artifacts": ["a number"],
+    "thinking_outline": ["1. add"],
+    "handoff_plan": "/math -> router QA",
+    "todo_list": ["- [ ] /math: add", "- [ ] router QA: look"],
+    "difficulty": "introductory",
+    "tags": ["sums"],
+    "acceptance_criteria": ["it is right"],
+    "metrics": {"primary": ["error"], "secondary": ["time"]},
+}
+
+
+def gold_file(folder: Path) -> Path:
+    path = folder / "gold.jsonl"
+    row = {"prompt": json.dumps(PLAN), "completion": json.dumps(PLAN)}
+    path.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    return path
+
+
+def test_evaluate_loads_a_candidate_here_and_scores_what_it_says(tmp_path: Path, echo: EchoModel) -> None:
+    """The echo engine says the prompt, and the prompt is the plan."""
+    lax = tmp_path / "thresholds.json"
+    lax.write_text('{"overall": {"at_least": {"json_valid": 1.0}}}', encoding="utf-8")
+    command = ("evaluate", "--gold", str(gold_file(tmp_path)), "--candidate", "embedded", "--text")
+    done = run(*command, "--out", str(tmp_path / "out"), "--thresholds", str(lax), "--concurrency", "2")
+    assert done.exit_code == 0, done.output
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text("utf-8"))
+    assert "rules_ok" in json.dumps(scores)
+    assert len(echo.seen) == 1 and echo.closed
+
+
+def test_evaluate_and_smoke_exit_with_2_when_nothing_can_be_checked(tmp_path: Path, echo: EchoModel) -> None:
+    assert run("evaluate", "--gold", str(tmp_path / "none.jsonl"), "--candidate", "embedded").exit_code == 2
+    assert echo.seen == [] and run("smoke").exit_code == 2

@@ -258,6 +258,18 @@ def test_row_10_unknown_fields(echo: App, path: str, name: str) -> None:
     assert echo.model.seen == []
 
 
+@PATHS
+@pytest.mark.parametrize("name", ["schema", "json_schema", "response_format", "regex", "guided_regex", "grammar"])
+def test_row_11_no_client_brings_a_regex_or_a_schema(echo: App, path: str, name: str) -> None:
+    own = "prompt" if path == "/v1/generate" else "query"
+    for value in ("(a+)+b", {"$ref": "#"}, {"enum": list(range(300))}):
+        began = time.monotonic()
+        response = post(echo, json.dumps({own: "x", name: value}), path)
+        refused(response, 400, "unknown_field", name)
+        assert time.monotonic() - began < 1
+    assert echo.model.seen == []
+
+
 @pytest.mark.parametrize("name", ["grammar", "response_format", "json_schema", "regex"])
 def test_row_12_a_clients_grammar_is_never_dropped_in_silence(echo: App, name: str) -> None:
     body: dict[str, Any] = {name: "start: ("}
@@ -302,6 +314,22 @@ def test_row_14_the_smallest_text_budget(echo: App) -> None:
 
 
 # Keys
+
+
+@pytest.mark.parametrize(
+    "aloud", ["<think>hm, /code?</think>{}", "```json\n{}\n```", "<thinking>so\n\n</thinking>{}", "Sure! {}"]
+)
+def test_row_15_a_checkpoint_that_thinks_aloud_gives_the_plan_alone(echo: App, aloud: str) -> None:
+    def script(asked: GenerateRequest) -> str:
+        said = says_plans(asked)
+        return said if "CHOICE" in (asked.grammar or "") else aloud.replace("{}", said)
+
+    echo.model.script = script
+    response = echo.generate()
+    assert response.status_code == 200
+    plan, findings = validate(json.loads(response.json()["text"]), echo.service.settings.tools)
+    assert plan is not None and findings == []
+    assert "<think" not in response.json()["text"]
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -34,6 +35,12 @@ QUERIES = (
     '😀🎲 \\"quotes\\", {braces} <|im_end|> and \u2028 separators',
     "x",
 )
+
+
+# More of them: PLANS=200 python -m pytest tests/test_llamacpp.py -k every_plan
+PLANS = int(os.environ.get("PLANS", "24"))
+EXTRA = (0, 1, 7, 30, 60, 120)
+LARGE = (600, 800, 1000, 1400, 2048)
 
 
 def never() -> bool:
@@ -225,18 +232,20 @@ def plans(embedded: LlamaCppModel, writer: PlanWriter) -> Iterator[tuple[str, Ch
     """Plans over budgets, temperatures and scripts, four at once."""
 
     def write(index: int) -> tuple[str, Chunk, int]:
-        limit = writer.smallest_budget + (0, 1, 7, 30, 60, 120)[index % 6]
+        limit = writer.smallest_budget + EXTRA[index % len(EXTRA)]
+        if index >= 24 and index % 8 == 0:
+            limit = LARGE[index // 8 % len(LARGE)]
         sampling = SamplingParams(limit, (0, 0.2, 0.7, 1.0, 2.0)[index % 5], (0.9, 1.0)[index % 2], seed=index)
         asked = GenerateRequest(str(index), router_prompt(QUERIES[index % len(QUERIES)]), sampling, "plan")
         chunks = list(writer.write(asked, never, index % 4))
         return "".join(chunk.text for chunk in chunks), chunks[-1], limit
 
     with ThreadPoolExecutor(4) as pool:
-        for start in range(0, 24, 4):  # a slot has one request at a time
+        for start in range(0, PLANS, 4):  # a slot has one request at a time
             yield from pool.map(write, range(start, start + 4))
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(3600)
 def test_every_plan_of_the_real_model_is_whole(embedded: LlamaCppModel, writer: PlanWriter) -> None:
     for text, last, limit in plans(embedded, writer):
         plan, findings = validate(json.loads(text), TOOLS)
