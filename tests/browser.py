@@ -1,32 +1,17 @@
-"""A real browser, and a real server with the echo engine, for the tests of the pages."""
+"""A real browser, and a server to look at with it, for the tests of the pages."""
 
 from __future__ import annotations
 
 import contextlib
-import gc
-import json
 import os
-import re
 import shutil
-import socket
-import threading
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import pytest
-import uvicorn
 from playwright.sync_api import Browser, Page, Playwright, Request, sync_playwright
 
-from router_backend.engines.base import Engine
 from router_backend.engines.echo import EchoModel
-from router_backend.engines.threaded import ThreadedEngine
-from router_backend.ladder import Attempt, Candidate, Loaded, Rung
-from router_backend.plan.write import PlanWriter
-from router_backend.server.app import create_app
-from router_backend.service import GenerationService
-from router_backend.settings import Settings, load_settings
-from router_backend.types import GenerateRequest
+from tests.running import Served, says_plans, served
 
 LOCAL = ("http://127.0.0.1:", "data:", "blob:", "about:")
 _FLAGS = (
@@ -37,67 +22,6 @@ _FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
-
-
-@dataclass
-class EchoServer:
-    """A running server and the parts of it that tests look at."""
-
-    url: str
-    model: EchoModel
-    engine: ThreadedEngine
-    service: GenerationService
-
-
-def echo_service(model: EchoModel, settings: Settings) -> tuple[GenerationService, ThreadedEngine]:
-    """A service over an echo model, not started."""
-    engine = ThreadedEngine(model, PlanWriter(model, settings.tools))
-
-    def load(report: Callable[[Attempt], None]) -> Loaded[Engine]:
-        return Loaded(engine, Rung(Candidate("echo", "echo"), "native"), ())
-
-    return GenerationService(settings, load), engine
-
-
-def plan_words(request: GenerateRequest, words: str = "say how it is done and check it") -> str:
-    """A script for the echo model: one of the choices, or the same words for every text of a plan."""
-    rules = request.grammar or ""
-    if "CHOICE:" in rules:
-        options = [json.loads(each) for each in re.findall(r'"(?:[^"\\]|\\.)*"', rules.partition("CHOICE:")[2])]
-        return str(options[len(request.prefix) % len(options)])
-    if "TAG:" in rules:
-        return f'tag-{len(request.prefix)}",'
-    lead = " " if rules.startswith('start: " "') else ""
-    return f'{lead}{words}",'
-
-
-@contextlib.contextmanager
-def echo_server() -> Iterator[EchoServer]:
-    """The whole app on a free port, until the block ends."""
-    model = EchoModel()
-    service, engine = echo_service(model, load_settings(drain_timeout=2))
-    config = uvicorn.Config(create_app(service), ws="none", log_config=None, timeout_graceful_shutdown=2)
-    server = uvicorn.Server(config)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="server")
-        thread.start()
-        try:
-            until(lambda: server.started and service.health().status == "ok")
-            yield EchoServer(f"http://127.0.0.1:{listener.getsockname()[1]}", model, engine, service)
-        finally:
-            server.should_exit = True
-            thread.join(15)
-            gc.collect()  # what the server's libraries left open is told of here, not in another module's test
-    assert not thread.is_alive()
-
-
-def until(condition: Callable[[], bool], seconds: float = 10) -> float:
-    """Waits for a condition, and returns the seconds that it took."""
-    start = time.monotonic()
-    while not condition():
-        assert time.monotonic() - start < seconds, f"still not so after {seconds} seconds"
-        time.sleep(0.01)
-    return time.monotonic() - start
 
 
 def find_chromium() -> str:
@@ -122,15 +46,15 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def running() -> Iterator[EchoServer]:
-    with echo_server() as server:
+def running() -> Iterator[Served]:
+    with served(EchoModel(), ui=True, drain_timeout=2) as server:
         yield server
 
 
 @pytest.fixture
-def server(running: EchoServer) -> EchoServer:
+def server(running: Served) -> Served:
     """The module's server with a model that says the prompt, or a plan of always the same words."""
-    running.model.script = lambda request: plan_words(request) if request.grammar else request.prompt
+    running.model.script = says_plans
     running.model.fail_after = None
     running.model.seconds_per_token = 0.0
     running.model.seen.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -20,13 +21,46 @@ import httpx
 import uvicorn
 from starlette.testclient import TestClient
 
+from router_backend.engines.base import Engine
 from router_backend.engines.echo import EchoModel
 from router_backend.engines.threaded import ThreadedEngine
+from router_backend.ladder import Attempt, Candidate, Loaded, Rung
+from router_backend.plan.write import PlanWriter
 from router_backend.server.app import create_app
 from router_backend.service import GenerationService
-from router_backend.settings import load_settings
+from router_backend.settings import Settings, load_settings
 from router_backend.types import GenerateRequest, ModelInfo
-from tests.browser import echo_service, plan_words, until
+
+
+def echo_service(model: EchoModel, settings: Settings) -> tuple[GenerationService, ThreadedEngine]:
+    """A service over an echo model, not started."""
+    engine = ThreadedEngine(model, PlanWriter(model, settings.tools))
+
+    def load(report: Callable[[Attempt], None]) -> Loaded[Engine]:
+        return Loaded(engine, Rung(Candidate("echo", "echo"), "native"), ())
+
+    return GenerationService(settings, load), engine
+
+
+def plan_words(request: GenerateRequest, words: str = "say how it is done and check it") -> str:
+    """A script for the echo model: one of the choices, or the same words for every text of a plan."""
+    rules = request.grammar or ""
+    if "CHOICE:" in rules:
+        options = [json.loads(each) for each in re.findall(r'"(?:[^"\\]|\\.)*"', rules.partition("CHOICE:")[2])]
+        return str(options[len(request.prefix) % len(options)])
+    if "TAG:" in rules:
+        return f'tag-{len(request.prefix)}",'
+    lead = " " if rules.startswith('start: " "') else ""
+    return f'{lead}{words}",'
+
+
+def until(condition: Callable[[], bool], seconds: float = 10) -> float:
+    """Waits for a condition, and returns the seconds that it took."""
+    start = time.monotonic()
+    while not condition():
+        assert time.monotonic() - start < seconds, f"still not so after {seconds} seconds"
+        time.sleep(0.01)
+    return time.monotonic() - start
 
 
 def says_plans(request: GenerateRequest) -> str:
@@ -91,11 +125,11 @@ class Served:
 
 
 @contextlib.contextmanager
-def served(model: EchoModel | None = None, **settings: object) -> Iterator[Served]:
+def served(model: EchoModel | None = None, *, ui: bool = False, **settings: object) -> Iterator[Served]:
     """The app under uvicorn, in a thread."""
     model = model or echo_model()
-    service, engine = echo_service(model, load_settings(drain_timeout=1, **settings))
-    config = uvicorn.Config(create_app(service, ui=False), ws="none", log_config=None, timeout_graceful_shutdown=1)
+    service, engine = echo_service(model, load_settings(**{"drain_timeout": 1, **settings}))
+    config = uvicorn.Config(create_app(service, ui=ui), ws="none", log_config=None, timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="server")
@@ -106,7 +140,7 @@ def served(model: EchoModel | None = None, **settings: object) -> Iterator[Serve
             yield Served(f"http://127.0.0.1:{listener.getsockname()[1]}", model, engine, service)
         finally:
             server.should_exit = True
-            thread.join(10)
+            thread.join(15)
     assert not thread.is_alive()
 
 

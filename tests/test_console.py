@@ -8,7 +8,8 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from router_backend.server.pages import CONSOLE
-from tests.browser import EchoServer, browser, overflow, page, phone, running, server, until
+from tests.browser import browser, overflow, page, phone, running, server
+from tests.running import Served, until
 
 __all__ = ["browser", "page", "phone", "running", "server"]
 
@@ -21,7 +22,7 @@ def test_is_one_file_without_outside_assets_and_writes_answers_as_text_only() ->
 
 
 @pytest.mark.browser
-def test_sends_from_the_keyboard_and_shows_the_plan(page: Page, server: EchoServer) -> None:
+def test_sends_from_the_keyboard_and_shows_the_plan(page: Page, server: Served) -> None:
     page.goto(f"{server.url}/console")
     expect(page.get_by_role("status").first).to_have_text("ok · echo · native · echo")
     expect(page.get_by_label("Prompt")).to_be_focused()
@@ -36,7 +37,7 @@ def test_sends_from_the_keyboard_and_shows_the_plan(page: Page, server: EchoServ
 
 
 @pytest.mark.browser
-def test_sends_the_fields_that_are_filled_in_and_leaves_the_rest_to_the_server(page: Page, server: EchoServer) -> None:
+def test_sends_the_fields_that_are_filled_in_and_leaves_the_rest_to_the_server(page: Page, server: Served) -> None:
     page.goto(f"{server.url}/console")
     page.get_by_label("Prompt").fill("<b>one</b> two three")
     page.get_by_label("Budget").fill("3")
@@ -58,7 +59,7 @@ def test_sends_the_fields_that_are_filled_in_and_leaves_the_rest_to_the_server(p
 
 
 @pytest.mark.browser
-def test_escape_cancels_and_frees_the_slot(page: Page, server: EchoServer) -> None:
+def test_escape_cancels_and_frees_the_slot(page: Page, server: Served) -> None:
     server.model.seconds_per_token = 0.05
     page.goto(f"{server.url}/console")
     page.get_by_label("Prompt").fill("word " * 400)
@@ -73,7 +74,7 @@ def test_escape_cancels_and_frees_the_slot(page: Page, server: EchoServer) -> No
 
 
 @pytest.mark.browser
-def test_shows_an_error_with_its_request_id(page: Page, server: EchoServer) -> None:
+def test_shows_an_error_with_its_request_id(page: Page, server: Served) -> None:
     page.goto(f"{server.url}/console")
     page.get_by_label("Prompt").fill("anything")
     page.get_by_label("Budget").fill("5000")
@@ -83,7 +84,7 @@ def test_shows_an_error_with_its_request_id(page: Page, server: EchoServer) -> N
 
 
 @pytest.mark.browser
-def test_says_so_when_the_server_is_gone(page: Page, server: EchoServer) -> None:
+def test_says_so_when_the_server_is_gone(page: Page, server: Served) -> None:
     page.goto(f"{server.url}/console")
     page.route("**/v1/generate", lambda route: route.abort("connectionrefused"))
     page.get_by_label("Prompt").fill("anything")
@@ -92,7 +93,7 @@ def test_says_so_when_the_server_is_gone(page: Page, server: EchoServer) -> None
 
 
 @pytest.mark.browser
-def test_fits_a_phone(phone: Page, server: EchoServer) -> None:
+def test_fits_a_phone(phone: Page, server: Served) -> None:
     phone.goto(f"{server.url}/console")
     assert overflow(phone) == 0
     phone.get_by_label("Prompt").fill("x" * 300)

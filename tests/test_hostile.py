@@ -16,8 +16,7 @@ import pytest
 from router_backend.errors import InvalidRequest
 from router_backend.plan.rules import validate
 from router_backend.types import GenerateRequest
-from tests.browser import until
-from tests.running import App, Served, app, echo_model, in_threads, says_plans, served, timed
+from tests.running import App, Served, app, echo_model, in_threads, says_plans, served, timed, until
 
 JSON = {"content-type": "application/json"}
 KEY = "k-alice-1234"

@@ -19,8 +19,7 @@ from router_backend.plan.rules import validate
 from router_backend.server.pages import CONSOLE
 from router_backend.server.sse import stream
 from router_backend.types import GenerateRequest
-from tests.browser import until
-from tests.running import App, app, echo_model, says_plans
+from tests.running import App, app, echo_model, says_plans, until
 
 TOOLS = ("/general-search", "/math", "/code")
 KEY = "k-alice-1234"

@@ -14,8 +14,7 @@ import pytest
 
 from router_backend.errors import SettingsError
 from router_backend.serve import bind
-from tests.browser import until
-from tests.running import Process, in_threads, process
+from tests.running import Process, in_threads, process, until
 
 ECHO = {"ENGINE": "echo", "PORT": "0"}
 GARBAGE = {"MODEL_REPO": "./x.gguf", "PORT": "0"}

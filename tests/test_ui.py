@@ -20,7 +20,8 @@ from router_backend.plan.prompt import INSTRUCTIONS, router_prompt
 from router_backend.settings import load_settings
 from router_backend.ui.mount import LazyUI, mount_ui
 from router_backend.ui.plan_view import render_plan
-from tests.browser import EchoServer, browser, echo_service, overflow, page, phone, plan_words, running, server, until
+from tests.browser import browser, overflow, page, phone, running, server
+from tests.running import Served, echo_service, plan_words, until
 
 __all__ = ["browser", "page", "phone", "running", "server"]
 
@@ -193,7 +194,7 @@ def written_in(page: Page) -> Locator:
 
 
 @pytest.mark.browser
-def test_writes_a_plan_and_shows_it_to_read_and_as_json(page: Page, server: EchoServer) -> None:
+def test_writes_a_plan_and_shows_it_to_read_and_as_json(page: Page, server: Served) -> None:
     server.model.script = lambda request: plan_words(request, "try <b>bold</b> {{words}} and ${1+1} once")
     page.goto(f"{server.url}/gradio/")
     expect(page.locator("#head")).to_contain_text("echo · strategy native · engine echo")
@@ -214,7 +215,7 @@ def test_writes_a_plan_and_shows_it_to_read_and_as_json(page: Page, server: Echo
 
 
 @pytest.mark.browser
-def test_text_output_is_sent_as_it_is(page: Page, server: EchoServer) -> None:
+def test_text_output_is_sent_as_it_is(page: Page, server: Served) -> None:
     page.goto(f"{server.url}/gradio/")
     page.get_by_label("Text", exact=True).check()
     page.get_by_label("Budget (tokens)").fill("4")
@@ -225,7 +226,7 @@ def test_text_output_is_sent_as_it_is(page: Page, server: EchoServer) -> None:
 
 
 @pytest.mark.browser
-def test_a_whole_router_prompt_is_not_wrapped_again(page: Page, server: EchoServer) -> None:
+def test_a_whole_router_prompt_is_not_wrapped_again(page: Page, server: Served) -> None:
     page.goto(f"{server.url}/gradio/")
     ask(page, INSTRUCTIONS + "count to three\n")
     expect(page.locator("#plan .rp")).to_be_visible()
@@ -233,7 +234,7 @@ def test_a_whole_router_prompt_is_not_wrapped_again(page: Page, server: EchoServ
 
 
 @pytest.mark.browser
-def test_stop_keeps_the_text_and_frees_the_slot(page: Page, server: EchoServer) -> None:
+def test_stop_keeps_the_text_and_frees_the_slot(page: Page, server: Served) -> None:
     server.model.seconds_per_token = 0.02
     page.goto(f"{server.url}/gradio/")
     page.get_by_label("Text", exact=True).check()
@@ -254,7 +255,7 @@ def test_stop_keeps_the_text_and_frees_the_slot(page: Page, server: EchoServer) 
 
 
 @pytest.mark.browser
-def test_leaving_the_page_frees_the_slot(page: Page, server: EchoServer) -> None:
+def test_leaving_the_page_frees_the_slot(page: Page, server: Served) -> None:
     server.model.seconds_per_token = 0.02
     page.goto(f"{server.url}/gradio/")
     page.get_by_label("Text", exact=True).check()
@@ -265,7 +266,7 @@ def test_leaving_the_page_frees_the_slot(page: Page, server: EchoServer) -> None
 
 
 @pytest.mark.browser
-def test_an_error_stands_near_the_result_and_the_text_stays(page: Page, server: EchoServer) -> None:
+def test_an_error_stands_near_the_result_and_the_text_stays(page: Page, server: Served) -> None:
     page.goto(f"{server.url}/gradio/")
     alert = page.get_by_role("alert")
     ask(page, "   ")
@@ -283,7 +284,7 @@ def test_an_error_stands_near_the_result_and_the_text_stays(page: Page, server: 
 
 
 @pytest.mark.browser
-def test_fits_a_phone(phone: Page, server: EchoServer) -> None:
+def test_fits_a_phone(phone: Page, server: Served) -> None:
     phone.goto(f"{server.url}/gradio/")
     expect(phone.get_by_role("button", name="Generate")).to_be_visible()
     assert overflow(phone) == 0

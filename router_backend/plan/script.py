@@ -150,7 +150,10 @@ class PlanScript:
         tools, index = list(uncovered), 0
         while True:
             expected = len(self.costs.slots("todo_list", self.route, self._level("todo_list")))
-            spare = max(expected, 1 if self._has_left_over("todo_list") else 0) - index - len(uncovered) - 1
+            # Items that may still come besides one for each uncovered tool and the router's own.
+            spare = expected - index - len(uncovered) - 1
+            if spare <= 0 and self._has_left_over("todo_list"):
+                spare = 1
             if index + len(uncovered) + 1 >= SHAPES["todo_list"].most:
                 spare = 0
             options = tools if spare > 0 else uncovered
