@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
 import socket
 from collections.abc import Iterator
@@ -63,7 +64,8 @@ class Server(uvicorn.Server):
         """uvicorn's own raises the signal again at the end, which makes the exit code 143."""
 
         def stop(number: int, frame: FrameType | None) -> None:
-            self.force_exit = self.should_exit
+            if self.should_exit:  # uvicorn's own way waits for open connections from Python 3.12 on
+                os._exit(128 + number)
             self.should_exit = True
 
         before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -82,7 +82,7 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class FieldBudget:
-    """Tokens that a plan's field was given and used; free text only, the skeleton around it is not counted here."""
+    """Tokens of free text that a plan's field could have used and did use; the skeleton around it is not counted."""
 
     given: int = 0
     used: int = 0

@@ -374,6 +374,7 @@ class PlanScript:
     def _note(self, name: str, field: str, given: int, text: str, stopped: bool) -> None:
         top = field.partition(".")[0]
         before = self.fields.get(top, FieldBudget())
-        self.fields[top] = FieldBudget(before.given + given, before.used + self._tokens(text))
+        # A list's next item may have what its earlier ones left over, so what is given does not add up.
+        self.fields[top] = FieldBudget(max(before.given, before.used + given), before.used + self._tokens(text))
         if stopped:
             self.clipped.append(name)
