@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import aclosing, contextmanager
 
+from rich.console import Console
+
 from router_backend import engines, ladder, machine
 from router_backend.engines.base import Engine
 from router_backend.evaluation import EvaluateOptions, Prediction
@@ -96,4 +98,5 @@ def _load(settings: Settings) -> Loaded[Engine]:
         print(f"{attempt.outcome}: {attempt.candidate} [{attempt.strategy}] {attempt.reason}", file=sys.stderr)  # noqa: T201
 
     rungs = list(ladder.rungs(settings, machine.inspect(), engines.missing))
-    return ladder.first_that_loads(rungs, lambda rung: load_engine(rung, settings), report=say)
+    with Console(stderr=True).status("loading a checkpoint"):  # on a terminal only
+        return ladder.first_that_loads(rungs, lambda rung: load_engine(rung, settings), report=say)

@@ -31,7 +31,11 @@ def build_service(settings: Settings) -> GenerationService:
             )
 
         rungs = list(ladder.rungs(settings, machine.inspect(), engines.missing))
-        return ladder.first_that_loads(rungs, lambda rung: load_engine(rung, settings), report=note)
+        return ladder.first_that_loads(rungs, begin, report=note)
+
+    def begin(rung: Rung) -> Engine:
+        _log.info("loading %s [%s]", rung.candidate.name, rung.strategy)
+        return load_engine(rung, settings)
 
     return GenerationService(settings, load)
 
