@@ -90,5 +90,4 @@ def bind(host: str, port: int) -> socket.socket:
         raise SettingsError(
             f"HOST={host} PORT={port}: cannot serve there: {reason}; choose another (PORT, --port)"
         ) from None
-    listening.set_inheritable(True)
     return listening
