@@ -50,7 +50,7 @@ def plan_words(request: GenerateRequest, words: str = "say how it is done and ch
         return str(options[len(request.prefix) % len(options)])
     if "TAG:" in rules:
         return f'tag-{len(request.prefix)}",'
-    lead = " " if rules.startswith('start: " "') else ""
+    lead = " " if rules.startswith('start: (" "') else ""
     return f'{lead}{words}",'
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer
 
 from router_backend.plan import grammar
-from router_backend.plan.clip import clean, escape, split_at_quote
+from router_backend.plan.clip import ELLIPSIS, clean, escape, split_at_quote
 from router_backend.plan.schema import DIFFICULTIES
 
 TOOLS = ("/general-search", "/math", "/code")
@@ -54,12 +54,12 @@ def state(rules: str, said: str | bytes) -> str:
 
 ALL_KINDS = {
     "text": grammar.text(),
-    "text with a lead": grammar.text(lead=" "),
+    "text with a lead": grammar.text(leads=(" ",)),
     "text without a word": grammar.text(banned=["/math"]),
-    "text without many words": grammar.text(lead=" ", banned=[f"/tool-{index}" for index in range(63)]),
-    "text that may be empty": grammar.text(lead=" ", optional=True),
+    "text without many words": grammar.text(leads=(" ",), banned=[f"/tool-{index}" for index in range(63)]),
+    "text that may be empty": grammar.text(leads=(" ",), optional=True),
     "argument": grammar.text(call=True),
-    "everything": grammar.text(lead=" ", banned=TOOLS, optional=True, call=True),
+    "everything": grammar.text(leads=(" ",), banned=TOOLS, optional=True, call=True),
     "first tag": grammar.tag([]),
     "fourth tag": grammar.tag(["ai", "ai-ml", "math-2"]),
     "tool": grammar.choice([f"{tool}(" for tool in TOOLS]),
@@ -130,7 +130,7 @@ def test_what_is_no_utf_8_is_refused(said: bytes) -> None:
 @pytest.mark.parametrize("blank", ['"', ' "', '  "', ' a"', '\u00a0a"', '\u2003"', '\u3000a"', '\u2028"'])
 def test_a_text_is_never_blank_nor_starts_with_a_blank(blank: str) -> None:
     assert state(grammar.text(), blank) == "refused"
-    assert state(grammar.text(lead=" "), f" {blank}") == "refused"
+    assert state(grammar.text(leads=(" ",)), f" {blank}") == "refused"
 
 
 def test_blanks_inside_are_fine() -> None:
@@ -138,22 +138,29 @@ def test_blanks_inside_are_fine() -> None:
 
 
 def test_a_lead_is_forced_and_no_text_by_itself() -> None:
-    rules = grammar.text(lead=" ")
+    rules = grammar.text(leads=(" ",))
     assert state(rules, ' Solve it"') == "whole"
     assert state(rules, 'Solve it"') == "refused"
     assert state(rules, ' "') == "refused"
-    assert state(grammar.text(lead="1. "), '1. Solve"') == "whole"
-    assert state(grammar.text(lead="1. "), '2. Solve"') == "refused"
+    assert state(grammar.text(leads=("1. ",)), '1. Solve"') == "whole"
+    assert state(grammar.text(leads=("1. ",)), '2. Solve"') == "refused"
 
 
 def test_an_optional_text_may_be_empty_but_not_blank() -> None:
-    rules = grammar.text(lead=" ", optional=True)
+    rules = grammar.text(leads=(" ",), optional=True)
     for end in ENDS:
         assert state(rules, end) == "whole"
         assert state(rules, f" then done{end}") == "whole"
     assert state(rules, ' "') == "refused"
     assert state(rules, 'then"') == "refused"
-    assert state(grammar.text(lead=" "), '"') == "refused"
+    assert state(grammar.text(leads=(" ",)), '"') == "refused"
+
+
+@pytest.mark.parametrize("said", ["…", "a…", "…a", "a … b", '\\"…'])
+def test_the_mark_of_a_clipped_text_is_not_for_the_checkpoint(said: str) -> None:
+    for rules in (grammar.text(), grammar.text(call=True), grammar.rest(), grammar.text(banned=["/math"])):
+        assert state(rules, f'{said}"') == "refused"
+        assert state(rules, f'{said.replace("…", "...")}"') == "whole"
 
 
 # Banned words
@@ -165,7 +172,7 @@ def test_an_optional_text_may_be_empty_but_not_blank() -> None:
 def test_banned_words_are_refused_wherever_they_stand(said: str) -> None:
     rules = grammar.text(banned=TOOLS)
     assert state(rules, f'{said}"') == "refused"
-    assert state(grammar.text(lead=" ", banned=TOOLS, optional=True), f' {said}"') == "refused"
+    assert state(grammar.text(leads=(" ",), banned=TOOLS, optional=True), f' {said}"') == "refused"
 
 
 @pytest.mark.parametrize("said", ["/mat", "math", "/ math", "/Math", "general-search", "/cod e", "/"])
@@ -286,7 +293,7 @@ def test_a_beginning_is_no_choice() -> None:
 @QUICK
 def test_every_escaped_text_is_in_the_language(text: str) -> None:
     said = f'{escape(text)}"'
-    assert state(grammar.text(), said) == ("refused" if text[0].isspace() else "whole")
+    assert state(grammar.text(), said) == ("refused" if text[0].isspace() or ELLIPSIS in text else "whole")
 
 
 @given(st.text(st.sampled_from('ab"\\/ \n\x00\x7f\x85é😀)n'), min_size=1, max_size=8))

@@ -2,8 +2,8 @@
 
 A plan is a row of free texts with forced tokens before each one. The budget must always hold what is still forced and
 the least of every text; the rest is shared by what the reference plans' texts take. Where it is tight there are fewer
-items first, then shorter ones. Whatever a text leaves over goes to the later ones, since the shares are worked out
-anew, from the tokens that are really left, before every text.
+items and the longest texts are shorter; where it is tighter still all texts are. Whatever a text leaves over goes to
+the later ones, since the shares are worked out anew, from the tokens that are really left, before every text.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ STEPS_MOST = 8
 # Further steps than these are for budgets that can pay for their to-dos too.
 STEPS_CHEAP, LEVEL_FOR_MORE = 4, 6
 LEVELS = 12
-# A list keeps an item only where its texts can have this much of their usual length.
-FULL = 1.1
+# A list is planned with an item more only where all texts can have this much of their length at that level.
+FULL = 0.7
+# A text that is being written may have so many times its length, or one part in so many of what can be spared.
+STRETCH, PARTS = 1.75, 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,24 +36,31 @@ class Shape:
     Attributes:
         usual: tokens of one text in the reference plans (median).
         least: tokens that a text gets at least.
-        items: texts in the reference plans (median), which is what a list is planned with.
+        items: texts in the reference plans (median), which is what a list is planned with at the richest level.
         most: items that a list may have where there is budget left over.
+        short: tokens of one text at the poorest level, of those texts that say much in little; 0 is as usual.
     """
 
     usual: int
     least: int
     items: int = 1
     most: int = 1
+    short: int = 0
+
+    def length(self, level: int) -> int:
+        """Tokens of one text at a level of richness."""
+        short = self.short or self.usual
+        return short + _scaled(self.usual - short, level)
 
 
 SHAPES = {
-    "route_plan": Shape(usual=42, least=8, items=3, most=STEPS_MOST),
-    "route_rationale": Shape(usual=72, least=10),
+    "route_plan": Shape(usual=42, least=8, items=3, most=STEPS_MOST, short=16),
+    "route_rationale": Shape(usual=72, least=10, short=20),
     "expected_artifacts": Shape(usual=20, least=6, items=5, most=8),
     "thinking_outline": Shape(usual=30, least=6, items=6, most=9),
-    "handoff_plan": Shape(usual=74, least=0),
+    "handoff_plan": Shape(usual=74, least=0, short=10),
     "todo_list": Shape(usual=17, least=6, items=8, most=12),
-    "tags": Shape(usual=4, least=3, items=3, most=4),
+    "tags": Shape(usual=5, least=3, items=3, most=4),
     "acceptance_criteria": Shape(usual=24, least=6, items=4, most=7),
     "metrics.primary": Shape(usual=15, least=6, items=1, most=4),
     "metrics.secondary": Shape(usual=15, least=6, items=1, most=4),
@@ -124,7 +133,10 @@ class Costs:
         return list(chain.from_iterable(self.slots(name, route, level) for name in later))
 
     def slots(self, field: str, route: Sequence[str], level: int) -> list[Slot]:
-        """A field's texts at a level of richness: 0 is one item, `LEVELS` as many as the reference plans have."""
+        """A field's texts at a level of richness: 0 is one item, `LEVELS` as many as the reference plans have.
+
+        The route always has as many: how many steps a task takes is not for the budget to say.
+        """
         shape = SHAPES[field]
         opening = self.opening[field] + (self.opening["difficulty"] if field == "tags" else 0)
         if field == "handoff_plan":
@@ -135,11 +147,13 @@ class Costs:
             dearest = max(tools, key=self.todo.__getitem__)
             whos = [*tools, *[dearest] * (wanted - len(tools) - 1), QA]
             forced = [self.item + self.todo[who] for who in whos]
+        elif field == "route_plan":
+            forced = [self.item + max(self.step.values())] * shape.items
         else:
             each = self.item + (self.number if field == "thinking_outline" else 0)
             forced = [each] * (1 + _scaled(shape.items - 1, level))
         forced[0] += opening - self.item
-        return [Slot(field, tokens, shape.usual, shape.least) for tokens in forced]
+        return [Slot(field, tokens, shape.length(level), shape.least) for tokens in forced]
 
 
 def floor(slots: Sequence[Slot]) -> int:
@@ -151,31 +165,32 @@ def usual(slots: Sequence[Slot]) -> int:
     return sum(slot.forced + slot.usual for slot in slots)
 
 
-def level_for(budget: int, costs: Costs, field: str, route: Sequence[str]) -> int:
-    """The richest level at which `field` and all after it fit with texts of `FULL` their usual length.
+def level_for(budget: int, costs: Costs, field: str, route: Sequence[str], written: int = 0) -> int:
+    """The richest level at which `field`, of which some texts are `written`, and all after it fit.
 
-    So a tight budget takes away items before it takes away words.
+    They fit with texts of `FULL` their length at that level: a tight budget takes away items before words.
     """
     for level in range(LEVELS, 0, -1):
-        own = costs.slots(field, route, level) if field in FIELDS else []
+        own = costs.slots(field, route, level)[written:] if field in FIELDS else []
         slots = [*own, *costs.after(field, route, level)]
         if sum(slot.forced + FULL * slot.usual for slot in slots) + costs.closing <= budget:
             return level
     return 0
 
 
-def allot(budget: int, text: Slot, later: Sequence[Slot], closing: int) -> int:
+def allot(budget: int, text: Slot, later: Sequence[Slot], few: Sequence[Slot], closing: int) -> int:
     """Tokens for a text whose forced tokens are written already.
 
-    Its share by usual lengths, or, where there is plenty, all that the later ones leave when they take a quarter more
-    than usual; never so much that a later one gets less than its least.
+    Its share by length among `later`, all that is planned after it; or more than that, as long as `few`, what there
+    must be after it, can have its length.
     """
     free = budget - closing - sum(slot.forced for slot in later)
     fair = free * text.usual // (text.usual + sum(slot.usual for slot in later))
-    plenty = free - sum(slot.usual + slot.usual // 4 for slot in later)
-    most = free - sum(slot.least for slot in later)
-    return max(0, min(most, max(text.least, fair, plenty)))
+    spare = budget - closing - usual(few)
+    more = min(spare, max(int(STRETCH * text.usual), spare // PARTS))
+    room = budget - closing - floor(few)
+    return max(0, min(room, max(text.least, fair, more)))
 
 
 def _scaled(items: int, level: int) -> int:
-    return items * level // LEVELS
+    return (items * level + LEVELS // 2) // LEVELS

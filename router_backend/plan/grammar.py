@@ -11,29 +11,32 @@ import json
 import re
 from collections.abc import Sequence
 
-# No control characters, no surrogates (UTF-8 cannot hold them); the only escapes are those of json.dumps.
-_FIRST = r'([^\s"\\\x00-\x1f\x7f-\x9f]|\\["\\])'
-_REST = r'([^"\\\x00-\x1f\x7f-\x9f]|\\["\\])*'
+# No control characters, no surrogates (UTF-8 cannot hold them); the only escapes are those of json.dumps. No ellipsis:
+# it marks a clipped text, and a checkpoint would copy it from one text of its plan into the next.
+_FIRST = r'([^\s"\\…\x00-\x1f\x7f-\x9f]|\\["\\])'
+_REST = r'([^"\\…\x00-\x1f\x7f-\x9f]|\\["\\])*'
 _END = r'END: /"([,\]}]|\],|\]}|\]}}|}}|\]},)?/'
 _TAG = "[a-z0-9]+(-[a-z0-9]+)*"
 TAG_WORD = re.compile(r"[a-z0-9]+")
 
 
-def text(*, lead: str = "", banned: Sequence[str] = (), optional: bool = False, call: bool = False) -> str:
+def text(*, leads: Sequence[str] = (), banned: Sequence[str] = (), optional: bool = False, call: bool = False) -> str:
     """A free text of a JSON string up to and with its closing quote.
 
     Args:
-        lead: what it starts with; a blank belongs to the first word's token, so it is not forced before it.
+        leads: what it may start with; a blank belongs to the first word's token, so it is not forced before it.
         banned: texts that must not occur in it.
         optional: whether it may be empty.
         call: whether it is a call's argument, which a closing parenthesis would leave empty.
     """
-    body = f"/{_FIRST.replace('[^', '[^)') if call else _FIRST}{_REST}/"
-    if banned:
-        words = "|".join(_escape(word) for word in banned)
-        body += f" & ~/(?s:.*)({words})(?s:.*)/"
-    said = f"{json.dumps(lead)} TEXT" if lead else "TEXT"
+    body = f"/{_FIRST.replace('[^', '[^)') if call else _FIRST}{_REST}/{_without(banned)}"
+    said = f"({' | '.join(map(json.dumps, leads))}) TEXT" if leads else "TEXT"
     return f"start: {f'({said})?' if optional else said} END\nTEXT: {body}\n{_END}\n"
+
+
+def rest(*, banned: Sequence[str] = ()) -> str:
+    """What a free text that has begun goes on with, up to and with its closing quote."""
+    return f"start: TEXT END\nTEXT: /{_REST}/{_without(banned)}\n{_END}\n"
 
 
 def tag(taken: Sequence[str]) -> str:
@@ -47,6 +50,11 @@ def tag(taken: Sequence[str]) -> str:
 def choice(options: Sequence[str]) -> str:
     """Exactly one of the options."""
     return f"start: CHOICE\nCHOICE: {' | '.join(json.dumps(option) for option in options)}\n"
+
+
+def _without(banned: Sequence[str]) -> str:
+    words = "|".join(_escape(word) for word in banned)
+    return f" & ~/(?s:.*)({words})(?s:.*)/" if banned else ""
 
 
 def _escape(word: str) -> str:

@@ -109,7 +109,8 @@ class PlanScript:
             self.route.append(call[:-1])
             self.text += call
             name = f"route_plan[{len(self.route) - 1}]"
-            wish = yield from self._text(name, "route_plan", self._further_steps(), call=True)
+            level, planned = self._plan("route_plan", len(self.route) - 1)
+            wish = yield from self._text(name, "route_plan", level, planned, call=True)
             self.text += ")"
             options = self._next_tools()
             if not options:
@@ -122,14 +123,14 @@ class PlanScript:
 
     def _single(self, name: str) -> Stages:
         self.text += OPENING[name]
-        yield from self._text(name, name)
+        yield from self._text(name, name, self._level(name))
 
-    def _list(self, name: str, *, lead: str = "") -> Generator[Ask, Reply, Wish | None]:
+    def _list(self, name: str, *, leads: Sequence[str] = ()) -> Generator[Ask, Reply, Wish | None]:
         self.text += OPENING[name]
         shape, index = SHAPES[name], 0
         while True:
-            planned = self._planned(name, index + 1)
-            wish = yield from self._text(f"{name}[{index}]", name, planned, lead=lead)
+            level, planned = self._plan(name, index)
+            wish = yield from self._text(f"{name}[{index}]", name, level, planned, leads=leads)
             index += 1
             wants_more = wish == "more" or (wish is None and bool(planned))
             if not wants_more or index == shape.most or not (planned or self._has_left_over(name)):
@@ -137,11 +138,13 @@ class PlanScript:
             self.text += '", "' + (f"{index + 1}." if name == "thinking_outline" else "")
 
     def _outline(self) -> Stages:
-        yield from self._list("thinking_outline", lead=" ")
+        yield from self._list("thinking_outline", leads=(" ",))
 
     def _handoff(self) -> Stages:
         self.text += OPENING["handoff_plan"] + " -> ".join([*self.route, QA])
-        yield from self._text("handoff_plan", "handoff_plan", lead=" ", optional=True)
+        yield from self._text(
+            "handoff_plan", "handoff_plan", self._level("handoff_plan"), leads=(" ", ". "), optional=True
+        )
 
     def _todo(self) -> Stages:
         self.text += OPENING["todo_list"]
@@ -149,9 +152,9 @@ class PlanScript:
         outside = [tool for tool in self.costs.tools if tool not in self.route]
         tools, index = list(uncovered), 0
         while True:
-            expected = len(self.costs.slots("todo_list", self.route, self._level("todo_list")))
+            level, rest = self._plan("todo_list", index)
             # Items that may still come besides one for each uncovered tool and the router's own.
-            spare = expected - index - len(uncovered) - 1
+            spare = len(rest) - len(uncovered)
             if spare <= 0 and self._has_left_over("todo_list"):
                 spare = 1
             if index + len(uncovered) + 1 >= SHAPES["todo_list"].most:
@@ -165,8 +168,10 @@ class PlanScript:
             if who in uncovered:
                 uncovered.remove(who)
             needed = [] if who == QA else [self._todo_slot(each) for each in (*uncovered, QA)]
-            planned = [] if who == QA else [self._todo_slot(who)] * (expected - index - 1 - len(needed))
-            yield from self._text(f"todo_list[{index}]", "todo_list", planned, needed=needed, lead=" ", banned=outside)
+            planned = [] if who == QA else [self._todo_slot(who)] * (len(rest) - len(needed))
+            yield from self._text(
+                f"todo_list[{index}]", "todo_list", level, planned, needed=needed, leads=(" ",), banned=outside
+            )
             if who == QA:
                 return
             index += 1
@@ -182,8 +187,8 @@ class PlanScript:
         tags: list[str] = []
         shape = SHAPES["tags"]
         while True:
-            planned = self._planned("tags", len(tags) + 1)
-            wish = yield from self._tag(tags, planned)
+            level, planned = self._plan("tags", len(tags))
+            wish = yield from self._tag(tags, level, planned)
             wants_more = wish == "more" or (wish is None and bool(planned))
             if not wants_more or len(tags) == shape.most or not (planned or self._has_left_over("tags")):
                 return
@@ -207,7 +212,7 @@ class PlanScript:
             key = said.rsplit('"', 3)[-3]
             keys.remove(key)
             self.text += said
-            last = yield from self._text(f"metrics.{key}", "metrics.optional")
+            last = yield from self._text(f"metrics.{key}", "metrics.optional", budget.LEVELS)
         self.text += CLOSING if first else CLOSING.replace("]", "")
 
     # Stages
@@ -216,10 +221,11 @@ class PlanScript:
         self,
         name: str,
         field: str,
+        level: int,
         planned: Sequence[Slot] = (),
         *,
         needed: Sequence[Slot] = (),
-        lead: str = "",
+        leads: Sequence[str] = (),
         banned: Sequence[str] = (),
         optional: bool = False,
         call: bool = False,
@@ -228,13 +234,15 @@ class PlanScript:
 
         `planned` are the texts that the list may still get, `needed` those that it must.
         """
-        limit = self._allot(field, planned, needed, self._level(field))
+        limit = self._allot(field, planned, needed, level)
         if optional and limit < _WORTH_ASKING:
             return None
-        rules = grammar.text(lead=lead, banned=banned, optional=optional, call=call)
+        rules = grammar.text(leads=leads, banned=banned, optional=optional, call=call)
+        rest = grammar.rest(banned=banned)
         for attempt in range(_TRIES):
-            body, tail, ended = yield from self._write(name, limit, rules, attempt)
-            text = clip.clean(body)
+            body, tail, ended = yield from self._write(name, limit, rules, rest, attempt)
+            lead = next((each for each in leads if body.startswith(each)), leads[0] if leads else "")
+            text = clip.clean(body.removeprefix(lead))
             if call and ended:
                 text = text.removesuffix(")").rstrip()
             stopped = not ended
@@ -256,11 +264,12 @@ class PlanScript:
             return None
         return "end" if tail is not None and tail[:1] in ("]", "}") else "more"
 
-    def _tag(self, tags: list[str], planned: Sequence[Slot]) -> Generator[Ask, Reply, Wish | None]:
+    def _tag(self, tags: list[str], level: int, planned: Sequence[Slot]) -> Generator[Ask, Reply, Wish | None]:
         name = f"tags[{len(tags)}]"
-        limit = self._allot("tags", planned, (), self._level("tags"))
+        limit = self._allot("tags", planned, (), level)
         for attempt in range(_TRIES):
-            body, tail, ended = yield from self._write(name, limit, grammar.tag(tags), attempt)
+            rules = grammar.tag(tags)
+            body, tail, ended = yield from self._write(name, limit, rules, rules, attempt)
             tag = "-".join(grammar.TAG_WORD.findall(clip.clean(body).lower()))
             stopped = not ended
             while tag and (self._tokens(tag) > limit or tag in tags):
@@ -277,8 +286,11 @@ class PlanScript:
             return None
         return "end" if tail is not None and tail[:1] in ("]", "}") else "more"
 
-    def _write(self, name: str, limit: int, rules: str, attempt: int) -> Generator[Ask, Reply, Written]:
-        """The body of a JSON string, what follows its closing quote, and whether it was closed."""
+    def _write(self, name: str, limit: int, rules: str, rest: str, attempt: int) -> Generator[Ask, Reply, Written]:
+        """The body of a JSON string, what follows its closing quote, and whether it was closed.
+
+        `rest` is the grammar of a text that has begun.
+        """
         said = ""
         left = limit + _QUOTE
         while True:
@@ -290,7 +302,7 @@ class PlanScript:
             left = limit + _QUOTE - self.count(body) - 2
             if not clip.open_escape(body) or left < 1:
                 return body, None, True
-            said = body + '",'
+            said, rules = body + '",', rest
 
     def _choose(self, name: str, options: Sequence[str], *, stop: str = "") -> Generator[Ask, Reply, str]:
         """One of the options; no stage at all where there is but one."""
@@ -312,19 +324,13 @@ class PlanScript:
     def _left(self) -> int:
         return self.limit - self.count(self.text)
 
-    def _level(self, field: str) -> int:
-        return budget.level_for(self._left(), self.costs, field, self.route)
+    def _level(self, field: str, written: int = 0) -> int:
+        return budget.level_for(self._left(), self.costs, field, self.route, written)
 
-    def _planned(self, field: str, written: int) -> list[Slot]:
-        """The texts of a list that are still to come, if it gets as many as the budget is planned with."""
-        return self.costs.slots(field, self.route, self._level(field))[written:]
-
-    def _further_steps(self) -> list[Slot]:
-        """Room for the steps that are still to come, while nobody knows how many: as in the reference plans."""
-        shape = SHAPES["route_plan"]
-        planned = min(shape.items, 1 + self._level("route_rationale") // 3) - len(self.route)
-        dearest = max(self.costs.step.values()) + self.costs.item
-        return [Slot("route_plan", dearest, shape.usual, shape.least)] * planned
+    def _plan(self, field: str, index: int) -> tuple[int, list[Slot]]:
+        """The level that the budget has left for a list's text, and the list's texts after it at that level."""
+        level = self._level(field, index)
+        return level, self.costs.slots(field, self.route, level)[index + 1 :]
 
     def _tokens(self, text: str) -> int:
         return self.count(clip.escape(text))
@@ -334,12 +340,11 @@ class PlanScript:
 
     def _allot(self, field: str, planned: Sequence[Slot], needed: Sequence[Slot], level: int) -> int:
         """Tokens for the next text: its share, and never what the rest needs at the least."""
-        shape, closing = SHAPES[field], self.costs.closing
-        left = self._left() - budget.JOIN
+        shape = SHAPES[field]
+        text = Slot(field, 0, shape.length(level), shape.least)
         later = [*needed, *planned, *self.costs.after(field, self.route, level)]
-        share = budget.allot(left, Slot(field, 0, shape.usual, shape.least), later, closing)
-        room = left - closing - budget.floor([*needed, *self.costs.after(field, self.route, 0)])
-        return min(max(share, shape.least), room)
+        few = [*needed, *self.costs.after(field, self.route, 0)]
+        return budget.allot(self._left() - budget.JOIN, text, later, few, self.costs.closing)
 
     def _todo_slot(self, who: str) -> Slot:
         shape = SHAPES["todo_list"]
