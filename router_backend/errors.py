@@ -9,6 +9,7 @@
     ├── UnsupportedMediaType         415
     ├── Overloaded                   429  the queue is full; retry later
     ├── EngineError                  500  the engine failed during this request
+    │   └── OutOfMemory              503  there was no memory for it; retry later
     ├── PlanError                    502  the checkpoint's answer is no plan, even after the retry
     ├── NotReady                     503  loading, failed or shutting down; retry later
     ├── DeadlineExceeded             504
@@ -90,6 +91,11 @@ class Overloaded(RouterError):
 
 class EngineError(RouterError):
     code = "engine_error"
+
+
+class OutOfMemory(EngineError):
+    status = 503
+    code = "out_of_memory"
 
 
 class PlanError(RouterError):

@@ -1,14 +1,16 @@
-"""The ladder: which checkpoint, in which precision, and why not the ones above it. Pure; `load` is handed in."""
+"""The ladder: which checkpoint, in which precision, and why not the ones above it. Pure: what it does is handed in."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
-from router_backend.errors import CandidateError, LoadError, RungError
+from router_backend.checkpoint import Checkpoint
+from router_backend.errors import CandidateError, LoadError
+from router_backend.footprint import Device, Footprint, cpu_dtype, estimate, shortfall
 from router_backend.machine import Machine
 from router_backend.settings import DEFAULT_FALLBACKS, STRATEGIES, Settings, split_list
 
@@ -22,7 +24,7 @@ class Candidate:
     """A checkpoint that may be served.
 
     Attributes:
-        name: as the operator wrote it, owner added.
+        name: as the operator wrote it, owner added: a path, or `owner/repo`, `owner/repo@revision:file.gguf`.
         kind: where it is and in which form.
         last_resort: whether nobody asked for it by name.
     """
@@ -35,14 +37,30 @@ class Candidate:
     def engine(self) -> str:
         return {"hub": "transformers", "folder": "transformers", "echo": "echo"}.get(self.kind, "llamacpp")
 
+    @property
+    def repo(self) -> str:
+        """`owner/repo`, of a candidate on a hub."""
+        return self.name.partition(":")[0].partition("@")[0]
+
+    @property
+    def revision(self) -> str | None:
+        """The branch, tag or commit that is pinned."""
+        return self.name.partition(":")[0].partition("@")[2] or None
+
+    @property
+    def file(self) -> str | None:
+        """The GGUF file inside the repository."""
+        return self.name.partition(":")[2] or None
+
 
 @dataclass(frozen=True, slots=True)
 class Rung:
-    """One candidate in one precision; `skip` says why it is not even tried."""
+    """One candidate in one precision; `skip` says why it is not even tried, `needs` what it takes, if that is known."""
 
     candidate: Candidate
     strategy: str
     skip: str | None = None
+    needs: Footprint | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,30 +139,64 @@ def strategies(settings: Settings) -> tuple[str, ...]:
 
 
 def rungs(
-    settings: Settings, machine: Machine, missing: Callable[[str], str | None] = lambda engine: None
-) -> Iterator[Rung]:
-    """Every rung in the order in which it is tried, those that cannot work marked with the reason.
+    candidate: Candidate,
+    settings: Settings,
+    machine: Machine,
+    *,
+    missing: Callable[[str], str | None] = lambda engine: None,
+    describe: Callable[[Candidate], Checkpoint | None] = lambda candidate: None,
+) -> tuple[Rung, ...]:
+    """A candidate's rungs in the order in which they are tried, those that cannot work marked with the reason.
 
-    `missing` says why an engine is not there; its candidates have one rung, which says so.
+    `missing` says why an engine is not there; the candidate then has one rung, which says so. `describe` is asked only
+    where a rung is left to try; without what it knows, there is no foresight.
+
+    Raises:
+        CandidateError: what `describe` raises.
     """
-    no_accelerator = None
-    if settings.model_device != "cpu" and not machine.accelerators:
-        no_accelerator = "no accelerator on this machine (MODEL_DEVICE=cpu loads this rung on the CPU)"
-        if settings.model_device == "cuda":
-            no_accelerator = "MODEL_DEVICE=cuda, and no accelerator on this machine"
-    for candidate in candidates(settings):
-        own = {"llamacpp": ("gguf",), "echo": ("native",)}.get(candidate.engine, strategies(settings))
-        reason = missing(candidate.engine)
-        if reason is not None or candidate.engine != "transformers":
-            yield Rung(candidate, own[0], skip=reason)
-            continue
-        for strategy in own:
-            wants_cuda = strategy != "cpu" or settings.model_device == "cuda"
-            yield Rung(candidate, strategy, skip=no_accelerator if wants_cuda else None)
+    own = {"llamacpp": ("gguf",), "echo": ("native",)}.get(candidate.engine, strategies(settings))
+    if reason := missing(candidate.engine):
+        return (Rung(candidate, own[0], skip=reason),)
+    no_card = _no_accelerator(settings, machine) if candidate.engine == "transformers" else None
+    if no_card and settings.model_device == "cuda":
+        return tuple(Rung(candidate, strategy, skip=no_card) for strategy in own)
+    known = describe(candidate)
+    if known is None:
+        return tuple(Rung(candidate, strategy, no_card if strategy != "cpu" else None) for strategy in own)
+    if known.quantized and candidate.engine == "transformers":
+        own, no_card = ("native",), None  # never quantised twice; some methods run on the CPU
+    return tuple(_foreseen(Rung(candidate, strategy), known, settings, machine, no_card) for strategy in own)
+
+
+def _no_accelerator(settings: Settings, machine: Machine) -> str | None:
+    if settings.model_device == "cpu" or machine.accelerators:
+        return None
+    if settings.model_device == "cuda":
+        return "MODEL_DEVICE=cuda, and no accelerator on this machine"
+    return "no accelerator on this machine (MODEL_DEVICE=cpu loads this rung on the CPU)"
+
+
+def _foreseen(rung: Rung, known: Checkpoint, settings: Settings, machine: Machine, no_card: str | None) -> Rung:
+    """The rung with what it needs, and skipped where that is not there."""
+    where = devices(rung, settings, machine)
+    dtype = cpu_dtype(machine)[0] if where == ("cpu",) else "bfloat16"
+    needs = estimate(known, rung.strategy, settings.context_length, settings.slots, dtype=dtype)
+    if no_card and rung.strategy != "cpu":
+        return replace(rung, skip=no_card, needs=needs)
+    reasons = [shortfall(needs, machine, device) for device in where]
+    return replace(rung, skip=reasons[0] if all(reasons) else None, needs=needs)
+
+
+def devices(rung: Rung, settings: Settings, machine: Machine) -> tuple[Device, ...]:
+    """Where a rung may go. Whether llama.cpp here is built for a card is not known, so a GGUF may go to either."""
+    if rung.strategy == "cpu" or settings.model_device == "cpu" or not machine.accelerators:
+        return ("cpu",)
+    return ("cuda", "cpu") if rung.strategy == "gguf" else ("cuda",)
 
 
 def first_that_loads(
-    ladder: Sequence[Rung],
+    candidates: Iterable[Candidate],
+    rungs_of: Callable[[Candidate], Iterable[Rung]],
     load: Callable[[Rung], T],
     *,
     report: Callable[[Attempt], None] = lambda attempt: None,
@@ -152,35 +204,41 @@ def first_that_loads(
 ) -> Loaded[T]:
     """Walks the ladder: a `RungError` falls to the next rung, a `CandidateError` to the next candidate.
 
-    Anything else that `load` raises is a broken rung too: one checkpoint's trouble must not keep the next from loading.
+    `rungs_of` is asked when a candidate's turn has come; where it raises, the candidate fails in every precision.
+    Anything else that is raised is trouble of this rung or candidate too: it must not keep the next from loading.
 
     Raises:
         NothingLoads: with every attempt.
     """
     attempts: list[Attempt] = []
-    given_up: Candidate | None = None
 
-    def note(rung: Rung, outcome: Outcome, reason: str, seconds: float = 0.0) -> None:
-        attempts.append(Attempt(rung.candidate.name, rung.strategy, outcome, reason, round(seconds, 3)))
+    def note(candidate: Candidate, strategy: str, outcome: Outcome, reason: str, seconds: float = 0.0) -> None:
+        attempts.append(Attempt(candidate.name, strategy, outcome, reason, round(seconds, 3)))
         report(attempts[-1])
 
-    for rung in ladder:
-        if rung.candidate == given_up:
-            continue
-        if rung.skip is not None:
-            note(rung, "skipped", rung.skip)
-            continue
+    for candidate in candidates:
         start = clock()
         try:
-            model = load(rung)
-        except CandidateError as error:
-            given_up = rung.candidate
-            note(rung, "failed", error.message, clock() - start)
-        except RungError as error:
-            note(rung, "failed", error.message, clock() - start)
+            steps = tuple(rungs_of(candidate))
         except Exception as error:
-            note(rung, "failed", f"{type(error).__name__}: {error}", clock() - start)
-        else:
-            note(rung, "loaded", "ok", clock() - start)
-            return Loaded(model, rung, tuple(attempts))
+            note(candidate, "any", "failed", _reason(error), clock() - start)
+            continue
+        for rung in steps:
+            if rung.skip is not None:
+                note(candidate, rung.strategy, "skipped", rung.skip)
+                continue
+            start = clock()
+            try:
+                model = load(rung)
+            except Exception as error:
+                note(candidate, rung.strategy, "failed", _reason(error), clock() - start)
+                if isinstance(error, CandidateError):
+                    break
+            else:
+                note(candidate, rung.strategy, "loaded", "ok", clock() - start)
+                return Loaded(model, rung, tuple(attempts))
     raise NothingLoads(tuple(attempts))
+
+
+def _reason(error: Exception) -> str:
+    return error.message if isinstance(error, LoadError) else f"{type(error).__name__}: {error}"

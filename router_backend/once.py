@@ -11,13 +11,12 @@ from contextlib import aclosing, contextmanager
 
 from rich.console import Console
 
-from router_backend import engines, ladder, machine
 from router_backend.engines.base import Engine
 from router_backend.evaluation import EvaluateOptions, Prediction
 from router_backend.ladder import Attempt, Loaded
 from router_backend.plan.prompt import INSTRUCTIONS, router_prompt
 from router_backend.settings import Settings, load_settings
-from router_backend.start import load_engine
+from router_backend.start import load_engine, load_first
 from router_backend.types import GenerateRequest, SamplingParams
 
 
@@ -97,6 +96,5 @@ def _load(settings: Settings) -> Loaded[Engine]:
     def say(attempt: Attempt) -> None:
         print(f"{attempt.outcome}: {attempt.candidate} [{attempt.strategy}] {attempt.reason}", file=sys.stderr)  # noqa: T201
 
-    rungs = list(ladder.rungs(settings, machine.inspect(), engines.missing))
     with Console(stderr=True).status("loading a checkpoint"):  # on a terminal only
-        return ladder.first_that_loads(rungs, lambda rung: load_engine(rung, settings), report=say)
+        return load_first(settings, lambda rung: load_engine(rung, settings), say)

@@ -60,11 +60,14 @@ class Settings(BaseSettings):
     model_fallbacks: OptionalStr = None
     model_owner: str = "Alovestocode"
     hf_token: SecretStr | None = None
+    hf_endpoint: OptionalStr = None
+    hf_hub_offline: bool = False
     model_load_strategy: OptionalStr = None
     load_in_8bit: OptionalBool = None
     load_in_4bit: OptionalBool = None
     model_load_strategies: str = ""
     model_device: Literal["auto", "cuda", "cpu"] = "auto"
+    cuda_visible_devices: OptionalStr = None
     skip_warm_start: bool = False
     allow_warm_start_failure: bool = False
     engine: Annotated[Literal["echo"] | None, BeforeValidator(_blank_is_none)] = Field(
@@ -88,6 +91,16 @@ class Settings(BaseSettings):
     slots: int = Field(4, ge=1, le=256, description="requests decoded at once")
     context_length: int = Field(4096, ge=256, le=1_048_576, description="tokens for prompt and answer of one request")
     threads: int = Field(0, ge=0, le=1024, description="threads of the CPU engine; 0: one for each core")
+    draft_tokens: int = Field(16, ge=0, le=64, description="tokens of a draft (transformers engine); 0: no drafts")
+    prompt_lookup: bool = Field(True, description="draft out of the prompt and the answer so far")
+    draft_history_bits: int = Field(
+        21, ge=0, le=26, description="draft out of earlier answers, by a table of 2**bits n-grams, 9 bytes each; 0: no"
+    )
+    drafter: Annotated[Path | None, BeforeValidator(_blank_is_none)] = Field(
+        None, description="a file that `router-backend drafter build` wrote: answers that the history begins with"
+    )
+    forced_tokens: bool = Field(True, description="write what the grammar forces without asking the model")
+    prefix_cache: bool = Field(True, description="keep what a prompt begins with from one request to the next")
     queue_limit: int = Field(64, ge=0, le=100_000, description="requests that may wait for a slot")
     request_timeout: float = Field(300, gt=0, allow_inf_nan=False, description="seconds, waiting included")
     drain_timeout: float = Field(30, ge=0, allow_inf_nan=False)
@@ -109,6 +122,13 @@ class Settings(BaseSettings):
     @classmethod
     def _strategies_are_known(cls, value: str) -> str:
         return ",".join(parse_strategy(part) for part in split_list(value))
+
+    @field_validator("hf_endpoint")
+    @classmethod
+    def _endpoint_is_a_url(cls, value: str | None) -> str | None:
+        if value and not re.match(r"https?://[^/\s]", value):
+            raise ValueError("give the address of a hub, like https://hub.example")
+        return value
 
     @field_validator("router_tools")
     @classmethod

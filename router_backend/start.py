@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 from router_backend import engines, ladder, machine
+from router_backend.checkpoint import Checkpoint, gguf
 from router_backend.engines.base import Engine
 from router_backend.engines.threaded import ThreadedEngine
-from router_backend.ladder import Attempt, Loaded, Rung
+from router_backend.ladder import Attempt, Candidate, Loaded, Rung
+from router_backend.machine import Machine
 from router_backend.plan.write import PlanWriter
 from router_backend.service import GenerationService
 from router_backend.settings import Settings
+
+if TYPE_CHECKING:
+    from router_backend.hub import Hub
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -30,11 +40,12 @@ def build_service(settings: Settings) -> GenerationService:
                 extra={"reason": attempt.reason, "seconds": attempt.seconds},
             )
 
-        rungs = list(ladder.rungs(settings, machine.inspect(), engines.missing))
-        return ladder.first_that_loads(rungs, begin, report=note)
+        return load_first(settings, begin, note)
 
     def begin(rung: Rung) -> Engine:
-        _log.info("loading %s [%s]", rung.candidate.name, rung.strategy)
+        _log.info(
+            "loading %s [%s]", rung.candidate.name, rung.strategy, extra={"reason": rung.needs and str(rung.needs)}
+        )
         return load_engine(rung, settings)
 
     return GenerationService(settings, load)
@@ -44,3 +55,28 @@ def load_engine(rung: Rung, settings: Settings) -> Engine:
     """One rung's model as the service's engine. Raises as `engines.load` does."""
     model = engines.load(rung, settings)
     return ThreadedEngine(model, PlanWriter(model, settings.tools))
+
+
+def load_first(settings: Settings, load: Callable[[Rung], T], report: Callable[[Attempt], None]) -> Loaded[T]:
+    """Walks the ladder of these settings on this machine. Raises NothingLoads."""
+    rungs_of = rungs_here(settings, machine.inspect(settings.cuda_visible_devices))
+    return ladder.first_that_loads(ladder.candidates(settings), rungs_of, load, report=report)
+
+
+def rungs_here(settings: Settings, here: Machine) -> Callable[[Candidate], tuple[Rung, ...]]:
+    """A candidate's rungs on a machine. What one walk learns of a hub is kept for its later candidates."""
+
+    @cache
+    def the_hub() -> Hub:
+        from router_backend.hub import Hub  # as late as this: what is on this machine needs none
+
+        return Hub(settings)
+
+    def describe(candidate: Candidate) -> Checkpoint | None:
+        if candidate.kind in ("embedded", "echo"):
+            return None
+        if candidate.kind == "gguf":
+            return gguf([Path(candidate.name).stat().st_size])
+        return the_hub().describe(candidate)
+
+    return partial(ladder.rungs, settings=settings, machine=here, missing=engines.missing, describe=describe)

@@ -2,16 +2,19 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 from rich.console import Console
 
 from router_backend import doctor, engines
 from router_backend.ladder import Candidate, Kind, Rung
 from router_backend.machine import Accelerator, Machine
 from router_backend.settings import load_settings
+from tests.fake_hub import fake_hub, write_checkpoint, write_safetensors
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +51,7 @@ def test_the_default_ladder_ends_with_the_embedded_model() -> None:
         "embedded",
     ]
     assert {row[2] for row in rows[:-1]} == {"skipped"}
-    assert all("engine not installed" in row[3] for row in rows[:-1])
+    assert all("engine not installed" in row[3] or "HF_HUB_OFFLINE is set" in row[3] for row in rows[:-1])
     assert rows[-1] == ("embedded", "gguf", "would load", "the embedded model, the last resort")
 
 
@@ -62,7 +65,7 @@ def test_the_first_would_load_and_the_rest_are_in_reserve(checkpoint: str) -> No
     code, rows, _ = examine(model_repo="owner/repo", model_fallbacks=f"{checkpoint},embedded")
     assert code == 0
     assert [(row[1], row[2]) for row in rows[1:]] == [("gguf", "would load"), ("gguf", "in reserve")]
-    assert rows[1][3] == "0.75 GiB on disk"
+    assert rows[1][3].startswith("needs 1.3 GB at gguf: 0.81 weights, 0.50 runtime; ")
     assert rows[2][3] == "the embedded model"
 
 
@@ -86,14 +89,76 @@ def test_a_missing_engine(monkeypatch: pytest.MonkeyPatch, checkpoint: str) -> N
     assert all(row[2] == "skipped" and "no_such_package_of_anybody" in row[3] for row in rows)
 
 
+def on(monkeypatch: pytest.MonkeyPatch, machine: Machine) -> None:
+    monkeypatch.setattr("router_backend.machine.inspect", lambda visible=None: machine)
+    monkeypatch.setattr(engines, "missing", lambda engine: None)
+
+
+def test_the_whole_ladder_with_its_arithmetic(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    card = Accelerator("Some Card", 2**33, 560_000_000)
+    on(monkeypatch, Machine("x86_64", 4, 2**36, 2**35, (card,), frozenset({"avx512_bf16"})))
+    config = {"tie_word_embeddings": True, "hidden_size": 1024}
+    folder = write_checkpoint(tmp_path / "one", **config)
+    shapes = {"model.embed_tokens.weight": (1000, 1024), "model.layers.0.mlp.up_proj.weight": (20480, 1024)}
+    write_safetensors(folder / "model.safetensors", shapes)
+    code, rows, said = examine(model_repo=str(folder), context_length=256, slots=1)
+    assert code == 0 and "bfloat16: the processor multiplies bfloat16 (avx512_bf16)" in said
+    assert [row[1:3] for row in rows] == [
+        ("8bit", "would load"),
+        ("4bit", "in reserve"),
+        ("bf16", "in reserve"),
+        ("fp16", "in reserve"),
+        ("cpu", "in reserve"),
+    ]
+    assert rows[0][3].endswith("0.56 GB free on cuda:0") and rows[4][3].endswith("34.4 GB of memory free")
+    # 20 480 x 1024 and 1000 x 1024 parameters: 44 MB in bf16, 23 MB in 8 bits; half a GB of runtime.
+    assert "needs 0.55 GB at bf16: 0.04 weights" in rows[2][3]
+    assert "needs 0.53 GB at 8bit: 0.02 weights" in rows[0][3]
+    on(monkeypatch, Machine("x86_64", 4, 2**36, 2**35, (replace(card, free_bytes=540_000_000),)))
+    rows = examine(model_repo=str(folder), context_length=256, slots=1)[1]
+    assert [row[2] for row in rows] == ["would load", "in reserve", "skipped", "skipped", "in reserve"]
+    assert rows[2][3].endswith("0.54 GB free on cuda:0")
+
+
+def test_a_hub_is_asked_but_not_for_long(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    on(monkeypatch, Machine("x86_64", 4, 2**36, 2**35))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(doctor, "_PATIENCE", 1.0)
+    with fake_hub() as hub:
+        hub.add("acme/one", write_checkpoint(tmp_path / "one"))
+        hub.add("acme/private", tmp_path / "one", token="hf_another")
+        hub.add("acme/mute", tmp_path / "one", hangs="")
+        names = "acme/private,acme/one,acme/mute,acme/none"
+        code, rows, _ = examine(model_fallbacks=names, hf_endpoint=hub.url, hf_hub_offline=False)
+        asked = [each.path for each in hub.asked]
+    assert code == 0
+    assert rows[0][:3] == ("acme/private", "any", "skipped") and "HF_TOKEN is not set" in rows[0][3]
+    assert [row[1:3] for row in rows[1:6]] == [
+        *((name, "skipped") for name in ("8bit", "4bit", "bf16", "fp16")),
+        ("cpu", "would load"),
+    ]
+    assert "did not answer within 1 seconds" in rows[6][3] and "acme/mute is not in the cache" in rows[6][3]
+    assert "did not answer within 1 seconds" in rows[7][3] and "acme/none is not in the cache" in rows[7][3]
+    assert not [path for path in asked if "acme/none" in path]
+    assert not (tmp_path / "cache").exists()
+
+
+def test_offline_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    on(monkeypatch, Machine("x86_64", 4, 2**36, 2**35))
+    code, rows, _ = examine(model_repo="acme/one")
+    assert code == 1
+    assert rows == [("acme/one", "any", "skipped", "HF_HUB_OFFLINE is set, and acme/one is not in the cache")]
+
+
 def test_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    card = Accelerator("Some Card", 80 * 2**30, 72 * 2**30)
-    monkeypatch.setattr("router_backend.machine.inspect", lambda: Machine("arm64", 6, 2**36, 3 * 2**33, (card,)))
+    card = Accelerator("Some Card", 80 * 10**9, 72 * 10**9)
+    on(monkeypatch, Machine("arm64", 6, 64 * 10**9, 24 * 10**9, (card,)))
     said = examine(engine="echo")[2]
     assert "arm64, 6 cores" in said
-    assert "24.0 GiB free of 64.0" in said
-    assert "Some Card, 72.0 GiB free of 80.0" in said and "none found" not in said
-    monkeypatch.setattr("router_backend.machine.inspect", lambda: Machine("x86_64", 1, 2**30, 2**30))
+    assert "24.0 GB free of 64.0" in said
+    assert "Some Card, 72.0 GB free of 80.0" in said and "none found" not in said
+    on(monkeypatch, Machine("x86_64", 1, 2**30, 2**30))
     assert "none found" in examine(engine="echo")[2]
 
 
@@ -101,13 +166,13 @@ def test_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     ("kind", "skip", "ok", "why"),
     [
         ("hub", "no accelerator", False, "no accelerator"),
-        ("hub-gguf", None, False, "does not fetch"),
         ("echo", None, True, "no weights"),
         ("echo", "why not", False, "why not"),
     ],
 )
 def test_verdicts(kind: Kind, skip: str | None, ok: bool, why: str) -> None:
-    said, reason = doctor.verdict(Rung(Candidate("owner/repo", kind), "8bit", skip))
+    machine = Machine("x86_64", 1, 2**30, 2**30)
+    said, reason = doctor.verdict(Rung(Candidate("owner/repo", kind), "8bit", skip), load_settings(), machine)
     assert said is ok and why in reason
 
 

@@ -1,8 +1,10 @@
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from router_backend.checkpoint import Checkpoint
 from router_backend.errors import CandidateError, LoadError, RungError
 from router_backend.ladder import (
     Attempt,
@@ -27,6 +29,15 @@ DEFAULTS = [
 ]
 CPU_ONLY = Machine(processor="x86_64", cores=2, total_bytes=8 << 30, free_bytes=4 << 30)
 WITH_GPU = Machine("x86_64", 2, 8 << 30, 4 << 30, (Accelerator("Some GPU", 80 << 30, 79 << 30),))
+# A billion parameters, a tenth of them outside of the blocks; a config without figures, so no cache.
+BILLION = Checkpoint({}, 2_000_000_000, linear=900_000_000, rows=100_000, matrices=100, other=100_000_000)
+
+
+def every_rung(
+    settings: Settings, machine: Machine, missing: Callable[[str], str | None] = lambda engine: None
+) -> list[Rung]:
+    """Of all candidates, without foresight."""
+    return [rung for each in candidates(settings) for rung in rungs(each, settings, machine, missing=missing)]
 
 
 def names(settings: Settings) -> list[str]:
@@ -176,12 +187,12 @@ def test_the_order_of_precisions(
 
 def test_with_an_accelerator_no_rung_is_skipped() -> None:
     for device in ("auto", "cuda", "cpu"):
-        found = list(rungs(load_settings(model_repo="a/one", model_device=device), WITH_GPU))
+        found = every_rung(load_settings(model_repo="a/one", model_device=device), WITH_GPU)
         assert [(rung.strategy, rung.skip) for rung in found] == [(name, None) for name in STRATEGIES]
 
 
 def test_without_an_accelerator_only_cpu_is_tried_and_the_reason_is_told() -> None:
-    found = list(rungs(load_settings(model_repo="a/one"), CPU_ONLY))
+    found = every_rung(load_settings(model_repo="a/one"), CPU_ONLY)
     assert [rung.strategy for rung in found] == list(STRATEGIES)
     assert [rung.strategy for rung in found if rung.skip is None] == ["cpu"]
     for rung in found[:-1]:
@@ -191,19 +202,19 @@ def test_without_an_accelerator_only_cpu_is_tried_and_the_reason_is_told() -> No
 
 
 def test_cpu_asked_for_by_name_loads_every_rung() -> None:
-    found = list(rungs(load_settings(model_repo="a/one", model_device="cpu"), CPU_ONLY))
+    found = every_rung(load_settings(model_repo="a/one", model_device="cpu"), CPU_ONLY)
     assert [(rung.strategy, rung.skip) for rung in found] == [(name, None) for name in STRATEGIES]
 
 
 def test_cuda_asked_for_by_name_does_not_fall_to_the_cpu() -> None:
-    found = list(rungs(load_settings(model_repo="a/one", model_device="cuda"), CPU_ONLY))
+    found = every_rung(load_settings(model_repo="a/one", model_device="cuda"), CPU_ONLY)
     assert [rung.strategy for rung in found] == list(STRATEGIES)
     assert all(rung.skip and "MODEL_DEVICE=cuda" in rung.skip for rung in found)
 
 
 def test_every_precision_of_a_candidate_comes_before_the_next_candidate() -> None:
     settings = load_settings(model_repo="a/one", model_fallbacks="embedded,b/two", model_load_strategy="bf16")
-    found = [(rung.candidate.name, rung.strategy) for rung in rungs(settings, WITH_GPU)]
+    found = [(rung.candidate.name, rung.strategy) for rung in every_rung(settings, WITH_GPU)]
     order = ["bf16", "8bit", "4bit", "fp16", "cpu"]
     assert found == [*(("a/one", s) for s in order), ("embedded", "gguf"), *(("b/two", s) for s in order)]
 
@@ -212,22 +223,129 @@ def test_every_precision_of_a_candidate_comes_before_the_next_candidate() -> Non
 @pytest.mark.parametrize("device", ["auto", "cpu"])
 def test_a_gguf_is_one_rung_on_any_machine(machine: Machine, device: str) -> None:
     settings = load_settings(model_repo="owner/repo:file.gguf", model_device=device, model_load_strategy="4bit")
-    assert list(rungs(settings, machine)) == [Rung(Candidate("owner/repo:file.gguf", "hub-gguf"), "gguf")]
+    assert every_rung(settings, machine) == [Rung(Candidate("owner/repo:file.gguf", "hub-gguf"), "gguf")]
 
 
 def test_the_echo_engine_is_one_rung() -> None:
-    assert [rung.strategy for rung in rungs(load_settings(engine="echo"), CPU_ONLY)] == ["native"]
+    assert [rung.strategy for rung in every_rung(load_settings(engine="echo"), CPU_ONLY)] == ["native"]
 
 
 def test_an_engine_that_is_missing_takes_one_rung_that_says_so() -> None:
     settings = load_settings(model_repo="a/one", model_fallbacks="embedded", model_load_strategy="bf16")
-    found = list(rungs(settings, WITH_GPU, lambda engine: "not installed" if engine == "transformers" else None))
+    found = every_rung(settings, WITH_GPU, lambda engine: "not installed" if engine == "transformers" else None)
     assert [(rung.candidate.name, rung.strategy, rung.skip) for rung in found] == [
         ("a/one", "bf16", "not installed"),
         ("embedded", "gguf", None),
     ]
-    found = list(rungs(settings, WITH_GPU, lambda engine: f"no {engine}"))
+    found = every_rung(settings, WITH_GPU, lambda engine: f"no {engine}")
     assert [rung.skip for rung in found] == ["no transformers", "no llamacpp"]
+
+
+# Foresight
+
+
+def foreseen(known: Checkpoint, machine: Machine, **settings: object) -> dict[str, str | None]:
+    """Precision → why it is skipped."""
+    configured = load_settings(**{"model_repo": "a/one", **settings})
+    (candidate,) = candidates(configured)
+    return {rung.strategy: rung.skip for rung in rungs(candidate, configured, machine, describe=lambda _: known)}
+
+
+def card(*free: float) -> Machine:
+    """A machine with so many GB free on its cards, and 16 GB of memory."""
+    cards = tuple(Accelerator("Some GPU", int(80e9), int(each * 1e9)) for each in free)
+    return Machine("x86_64", 8, int(64e9), int(16e9), cards)
+
+
+def test_what_cannot_fit_is_skipped_with_its_arithmetic() -> None:
+    # 2 bytes for each parameter and half a GB of runtime: 2.5 GB. On the CPU 4 bytes, 4.5 GB.
+    found = foreseen(BILLION, card(2.0), model_load_strategies="bf16,8bit,4bit,fp16")
+    assert found == {
+        "bf16": "needs 2.5 GB at bf16: 2.0 weights, 0.50 runtime; 2.0 GB free on cuda:0",
+        "8bit": None,  # 1.6 GB
+        "4bit": None,
+        "fp16": "needs 2.5 GB at fp16: 2.0 weights, 0.50 runtime; 2.0 GB free on cuda:0",
+        "cpu": None,
+    }
+
+
+def test_the_cpu_rung_is_compared_with_memory() -> None:
+    little = Machine("x86_64", 2, int(8e9), int(4e9))
+    assert foreseen(BILLION, little)["cpu"] == ("needs 4.5 GB at cpu: 4.0 weights, 0.50 runtime; 4.0 GB of memory free")
+    fast = Machine("x86_64", 2, int(8e9), int(4e9), features=frozenset({"avx512_bf16"}))
+    assert foreseen(BILLION, fast)["cpu"] is None
+
+
+def test_every_rung_is_compared_with_memory_where_the_cpu_is_asked_for() -> None:
+    found = foreseen(BILLION, Machine("x86_64", 8, int(8e9), int(2e9), card(79).accelerators), model_device="cpu")
+    assert found["bf16"] == "needs 2.5 GB at bf16: 2.0 weights, 0.50 runtime; 2.0 GB of memory free"
+    assert found["4bit"] is None
+
+
+def test_a_checkpoint_may_be_spread_over_several_cards() -> None:
+    assert foreseen(BILLION, card(1.6, 1.6))["bf16"] is None
+    found = foreseen(BILLION, card(1.4, 1.4))["bf16"]
+    assert found is not None and found.endswith("1.4 GB free on cuda:0 and 1.4 GB free on cuda:1")
+
+
+def test_without_an_accelerator_that_is_the_reason_and_not_the_arithmetic() -> None:
+    found = foreseen(BILLION, CPU_ONLY)
+    assert all("no accelerator" in (found[name] or "") for name in ("8bit", "4bit", "bf16", "fp16"))
+
+
+@pytest.mark.parametrize("machine", [CPU_ONLY, WITH_GPU])
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+def test_a_quantised_checkpoint_has_one_rung(machine: Machine, device: str) -> None:
+    known = Checkpoint({}, 700_000_000, linear=1, other=1, quantized="awq")
+    assert foreseen(known, machine, model_device=device) == {"native": None}
+    assert foreseen(known, card(1.0)) == {
+        "native": "needs 1.2 GB at native: 0.70 weights, 0.50 runtime; 1.0 GB free on cuda:0"
+    }
+
+
+def test_a_gguf_may_go_to_the_card_or_to_memory() -> None:
+    known = Checkpoint({}, 20_000_000_000, quantized="gguf")
+    name = "owner/repo:file.gguf"
+    assert foreseen(known, card(79), model_repo=name) == {"gguf": None}
+    roomy = Machine("x86_64", 2, int(64e9), int(32e9), card(1).accelerators)
+    assert foreseen(known, roomy, model_repo=name) == {"gguf": None}
+    assert foreseen(known, card(2), model_repo=name) == {
+        "gguf": "needs 20.5 GB at gguf: 20.0 weights, 0.50 runtime; 2.0 GB free on cuda:0"
+    }
+
+
+def test_a_rung_tells_what_it_needs() -> None:
+    settings = load_settings(model_repo="a/one")
+    (first, *_) = rungs(Candidate("a/one", "hub"), settings, card(79), describe=lambda _: BILLION)
+    assert str(first.needs) == "needs 1.6 GB at 8bit: 1.1 weights, 0.50 runtime"
+
+
+def test_only_what_may_be_tried_is_described() -> None:
+    def describe(candidate: Candidate) -> Checkpoint:
+        raise AssertionError("nobody asked")
+
+    settings = load_settings(model_repo="a/one", model_device="cuda")
+    assert all(rung.skip for rung in rungs(Candidate("a/one", "hub"), settings, CPU_ONLY, describe=describe))
+    settings = load_settings(model_repo="a/one")
+    (only,) = rungs(Candidate("a/one", "hub"), settings, WITH_GPU, missing=lambda _: "none", describe=describe)
+    assert only.skip == "none"
+
+
+@pytest.mark.parametrize(
+    ("name", "repo", "revision", "file"),
+    [
+        ("a/one", "a/one", None, None),
+        ("a/one@v1", "a/one", "v1", None),
+        ("a/one@refs/pr/1", "a/one", "refs/pr/1", None),
+        ("a/one:q/one.gguf", "a/one", None, "q/one.gguf"),
+        ("a/one@0123abc:one.gguf", "a/one", "0123abc", "one.gguf"),
+        ("one@v1", "me/one", "v1", None),
+    ],
+)
+def test_a_revision_may_be_pinned(name: str, repo: str, revision: str | None, file: str | None) -> None:
+    candidate = parse_candidate(name, "me")
+    assert (candidate.repo, candidate.revision, candidate.file) == (repo, revision, file)
+    assert candidate.kind == ("hub-gguf" if file else "hub")
 
 
 # The walk
@@ -236,17 +354,10 @@ ONE, TWO = Candidate("a/one", "hub"), Candidate("b/two", "hub")
 LADDER = [Rung(ONE, "8bit"), Rung(ONE, "cpu"), Rung(TWO, "8bit"), Rung(TWO, "cpu")]
 
 
-def ticks(*seconds: float) -> Callable[[], float]:
-    """A clock that moves on by `seconds`, one after the other, between start and end of each load."""
-
-    def times() -> Iterator[float]:
-        now = 100.0
-        for step in seconds:
-            yield now
-            now += step
-            yield now
-
-    return times().__next__
+def climb(ladder: Sequence[Rung], load: Callable[[Rung], str], **options: Any) -> Loaded[str]:  # noqa: ANN401
+    """Walks rungs that are known before."""
+    order = dict.fromkeys(rung.candidate for rung in ladder)
+    return first_that_loads(order, lambda each: [rung for rung in ladder if rung.candidate == each], load, **options)
 
 
 def walk(
@@ -261,7 +372,7 @@ def walk(
             raise error
         return f"{rung.candidate.name}@{rung.strategy}"
 
-    return first_that_loads(ladder, load, report=reported.append), tried, reported
+    return climb(ladder, load, report=reported.append), tried, reported
 
 
 def test_the_first_rung_that_loads_ends_the_walk() -> None:
@@ -346,7 +457,7 @@ def test_nothing_loads_lists_every_attempt() -> None:
         raise RungError(f"{rung.strategy} of {rung.candidate.name} is broken")
 
     with pytest.raises(NothingLoads) as caught:
-        first_that_loads(ladder, load, report=reported.append)
+        climb(ladder, load, report=reported.append)
     assert isinstance(caught.value, LoadError)
     assert list(caught.value.attempts) == reported
     assert len(reported) == len(ladder)
@@ -361,22 +472,69 @@ def test_nothing_loads_lists_every_attempt() -> None:
 
 def test_an_empty_ladder_loads_nothing() -> None:
     with pytest.raises(NothingLoads) as caught:
-        first_that_loads([], lambda rung: rung)
+        climb([], lambda rung: rung.strategy)
     assert caught.value.attempts == ()
 
 
 def test_each_attempt_has_its_own_seconds() -> None:
+    now = 100.0
+    takes = {LADDER[0]: 1.5, LADDER[1]: 0.25, LADDER[2]: 2.0, LADDER[3]: 30.12345}
+    ends: dict[Rung, Exception] = {
+        LADDER[0]: RungError("out of memory"),
+        LADDER[1]: CandidateError("broken"),
+        LADDER[2]: ValueError("other"),
+    }
+
     def load(rung: Rung) -> str:
-        if rung == LADDER[0]:
-            raise RungError("out of memory")
-        if rung == LADDER[1]:
-            raise CandidateError("broken")
-        if rung == LADDER[2]:
-            raise ValueError("other")
+        nonlocal now
+        now += takes[rung]
+        if rung in ends:
+            raise ends[rung]
         return "loaded"
 
-    loaded = first_that_loads(LADDER, load, clock=ticks(1.5, 0.25, 2.0, 30.12345))
+    loaded = climb(LADDER, load, clock=lambda: now)
     assert [attempt.seconds for attempt in loaded.attempts] == [1.5, 0.25, 2.0, 30.123]
+
+
+def test_a_candidate_whose_rungs_cannot_be_told_fails_in_all_of_them() -> None:
+    now = 0.0
+
+    def rungs_of(candidate: Candidate) -> list[Rung]:
+        nonlocal now
+        if candidate == ONE:
+            now += 7.5
+            raise CandidateError("no such repository")
+        return [Rung(TWO, "cpu")]
+
+    loaded = first_that_loads([ONE, TWO], rungs_of, lambda rung: rung.strategy, clock=lambda: now)
+    assert loaded.attempts == (
+        Attempt("a/one", "any", "failed", "no such repository", 7.5),
+        Attempt("b/two", "cpu", "loaded", "ok", 0.0),
+    )
+    with pytest.raises(NothingLoads, match=r"a/one \[any\] failed: no such repository"):
+        first_that_loads([ONE], rungs_of, lambda rung: rung)
+
+
+def test_trouble_with_one_candidate_does_not_keep_the_next_from_loading() -> None:
+    def rungs_of(candidate: Candidate) -> list[Rung]:
+        if candidate == ONE:
+            raise KeyError("hidden_size")
+        return [Rung(candidate, "cpu")]
+
+    loaded = first_that_loads([ONE, TWO], rungs_of, lambda rung: rung.candidate)
+    assert loaded.model == TWO
+    assert loaded.attempts[0].reason == "KeyError: 'hidden_size'"
+
+
+def test_later_candidates_are_not_looked_at() -> None:
+    looked: list[Candidate] = []
+
+    def rungs_of(candidate: Candidate) -> list[Rung]:
+        looked.append(candidate)
+        return [Rung(candidate, "cpu")]
+
+    first_that_loads([ONE, TWO], rungs_of, lambda rung: rung)
+    assert looked == [ONE]
 
 
 def test_attempts_are_reported_as_they_happen() -> None:
@@ -388,7 +546,7 @@ def test_attempts_are_reported_as_they_happen() -> None:
             raise RungError("out of memory")
         return "loaded"
 
-    first_that_loads(LADDER, load, report=lambda attempt: events.append(f"{attempt.outcome} {attempt.strategy}"))
+    climb(LADDER, load, report=lambda attempt: events.append(f"{attempt.outcome} {attempt.strategy}"))
     assert events == ["load 8bit", "failed 8bit", "load cpu", "loaded cpu"]
 
 

@@ -196,7 +196,7 @@ def test_what_cannot_be_loaded_says_why(tmp_path: Path) -> None:
         load_file(wrong)
     with pytest.raises(RungError, match=r"does not load cut\.gguf"):
         load_file(cut)
-    with pytest.raises(CandidateError, match="download it"):
+    with pytest.raises(CandidateError, match=r"o/r:f\.gguf is not in the cache"):
         load(Rung(Candidate("o/r:f.gguf", "hub-gguf"), "gguf"), load_settings())
     with pytest.raises(RungError, match="no GPU"):
         load_file(embedded_path(), model_device="cuda")

@@ -6,7 +6,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from router_backend.machine import Accelerator, cores, inspect
+from router_backend.machine import Accelerator, container_memory, cores, inspect, processor_features
 
 
 @pytest.fixture
@@ -97,10 +97,64 @@ def test_a_tool_that_hangs_is_no_accelerator(folder: Path, monkeypatch: pytest.M
     assert limits == [10]
 
 
+@pytest.mark.parametrize(
+    ("visible", "asked"), [("1", "--id=1"), ("0,2", "--id=0,2"), ("GPU-5f", "--id=GPU-5f"), (None, ""), ("MIG-5f", "")]
+)
+def test_only_the_cards_that_may_be_used(folder: Path, visible: str | None, asked: str) -> None:
+    install(folder, f'printf "%s" "$3" > {folder}/asked\nprintf "Card, 2, 1\\n"')
+    assert len(inspect(visible).accelerators) == 1
+    assert (folder / "asked").read_text() == asked
+
+
+def limits(root: Path, files: dict[str, str]) -> tuple[int, int]:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return container_memory(root)
+
+
+def test_the_limit_of_a_container(tmp_path: Path) -> None:
+    stat = "anon 100\ninactive_file 30\nactive_file 5\n"
+    files = {"memory.max": "1000\n", "memory.current": "400\n", "memory.stat": stat}
+    assert limits(tmp_path / "v2", files) == (1000, 630)
+    assert limits(tmp_path / "full", {**files, "memory.current": "1200"}) == (1000, 0)
+    older = {"memory.limit_in_bytes": "2000", "memory.usage_in_bytes": "500", "memory.stat": "total_inactive_file 7"}
+    assert limits(tmp_path / "v1", {f"memory/{name}": text for name, text in older.items()}) == (2000, 1507)
+
+
+@pytest.mark.parametrize("limit", ["max\n", "", "garbage"])
+def test_a_container_without_a_limit(tmp_path: Path, limit: str) -> None:
+    files = {"memory.max": limit, "memory.current": "400\n", "memory.stat": "inactive_file 30\n"}
+    assert limits(tmp_path, files) == (sys.maxsize, sys.maxsize)
+    assert container_memory(tmp_path / "nothing") == (sys.maxsize, sys.maxsize)
+
+
+def test_a_container_has_no_more_than_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("router_backend.machine.container_memory", lambda: (2000, 500))
+    assert (inspect().total_bytes, inspect().free_bytes) == (2000, 500)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "processor\t: 0\nflags\t\t: fpu avx2 avx512_bf16\nprocessor : 1\nflags : other\n",
+            {"fpu", "avx2", "avx512_bf16"},
+        ),
+        ("Features\t: fp asimd bf16\n", {"fp", "asimd", "bf16"}),
+        ("nothing of the kind", set()),
+    ],
+)
+def test_what_the_processor_can_do(tmp_path: Path, text: str, expected: set[str]) -> None:
+    (tmp_path / "cpuinfo").write_text(text)
+    assert processor_features(tmp_path / "cpuinfo") == expected
+    assert processor_features(tmp_path / "none") == frozenset()
+
+
 def test_processor_and_memory(folder: Path) -> None:
     machine = inspect()
     assert machine.processor
-    assert machine.total_bytes == psutil.virtual_memory().total
+    assert 0 < machine.total_bytes <= psutil.virtual_memory().total
     assert 0 < machine.free_bytes <= machine.total_bytes
     assert machine.cores == cores()
 

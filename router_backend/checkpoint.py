@@ -1,0 +1,202 @@
+"""Checkpoint: what is known of one without its weights, out of its config and the headers of its safetensors."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, Protocol
+
+from router_backend.errors import CandidateError
+
+INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
+_FIRST_READ = 1 << 17  # most headers are smaller
+_LONGEST_HEADER = 100_000_000  # the format's own limit
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+class Source(Protocol):
+    """Where a checkpoint's files are: a folder, or a repository on a hub."""
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Name → bytes. Those at the top, at least, are there."""
+        ...
+
+    def read(self, name: str, start: int, count: int) -> bytes:
+        """At most `count` bytes from `start` on. Raises CandidateError."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What foresight needs.
+
+    Attributes:
+        config: as in config.json.
+        stored_bytes: of the weight files.
+        linear: parameters in linear layers inside the blocks, which bitsandbytes quantises.
+        rows: output rows of those layers together.
+        matrices: how many those layers are.
+        other: all other parameters: embeddings, head, norms, biases.
+        quantized: the method, where the checkpoint comes quantised already.
+    """
+
+    config: Mapping[str, Any]
+    stored_bytes: int
+    linear: int = 0
+    rows: int = 0
+    matrices: int = 0
+    other: int = 0
+    quantized: str | None = None
+
+    @property
+    def text(self) -> Mapping[str, Any]:
+        """The language model's part of the config, which models that also see keep in a section of its own."""
+        nested = self.config.get("text_config")
+        return nested if isinstance(nested, Mapping) else self.config
+
+
+class Folder:
+    """A checkpoint on this machine."""
+
+    def __init__(self, path: Path, *, nested: bool = False) -> None:
+        files = (entry for entry in path.glob("**/*" if nested else "*") if entry.is_file())
+        self.path = path
+        self.sizes = {entry.relative_to(path).as_posix(): entry.stat().st_size for entry in files}
+
+    def read(self, name: str, start: int, count: int) -> bytes:
+        with (self.path / name).open("rb") as file:
+            file.seek(start)
+            return file.read(count)
+
+
+def describe(source: Source, *, trust_remote_code: bool = False) -> Checkpoint:
+    """Reads config and headers; no weights.
+
+    Raises:
+        CandidateError: no config, code of its own, no safetensors, a broken or missing file.
+    """
+    config = read_config(source, trust_remote_code=trust_remote_code)
+    names = weight_files(source)
+    with ThreadPoolExecutor(8) as pool:
+        shapes = {name: shape for part in pool.map(lambda name: _shapes(source, name), names) for name, shape in part}
+    return count(config, shapes, sum(source.sizes[name] for name in names))
+
+
+def read_config(source: Source, *, trust_remote_code: bool = False) -> dict[str, Any]:
+    """config.json. Raises CandidateError where there is none, or it asks for code of its own that is not trusted."""
+    if "config.json" not in source.sizes:
+        raise CandidateError(_no_config(source.sizes))
+    config = _read_json(source, "config.json")
+    if "auto_map" in config and not trust_remote_code:
+        raise CandidateError(
+            "it brings code of its own (auto_map in config.json), which is not run: "
+            "read that code, and set TRUST_REMOTE_CODE=1 if you trust it"
+        )
+    return config
+
+
+def count(config: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], stored_bytes: int) -> Checkpoint:
+    """A checkpoint out of the names and shapes of its tensors."""
+    tied = config.get("tie_word_embeddings") and any("embed_tokens" in name for name in shapes)
+    held = {name: shape for name, shape in shapes.items() if not (tied and name.endswith("lm_head.weight"))}
+    linear = {name: shape for name, shape in held.items() if _is_linear(name, shape)}
+    return Checkpoint(
+        config=config,
+        stored_bytes=stored_bytes,
+        linear=sum(prod(shape) for shape in linear.values()),
+        rows=sum(shape[0] for shape in linear.values()),
+        matrices=len(linear),
+        other=sum(prod(shape) for name, shape in held.items() if name not in linear),
+        quantized=_method(config),
+    )
+
+
+def gguf(sizes: Iterable[int]) -> Checkpoint:
+    """A GGUF checkpoint of files of these sizes: of those only the size is known."""
+    return Checkpoint(config={}, stored_bytes=sum(sizes), quantized="gguf")
+
+
+def weight_files(source: Source) -> tuple[str, ...]:
+    """The safetensors files that transformers would load. Raises CandidateError where there are none."""
+    sizes = source.sizes
+    if _SINGLE in sizes:
+        return (_SINGLE,)
+    if INDEX not in sizes:
+        raise CandidateError(_no_weights(sizes))
+    weight_map = _read_json(source, INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CandidateError(f"{INDEX} is broken: it names no files")
+    names = tuple(sorted(set(map(str, weight_map.values()))))
+    if missing := [name for name in names if name not in sizes]:
+        raise CandidateError(
+            f"it is incomplete: {len(missing)} of {len(names)} weight files are missing ({missing[0]})"
+        )
+    return names
+
+
+def _is_linear(name: str, shape: Sequence[int]) -> bool:
+    """Whether a tensor is the weight of a linear layer in a block, by the names that transformers gives them."""
+    in_a_block = re.search(r"\.(layers|blocks|h)\.\d+\.", f".{name}")
+    return bool(in_a_block) and len(shape) == 2 and name.endswith(".weight") and "embed" not in name
+
+
+def _method(config: Mapping[str, Any]) -> str | None:
+    section = config.get("quantization_config") or config.get("compression_config")
+    return str(section.get("quant_method") or "bitsandbytes") if isinstance(section, Mapping) else None
+
+
+def _shapes(source: Source, name: str) -> list[tuple[str, tuple[int, ...]]]:
+    """Names and shapes in one safetensors file: eight bytes of length, a JSON header, the data.
+
+    As the documentation of safetensors has the format.
+    """
+    size = source.sizes[name]
+    head = source.read(name, 0, min(size, _FIRST_READ))
+    length = int.from_bytes(head[:8], "little")
+    if len(head) < 8 or length > min(size - 8, _LONGEST_HEADER):
+        raise CandidateError(f"{name} is no safetensors file, or cut short")
+    head = head[8:] + source.read(name, len(head), max(0, 8 + length - len(head)))
+    try:
+        tensors = {key: value for key, value in json.loads(head[:length]).items() if key != "__metadata__"}
+        end = max((value["data_offsets"][1] for value in tensors.values()), default=0)
+        shapes = [(key, tuple(value["shape"])) for key, value in tensors.items()]
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        raise CandidateError(f"{name} is no safetensors file: its header is broken") from None
+    if size < 8 + length + end:
+        raise CandidateError(f"{name} is cut short: {size} of {8 + length + end} bytes. Fetch it again")
+    return shapes
+
+
+def _read_json(source: Source, name: str) -> dict[str, Any]:
+    try:
+        found = json.loads(source.read(name, 0, source.sizes[name]))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise CandidateError(f"{name} is broken: it holds no JSON object")
+    return found
+
+
+def _no_config(names: Mapping[str, int]) -> str:
+    if "adapter_config.json" in names:
+        return "it is an adapter, no whole checkpoint: merge it with its base model first"
+    if ggufs := sorted(name for name in names if name.endswith(".gguf")):
+        return f"it holds GGUF files: name one of them, as in repo:{ggufs[0]}"
+    return "it has no config.json, so it is no checkpoint for transformers"
+
+
+def _no_weights(names: Mapping[str, int]) -> str:
+    pickles = [name for name in names if name.endswith(_PICKLES)]
+    if pickles:
+        return (
+            f"its weights are pickle files only ({pickles[0]}), which can run code and are not loaded: "
+            "convert them to safetensors"
+        )
+    return f"it has no weights: neither {_SINGLE} nor {INDEX} is there"
