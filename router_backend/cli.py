@@ -22,6 +22,9 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 
+drafter = typer.Typer(help="Plans that drafts are made of.", no_args_is_help=True)
+app.add_typer(drafter, name="drafter")
+
 
 @app.command()
 def serve(
@@ -126,6 +129,65 @@ def smoke(
         return run_smoke(url, api_key, within=within, tools=load_settings().tools)
 
     raise typer.Exit(_readable(work, failed=2))
+
+
+@drafter.command("build")
+def drafter_build(
+    source: Annotated[Path, typer.Argument(metavar="FILE", help="JSONL: rows with completion or text, or plans.")],
+    out: Annotated[Path, typer.Option(help="What to write; DRAFTER names it when serving.")] = Path("drafter.jsonl"),
+) -> None:
+    """Collect earlier plans, so that the transformers engine drafts well from its first answer on."""
+    from router_backend.drafter import build
+    from router_backend.settings import load_settings
+
+    def work() -> int:
+        written, left_out = build(source, out, load_settings().tools)
+        typer.echo(f"{out}: {written} plans ({left_out} rows without a valid plan left out)")
+        return 0
+
+    raise typer.Exit(_readable(work))
+
+
+@app.command()
+def train(
+    data: Annotated[Path, typer.Argument(help="JSONL rows with prompt and completion.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the adapter, the checkpoint, the log and the loss plot.")],
+    base: Annotated[str, typer.Option(help="embedded, a GGUF file, a folder or a hub repo.")] = "embedded",
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps.")] = None,
+    max_minutes: Annotated[float | None, typer.Option(min=0, help="The run ends by then.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the folder's checkpoint.")] = False,
+    batch: Annotated[int, typer.Option(min=1, help="Examples in one pass.")] = 2,
+    accumulate: Annotated[int, typer.Option(min=1, help="Passes in one step.")] = 2,
+    rate: Annotated[float, typer.Option(min=0, help="Peak learning rate.")] = 1.5e-3,
+    rank: Annotated[int, typer.Option(min=1)] = 32,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    validation: Annotated[int, typer.Option(min=1, help="Rows held out.")] = 54,
+    every: Annotated[int, typer.Option(min=1, help="Steps between validations.")] = 50,
+    threads: Annotated[int | None, typer.Option(min=1, help="1 where other work shares the processor.")] = None,
+) -> None:
+    """Train a LoRA adapter on router data. SIGINT and SIGTERM stop it between two steps, ready for --resume."""
+    from router_backend.settings import load_settings
+    from router_backend.training import TrainOptions
+    from router_backend.training import train as run
+
+    make = partial(
+        TrainOptions,
+        data=data,
+        out=out,
+        base=base,
+        steps=steps,
+        max_minutes=max_minutes,
+        resume=resume,
+        batch=batch,
+        accumulate=accumulate,
+        rate=rate,
+        rank=rank,
+        seed=seed,
+        validation=validation,
+        every=every,
+        threads=threads,
+    )
+    raise typer.Exit(_readable(lambda: run(make(tools=load_settings().tools))))
 
 
 @app.command()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -64,20 +64,25 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Seconds, and forward passes of the model: one for each prefill and one for each decoded token after it."""
+    """Seconds, and what the model was spared.
+
+    Attributes:
+        forward_passes: of the model; a prefill is one, or one for each piece of a long prompt.
+        drafted: tokens that were proposed and went through a pass together with others.
+        accepted: those of them that were right, so that they needed no pass of their own.
+        forced: tokens that the grammar dictated, which the model was not asked for.
+    """
 
     queue_seconds: float = 0.0
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
     forward_passes: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    forced: int = 0
 
     def __add__(self, other: Timings) -> Timings:
-        return Timings(
-            self.queue_seconds + other.queue_seconds,
-            self.prefill_seconds + other.prefill_seconds,
-            self.decode_seconds + other.decode_seconds,
-            self.forward_passes + other.forward_passes,
-        )
+        return Timings(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
 
 
 @dataclass(frozen=True, slots=True)

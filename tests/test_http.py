@@ -108,8 +108,10 @@ def test_details_of_text(echo: App) -> None:
         },
         "budget": None,
     }
-    assert list(timings) == ["queue_seconds", "prefill_seconds", "decode_seconds", "forward_passes"]
-    assert timings["forward_passes"] == 2
+    tokens = ["prompt_tokens", "cached_tokens", "completion_tokens"]
+    seconds = ["queue_seconds", "prefill_seconds", "decode_seconds"]
+    assert list(timings) == [*tokens, *seconds, "forward_passes", "drafted", "accepted", "forced"]
+    assert [timings[name] for name in (*tokens, "forward_passes", "drafted")] == [3, 0, 2, 2, 0]
     assert 0 < timings["queue_seconds"] < 5 and 0 <= timings["decode_seconds"] < 5
 
 

@@ -18,6 +18,11 @@ def count(text: str) -> int:
     return len(text.split())
 
 
+def said(text: str, ask: Ask) -> Reply:
+    """Spelled a character a token, cut at the limit."""
+    return Reply(text[: ask.max_tokens], ended=len(text) <= ask.max_tokens)
+
+
 def written(answers: dict[str, list[str]]) -> tuple[dict[str, object], list[Ask]]:
     """A plan with these replies for some fields and a word for the others, and what was asked."""
     script = PlanScript(2000, Costs(count, TOOLS), count)
@@ -29,7 +34,8 @@ def written(answers: dict[str, list[str]]) -> tuple[dict[str, object], list[Ask]
             asked.append(ask)
             mine = answers.get(ask.field.partition("[")[0])
             if "CHOICE" in ask.grammar:
-                reply = Reply(str(json.loads(ask.grammar.partition("CHOICE: ")[2].split(" | ")[0])), ended=True)
+                options = ask.grammar.partition("CHOICE: ")[2].split(" | ")
+                reply = said(str(json.loads(options[0])), ask)
             elif mine:
                 reply = Reply(mine.pop(0), ended=True)
             else:
@@ -48,7 +54,22 @@ def test_an_argument_goes_on_after_a_quote_and_a_comma() -> None:
     assert again[0].grammar == grammar.rest() and not LLMatcher.validate_grammar(again[0].grammar)
 
 
+def test_a_choice_may_be_spelled_in_small_tokens() -> None:
+    plan, _ = written({})
+    assert plan["difficulty"] == "introductory"
+
+
 @pytest.mark.parametrize("tail", [" (verification of both)", ". The router checks both.", ""])
 def test_the_hand_off_goes_on_as_reference_plans_do(tail: str) -> None:
     plan, _ = written({"handoff_plan": [f'{tail}"']})
     assert plan["handoff_plan"] == f"/search -> router QA{tail}"
+
+
+def test_a_choice_may_be_spelled_in_the_smallest_tokens() -> None:
+    """A mask allows any spelling: a byte a token at worst. What counts against the budget is the text."""
+    _, asked = written({})
+    choices = [ask for ask in asked if "CHOICE" in ask.grammar]
+    assert {ask.field for ask in choices} >= {"route_plan", "todo_list", "difficulty"}
+    for ask in choices:
+        options = [json.loads(each) for each in ask.grammar.partition("CHOICE: ")[2].split(" | ")]
+        assert ask.max_tokens >= max(len(option.encode()) for option in options)

@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 
 ENGINES = {
     "llamacpp": "router_backend.engines.llamacpp:load",
+    "transformers": "router_backend.engines.transformers:load",
     "echo": "router_backend.engines.echo:load",
 }
-PACKAGES = {"llamacpp": "xllamacpp"}
+PACKAGES = {"llamacpp": "xllamacpp", "transformers": "torch"}
 
 
 def missing(name: str) -> str | None:

@@ -35,6 +35,10 @@ class LocalModel(Protocol):
         """
         ...
 
+    def remember(self, text: str) -> None:
+        """An answer that was checked and sent. Later ones may be drafted out of it."""
+        ...
+
     def close(self) -> None: ...
 
 

@@ -91,6 +91,9 @@ class EchoModel:
         finally:
             self.active.discard(slot)
 
+    def remember(self, text: str) -> None:
+        """Nothing: an echo needs no drafts."""
+
     def close(self) -> None:
         self.closed = True
 

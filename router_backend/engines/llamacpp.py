@@ -26,7 +26,7 @@ from router_backend.errors import CandidateError, ContextOverflow, EngineError, 
 from router_backend.types import Chunk, FinishReason, GenerateRequest, ModelInfo, Timings, Usage
 
 if TYPE_CHECKING:
-    from router_backend.ladder import Rung
+    from router_backend.ladder import Candidate, Rung
     from router_backend.settings import Settings
 
 EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -39,17 +39,26 @@ def load(rung: Rung, settings: Settings) -> LlamaCppModel:
     """Loads a GGUF file.
 
     Raises:
-        CandidateError: there is no such file, it is no GGUF, or it is not the one that it should be.
+        CandidateError: there is no such file, it cannot be fetched, it is no GGUF, or not the one that it should be.
         RungError: llama.cpp does not load it (memory, an unknown architecture, a cut file).
     """
     candidate = rung.candidate
-    if candidate.kind == "hub-gguf":
-        raise CandidateError("this version does not fetch GGUF files from the hub: download it and name the file")
-    path = embedded_path() if candidate.kind == "embedded" else Path(candidate.name)
+    path = _file(candidate, settings)
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise CandidateError(f"{path.name} is no GGUF file")
-    return LlamaCppModel(path, "embedded" if candidate.kind == "embedded" else path.name, rung.strategy, settings)
+    name = path.name if candidate.kind == "gguf" else candidate.name
+    return LlamaCppModel(path, name, rung.strategy, settings)
+
+
+def _file(candidate: Candidate, settings: Settings) -> Path:
+    if candidate.kind == "embedded":
+        return embedded_path()
+    if candidate.kind == "hub-gguf":
+        from router_backend.hub import fetch_gguf  # as late as this: a file of one's own needs no hub
+
+        return fetch_gguf(candidate, settings)
+    return Path(candidate.name)
 
 
 def embedded_path() -> Path:
@@ -155,6 +164,9 @@ class LlamaCppModel:
             check_grammar(request.grammar)
             call["grammar"] = _GRAMMAR_MARK + request.grammar
         return self._stream(call, cancelled)
+
+    def remember(self, text: str) -> None:
+        """Nothing: llama.cpp is given no drafts."""
 
     def close(self) -> None:
         self._calls.shutdown(wait=True, cancel_futures=True)

@@ -308,7 +308,8 @@ class PlanScript:
         """One of the options; no stage at all where there is but one."""
         if len(options) == 1:
             return options[0]
-        most = max(self.count(option) for option in options) + 2
+        # A checkpoint may spell an option in small tokens, a byte each at worst; counted is the text that comes of it.
+        most = max(len((option + stop).encode()) for option in options) + 1
         # Stopping before the last character that all options share saves the pass that would draw the end token.
         last = options[0][-1] if len({option[-1] for option in options}) == 1 and options[0][-1] in ":(" else ""
         offered = [option + stop for option in options]

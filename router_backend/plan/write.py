@@ -72,6 +72,7 @@ class PlanWriter:
             pass
         used = self._model.count_tokens(script.text)
         self._check(script.text, used, limit)
+        self._model.remember(script.text)
         yield Chunk(
             script.text[sent:],
             "stop",

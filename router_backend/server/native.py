@@ -137,7 +137,12 @@ def details(last: Chunk, seed: int, info: ModelInfo) -> dict[str, Any]:
             "total_tokens": usage.total_tokens,
             "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
         },
-        "timings": {name: round(value, 6) for name, value in asdict(last.timings).items()},
+        "timings": {
+            "prompt_tokens": last.usage.prompt_tokens,
+            "cached_tokens": last.usage.cached_tokens,
+            "completion_tokens": last.usage.completion_tokens,
+            **{name: round(value, 6) for name, value in asdict(last.timings).items()},
+        },
         "budget": asdict(last.budget) if last.budget else None,
     }
 
