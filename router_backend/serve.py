@@ -53,6 +53,10 @@ def serve(*, host: str | None = None, port: int | None = None) -> int:
     server.run(sockets=[listening])
     if fatal:
         raise fatal[0]
+    if service.is_loading:
+        # Fetching and loading cannot be interrupted, only left; what was fetched so far is gone on from next time.
+        logging.shutdown()
+        os._exit(0)
     return 0
 
 

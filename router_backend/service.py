@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import threading
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, replace
@@ -63,6 +64,7 @@ class GenerationService:
         self._attempts: list[Attempt] = []
         self._loaded: Loaded[Engine] | None = None
         self._loading: asyncio.Task[None] | None = None
+        self._load_thread: threading.Thread | None = None
         self._backoff = _FIRST_BACKOFF
         self._retry_at = 0.0
         self._started = time.monotonic()
@@ -96,6 +98,11 @@ class GenerationService:
         if self._loaded is not None:
             await self._loaded.model.close()
             self._loaded = None
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether a load is at work, wanted or not: it goes on after `close`."""
+        return self._load_thread is not None and self._load_thread.is_alive()
 
     @cached_property
     def _ending(self) -> asyncio.Future[None]:
@@ -240,10 +247,34 @@ class GenerationService:
             self._attempts = []
             self._loading = asyncio.create_task(self._load_once())
 
+    async def _in_its_thread(self, load: Callable[[], Loaded[Engine]]) -> Loaded[Engine]:
+        """A load cannot be interrupted. So its thread is one that nobody waits for at the end."""
+        loop = asyncio.get_running_loop()
+        result: asyncio.Future[Loaded[Engine]] = loop.create_future()
+
+        def tell(loaded: Loaded[Engine] | None, error: Exception | None) -> None:
+            if result.cancelled():
+                return
+            if error is not None:
+                result.set_exception(error)
+            elif loaded is not None:
+                result.set_result(loaded)
+
+        def run() -> None:
+            try:
+                outcome: tuple[Loaded[Engine] | None, Exception | None] = load(), None
+            except Exception as error:
+                outcome = None, error
+            _tell(loop, tell, *outcome)
+
+        self._load_thread = threading.Thread(target=run, name="load", daemon=True)
+        self._load_thread.start()
+        return await result
+
     async def _load_once(self) -> None:
         loop = asyncio.get_running_loop()
         try:
-            loaded = await asyncio.to_thread(self._load, lambda attempt: _tell(loop, self._note, attempt))
+            loaded = await self._in_its_thread(lambda: self._load(lambda each: _tell(loop, self._note, each)))
         except Exception as error:
             self._fail(error)
             return
@@ -292,9 +323,9 @@ class GenerationService:
             self.on_fatal(error)
 
 
-def _tell(loop: asyncio.AbstractEventLoop, function: Callable[[Attempt], None], attempt: Attempt) -> None:
+def _tell(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *what: object) -> None:
     with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to be told
-        loop.call_soon_threadsafe(function, attempt)
+        loop.call_soon_threadsafe(function, *what)
 
 
 async def _drain(chunks: AsyncGenerator[Chunk, None]) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from router_backend.errors import SettingsError
 from router_backend.serve import bind
+from tests.fake_hub import fake_hub, write_checkpoint
 from tests.running import Process, in_threads, process, until
 
 ECHO = {"ENGINE": "echo", "PORT": "0"}
@@ -242,3 +243,17 @@ def test_the_address_of_ipv6_can_be_opened(tmp_path: Path) -> None:
         pytest.skip("no IPv6 loopback on this machine")
     with process(folder=tmp_path, **ECHO, HOST="::1") as running:
         assert running.url().startswith("http://[::1]:")
+
+
+def test_a_signal_ends_a_load_that_hangs(tmp_path: Path) -> None:
+    """A hub that says nothing is waited for by the load, not by who wants the server to end."""
+    with fake_hub() as hub:
+        hub.add("acme/router", write_checkpoint(tmp_path / "checkpoint"), hangs="")
+        where = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path), "HUB_TIMEOUT": "60"}
+        with process(folder=tmp_path, PORT="0", MODEL_REPO="acme/router", MODEL_DEVICE="cpu", **where) as running:
+            until(lambda: bool(hub.asked), seconds=20)
+            assert httpx.get(f"{running.url()}/health").json()["status"] == "loading"
+            start = time.monotonic()
+            assert running.stop() == 0
+            assert time.monotonic() - start < 8
+            assert "Traceback" not in running.output

@@ -77,7 +77,7 @@ class TorchRunner:
         self._model = model
         self._kept_tokens, self._most, self._chunk = kept_tokens, max(1, branches), chunk
         self._branches: list[_Branch] = [_Branch()]  # the one in use first
-        self._rows: NDArray[np.float32] | None = None
+        self._rows: torch.Tensor | None = None
         self._first_row = 0
 
     def row(self, sequence: Sequence[int]) -> NDArray[np.float32] | None:
@@ -85,7 +85,7 @@ class TorchRunner:
         ids = self._branches[0].ids
         if self._rows is None or not self._first_row <= place < len(ids) or ids[: place + 1] != sequence:
             return None
-        row: NDArray[np.float32] = self._rows[place - self._first_row]
+        row: NDArray[np.float32] = self._rows[place - self._first_row].float().cpu().numpy()
         return row
 
     def cached(self, sequence: Sequence[int]) -> int:
@@ -110,7 +110,7 @@ class TorchRunner:
             branch.ids = whole[:end]
             passes += 1
             if end == len(whole):
-                self._rows, self._first_row = output.logits[0].float().cpu().numpy(), end - wanted
+                self._rows, self._first_row = output.logits[0], end - wanted
             elif cancelled():
                 break
         return passes
