@@ -15,6 +15,7 @@ Requirements:
 
 User query:
 """
+BUDGET_LINE = "\n\nToken budget: {tokens}\n"
 
 
 def router_prompt(
@@ -37,3 +38,8 @@ def router_prompt(
     )
     parts += [f"{title}:\n{text.strip()}" for title, text in extras if text and text.strip()]
     return INSTRUCTIONS + "\n\n".join(parts) + "\n"
+
+
+def with_budget(prompt: str, tokens: int) -> str:
+    """The prompt for a checkpoint that was trained to write to a budget; others never see that line."""
+    return prompt.rstrip("\n") + BUDGET_LINE.format(tokens=tokens)
