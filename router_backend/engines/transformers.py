@@ -6,6 +6,7 @@ The library loads the weights and computes the logits; the decoding is ours (`ro
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
+from transformers.utils.logging import disable_progress_bar
 
 from router_backend import drafter, footprint, hub, machine
 from router_backend.decoding.model import DecodedModel, is_out_of_memory, release_memory
@@ -45,6 +47,8 @@ def load(rung: Rung, settings: Settings) -> DecodedModel:
     device = "cpu" if rung.strategy == "cpu" or settings.model_device == "cpu" or not _has_cuda() else "cuda"
     if settings.model_device == "cuda" and device == "cpu":
         raise RungError("MODEL_DEVICE=cuda, and torch sees no accelerator here")
+    if not sys.stderr.isatty():
+        disable_progress_bar()
     if settings.threads:
         torch.set_num_threads(settings.threads)
     remembered = list(drafter.read(settings.drafter)) if settings.drafter else []
