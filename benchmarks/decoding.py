@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, LogitsProcessor
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, LogitsProcessor, StoppingCriteria
 
 from router_backend import engines
 from router_backend.decoding.drafts import shared
@@ -36,11 +36,10 @@ from router_backend.types import Chunk, GenerateRequest, ModelInfo, SamplingPara
 
 OFF: dict[str, Any] = {"draft_tokens": 0, "forced_tokens": False, "prefix_cache": False}
 PARTS: dict[str, dict[str, Any]] = {
-    "all off": OFF,
-    "prefix cache": {**OFF, "prefix_cache": True},
-    "and forced tokens": {**OFF, "prefix_cache": True, "forced_tokens": True},
-    "and prompt lookup": {"draft_history_bits": 0},
     "all, cold": {},
+    "without history": {"draft_history_bits": 0},
+    "without drafts": {"draft_tokens": 0},
+    "all off": OFF,
 }
 
 
@@ -97,21 +96,22 @@ def live(options: argparse.Namespace, prompts: list[str]) -> None:
     """The last `--rows` prompts are measured; the others, in `all, warm`, are answered before and make the history."""
     measured, before = prompts[-options.rows :], prompts[: -options.rows]
     print(HEADER)
-    model, settings = load(options, options.strategy)
-    writer = PlanWriter(model, settings.tools)
-    past = Sums()
-    for index, prompt in enumerate(before):
-        text = write(writer, ask(prompt, index, options), settings.tools, past)
-        if options.keep:
-            with options.keep.open("a", encoding="utf-8") as kept:
-                kept.write(text + "\n")
-        if (index + 1) % 10 == 0:
-            print(past.row(f"all, plans {index - 8} to {index + 1}"), flush=True)
-            past = Sums()
-    sums = Sums()
-    for index, prompt in enumerate(measured):
-        write(writer, ask(prompt, 1000 + index, options), settings.tools, sums)
-    print(sums.row(f"all, after {len(before)} plans"), flush=True)
+    if before:
+        model, settings = load(options, options.strategy)
+        writer = PlanWriter(model, settings.tools)
+        past = Sums()
+        for index, prompt in enumerate(before):
+            text = write(writer, ask(prompt, index, options), settings.tools, past)
+            if options.keep:
+                with options.keep.open("a", encoding="utf-8") as kept:
+                    kept.write(text + "\n")
+            if (index + 1) % 10 == 0:
+                print(past.row(f"all, plans {index - 8} to {index + 1}"), flush=True)
+                past = Sums()
+        sums = Sums()
+        for index, prompt in enumerate(measured):
+            write(writer, ask(prompt, 1000 + index, options), settings.tools, sums)
+        print(sums.row(f"all, after {len(before)} plans"), flush=True)
     for name, parts in PARTS.items():
         sums = Sums()
         for index, prompt in enumerate(measured):
@@ -169,6 +169,17 @@ class _Masked(LogitsProcessor):  # type: ignore[misc] # the library is not typed
         return scores.masked_fill(~allowed, -torch.inf)  # type: ignore[return-value]
 
 
+class _Stop(StoppingCriteria):  # type: ignore[misc]
+    """The library's own stop strings refuse some of ours."""
+
+    def __init__(self, tokens: Tokens, prompt: int, stop: tuple[str, ...]) -> None:
+        self._tokens, self._prompt, self._stop = tokens, prompt, stop
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **_: object) -> torch.Tensor:
+        text = self._tokens.bytes_of(input_ids[0, self._prompt :].tolist()).decode(errors="replace")
+        return torch.tensor([any(word in text for word in self._stop)], device=input_ids.device)
+
+
 class LibraryModel:
     """The same stages and the same grammars on the library's generate(), its cache kept between the stages."""
 
@@ -217,8 +228,7 @@ class LibraryModel:
             max_new_tokens=sampling.max_new_tokens,
             logits_processor=[_Masked(self._guides.begin(request.grammar), len(prompt))],
             eos_token_id=sorted(self._tokens.ends),
-            stop_strings=list(sampling.stop),
-            tokenizer=self._tokenizer(),
+            stopping_criteria=[_Stop(self._tokens, len(prompt), sampling.stop)],
             **drawn,
         )[0].tolist()
         self._ids = out[: self._cache.get_seq_length()]
@@ -232,11 +242,6 @@ class LibraryModel:
             Usage(len(prompt), len(said), keep),
             Timings(forward_passes=len(out) - len(prompt)),
         )
-
-    def _tokenizer(self) -> Any:  # noqa: ANN401
-        if not hasattr(self, "_loaded"):
-            self._loaded = AutoTokenizer.from_pretrained(self._model.name_or_path)
-        return self._loaded
 
 
 def speed(options: argparse.Namespace, prompts: list[str]) -> None:
@@ -252,8 +257,7 @@ def speed(options: argparse.Namespace, prompts: list[str]) -> None:
     for index, prompt in enumerate(measured):
         for name, writer in zip(sums, (ours, theirs), strict=True):
             write(writer, ask(prompt, 1000 + index, options), settings.tools, sums[name])
-    for name, each in sums.items():
-        print(each.row(name))
+            print(sums[name].row(name), flush=True)
     mine, library = sums.values()
     plans = mine.plans / mine.seconds / (library.plans / library.seconds)
     tokens = mine.tokens / mine.seconds / (library.tokens / library.seconds)
@@ -322,13 +326,16 @@ def main() -> None:
     parser.add_argument("--warm", type=int, default=50, help="plans before them, which make the history")
     parser.add_argument("--keep", type=Path, help="live: the plans before, as a drafter file (DRAFTER=… for speed)")
     parser.add_argument("--budget", type=int, default=600)
+    parser.add_argument(
+        "--offset", type=int, default=0, help="begin so many prompts later, to keep off a DRAFTER's own"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--gpu", dest="cpu", action="store_false")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     prompts = [json.loads(line)["prompt"] for line in options.data.read_text("utf-8").splitlines()]
     wanted = options.rows + (options.warm if options.what in ("live", "speed") else 0)
-    chosen = [prompts[index * len(prompts) // wanted] for index in range(wanted)]
+    chosen = [prompts[(index * len(prompts) // wanted + options.offset) % len(prompts)] for index in range(wanted)]
     {"live": live, "speed": speed, "same": same, "rungs": rungs}[options.what](options, chosen)
 
 
