@@ -32,7 +32,7 @@ ANY_TEXT = "start: TEXT\nTEXT: /(?s:.)*/\n"
 
 
 def built() -> None:
-    """Every kind of grammar of a plan, compiled for the first time and out of the cache; then 10,000 others."""
+    """Every kind of grammar of a plan, compiled for the first time and out of the cache."""
     kinds = {
         "text": grammar.text(leads=(" ",)),
         "text, two tools banned": grammar.text(leads=(" ",), banned=("/math", "/general-search")),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from array import array
 from itertools import takewhile
 
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router_backend.decoding.drafts import LONGEST, Drafter, Guess, NgramTable, shared
+from router_backend.decoding.drafts import LONGEST, Drafter, Guess, NgramTable, Pace, shared
 
 TOKENS = st.lists(st.integers(0, 6), max_size=40)
 QUICK = settings(max_examples=100, deadline=None)
@@ -156,6 +157,45 @@ def test_end_that_is_tokenised_anew_does_no_harm() -> None:
 
 
 @QUICK
+def rate(pace: Pace, chances: list[float], length: int) -> float:
+    """By the definition: the tokens expected of a pass for its time."""
+    expected = sum(math.prod(chances[:end]) for end in range(length + 1))
+    return expected / (1 + (pace.step + pace.slope * length if length else 0))
+
+
+@pytest.mark.parametrize(
+    ("pace", "chances", "length"),
+    [
+        (Pace(), [0.2] * 16, 16),  # what costs nothing is always worth a try
+        (Pace(step=0.33, slope=0.07), [0.9] * 16, 13),  # 4-bit on a processor
+        (Pace(step=0.33, slope=0.07), [0.2, 0.9], 0),
+        (Pace(slope=0.02), [0.5] * 16, 4),
+        (Pace(step=0.33), [0.2, 0.9, 0.9], 3),  # what is likely later pays for what is not now
+        (Pace(slope=1.0), [0.99] * 4, 0),
+        (Pace(), [], 0),
+    ],
+)
+def test_draft_is_as_long_as_its_time_is_worth(pace: Pace, chances: list[float], length: int) -> None:
+    assert pace.worth(chances) == length
+
+
+@QUICK
+@given(
+    st.builds(Pace, st.floats(0, 2), st.floats(0.001, 1)),
+    st.lists(st.floats(0.01, 0.99), max_size=16),
+)
+def test_no_other_length_is_worth_more(pace: Pace, chances: list[float]) -> None:
+    best = max(rate(pace, chances, length) for length in range(len(chances) + 1))
+    assert rate(pace, chances, pace.worth(chances)) == pytest.approx(best)
+
+
+def test_draft_is_cut_where_its_guesses_are_not_worth_their_time() -> None:
+    history = learned([1, 2, 3, 4, 5, 6, 7])
+    assert Drafter(history).propose([2, 3, 4, 5], 16) == [6, 7]
+    assert Drafter(history, pace=Pace(slope=0.1)).propose([2, 3, 4, 5], 16) == [6, 7]
+    assert Drafter(history, pace=Pace(slope=0.6)).propose([2, 3, 4, 5], 16) == []
+
+
 @given(st.lists(TOKENS.filter(bool), min_size=1, max_size=5), st.integers(0, 9), st.booleans(), st.booleans())
 def test_drafts_are_never_longer_than_asked_and_hold_known_tokens(
     sequences: list[list[int]], length: int, lookup: bool, remembers: bool

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
@@ -221,6 +222,27 @@ def test_forgotten_is_forgotten(model: PreTrainedModel) -> None:
     assert runner.row(sequence) is None and runner.cached(sequence) == 0
     runner.run(sequence, [4, 5], never)
     check(runner, model, sequence, [4, 5])
+
+
+@every_model
+def test_measured_pace_leaves_nothing_behind(model: PreTrainedModel) -> None:
+    runner = TorchRunner(model, kept_tokens=500)
+    pace = runner.pace(17)
+    assert 0 <= pace.step < 10 and 0 <= pace.slope < 10
+    assert runner.cached([0] * 64) == 0 and runner.row([0] * 64) is None
+
+
+def test_pace_is_that_of_the_model() -> None:
+    """A pass of one token is made to take 60 ms longer, one of several another 30, and 9 for each token more."""
+    model = next(iter(MODELS.values()))
+
+    def slow(module: object, args: object, kwargs: dict[str, Any]) -> None:
+        tokens = kwargs["input_ids"].shape[1]
+        time.sleep(0.06 + (0.03 if tokens > 1 else 0) + 0.009 * (tokens - 1))
+
+    with model.register_forward_pre_hook(slow, with_kwargs=True):
+        pace = TorchRunner(model, kept_tokens=500).pace(17)
+    assert 0.2 < pace.step < 0.6 and 0.08 < pace.slope < 0.18  # 0.5 and 0.15, if the model itself took no time
 
 
 # Cancel

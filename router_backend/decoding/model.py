@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 
-from router_backend.decoding.drafts import Drafter, NgramTable
+from router_backend.decoding.drafts import Drafter, NgramTable, Pace
 from router_backend.decoding.guide import Guides
 from router_backend.decoding.loop import Count, DecodeLoop
 from router_backend.decoding.runner import Runner
@@ -33,6 +33,7 @@ class DecodedModel:
         history_bits: int = 21,
         forcing: bool = True,
         prefix_cache: bool = True,
+        pace: Pace | None = None,
         remembered: Iterable[str] = (),
     ) -> None:
         """Each source of tokens without a pass can be switched off.
@@ -43,6 +44,7 @@ class DecodedModel:
             history_bits: draft out of earlier answers, by a table of 2**bits n-grams; 0 for none.
             forcing: write what the grammar forces without asking the model.
             prefix_cache: keep keys and values from one request to the next.
+            pace: what a draft costs, where time counts rather than passes.
             remembered: answers that the history begins with.
         """
         self.info = info
@@ -52,7 +54,7 @@ class DecodedModel:
         self._history = NgramTable(history_bits) if history_bits and draft_tokens else None
         for text in remembered:
             self.remember(text)
-        drafter = Drafter(self._history, lookup=lookup) if draft_tokens else None
+        drafter = Drafter(self._history, lookup=lookup, pace=pace) if draft_tokens else None
         self._loop = DecodeLoop(runner, drafter, draft_tokens=draft_tokens, forcing=forcing)
         self._prefix_cache = prefix_cache
         self._latest_id = ""

@@ -60,16 +60,19 @@ def _load(folder: Path, device: str, rung: Rung, settings: Settings, remembered:
     model = _weights(folder, config, trust_remote_code=settings.trust_remote_code, **precision(rung.strategy, device))
     longest = getattr(config.get_text_config(), "max_position_embeddings", settings.context_length)
     context = min(settings.context_length, longest)
+    # It decodes one request at a time, and keeps the prefixes of as many as there are slots.
+    runner = TorchRunner(model, kept_tokens=context * settings.slots, branches=settings.slots)
     return DecodedModel(
         ModelInfo(rung.candidate.name, rung.strategy, "transformers", context),
         tokens,
-        # It decodes one request at a time, and keeps the prefixes of as many as there are slots.
-        TorchRunner(model, kept_tokens=context * settings.slots, branches=settings.slots),
+        runner,
         draft_tokens=settings.draft_tokens,
         lookup=settings.prompt_lookup,
         history_bits=settings.draft_history_bits,
         forcing=settings.forced_tokens,
         prefix_cache=settings.prefix_cache,
+        # Without a GPU at start there is nothing to measure, and with one passes are what counts.
+        pace=runner.pace(1 + settings.draft_tokens) if settings.draft_tokens and not settings.spaces_zero_gpu else None,
         remembered=remembered,
     )
 
