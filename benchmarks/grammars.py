@@ -17,9 +17,9 @@ from pathlib import Path
 import psutil
 from replay import Reference
 
-from router_backend import engines, ladder
+from router_backend import embedded, engines, ladder
 from router_backend.engines.echo import EchoModel
-from router_backend.engines.llamacpp import check_grammar, embedded_path
+from router_backend.engines.llamacpp import check_grammar
 from router_backend.plan import grammar
 from router_backend.plan.budget import Costs
 from router_backend.plan.prompt import router_prompt
@@ -59,7 +59,7 @@ def masked(data: Path) -> None:
     from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
     from transformers import AutoTokenizer
 
-    path = embedded_path()
+    path = embedded.base()
     tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
     fast = from_tokenizer(tokenizer)
     bits = allocate_token_bitmask(1, fast.vocab_size)

@@ -19,8 +19,9 @@ from router_backend import engines, ladder
 from router_backend.plan.budget import Costs
 from router_backend.plan.clip import escape
 from router_backend.plan.rules import QA, tool_of, validate
-from router_backend.plan.script import Ask, PlanScript, Reply
+from router_backend.plan.script import PlanScript
 from router_backend.settings import load_settings
+from router_backend.stages import Ask, Reply
 
 _PLACE = re.compile(r"([\w.]+)(?:\[(\d+)\])?")
 

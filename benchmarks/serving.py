@@ -47,7 +47,7 @@ def server(**environment: str) -> Iterator[tuple[str, float]]:
 
 
 def until_ok(url: str) -> None:
-    while httpx.get(f"{url}/readyz").status_code != 200:
+    while httpx.get(f"{url}/readyz", timeout=120).status_code != 200:
         time.sleep(0.02)
 
 

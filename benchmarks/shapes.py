@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from router_backend.engines.llamacpp import embedded_path
+from router_backend import embedded
 from router_backend.engines.transformers import load
 from router_backend.footprint import estimate
 from router_backend.hub import Hub
@@ -101,7 +101,7 @@ def make(shape: str, layers: int | None, folder: Path) -> None:
     total = sum(each.numel() * 2 for each in wanted.values())
     index = {"metadata": {"total_size": total}, "weight_map": place}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    gguf = embedded_path()
+    gguf = embedded.base()
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
 
 

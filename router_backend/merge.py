@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,14 +17,13 @@ import numpy as np
 import numpy.typing as npt
 from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
 from gguf.quants import dequantize, quantize
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
 from router_backend.errors import CandidateError
+from router_backend.plan.prompt import BUDGET_KEY
 
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-# Says that the checkpoint was trained with the line of `plan.prompt.with_budget`.
-BUDGET_KEY = "router.budget_line"
 # What this module can write, with llama.cpp's number for a file of that kind.
 FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "BF16": 32}
 
@@ -48,12 +48,14 @@ def merge(base: Path, adapter: Path, out: Path, *, kind: str = "Q8_0", expect: s
     try:
         reader = GGUFReader(base)
         deltas = _deltas(adapter, reader)
+        with safe_open(adapter / ADAPTER, "numpy") as opened:
+            knows_budgets = BUDGET_KEY in (opened.metadata() or {})
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise CandidateError(f"{base.name} and {adapter.name} cannot be merged: {type(error).__name__}") from error
     out.parent.mkdir(parents=True, exist_ok=True)
-    new = out.with_name(f"{out.name}.new")
+    new = out.with_name(f"{out.name}.{os.getpid()}.new")  # two processes may start at once
     try:
-        _write(reader, deltas, new, kind)
+        _write(reader, deltas, new, kind, knows_budgets)
         digest = hashlib.sha256(new.read_bytes()).hexdigest()
         if expect is not None and digest != expect:
             raise CandidateError(f"the merged checkpoint has the hash {digest[:12]}…, it should have {expect[:12]}…")
@@ -94,7 +96,7 @@ def _as_stored(rows: npt.NDArray[np.float64], heads: int) -> npt.NDArray[np.floa
     return stored
 
 
-def _write(reader: GGUFReader, deltas: dict[str, Array], path: Path, kind: str) -> None:
+def _write(reader: GGUFReader, deltas: dict[str, Array], path: Path, kind: str, knows_budgets: bool) -> None:
     writer = GGUFWriter(path, "llama")
     for field in reader.fields.values():
         if field.name.startswith("GGUF.") or field.name in ("general.architecture", "general.file_type", BUDGET_KEY):
@@ -102,7 +104,8 @@ def _write(reader: GGUFReader, deltas: dict[str, Array], path: Path, kind: str) 
         item = field.types[-1] if field.types[0] is GGUFValueType.ARRAY else None
         writer.add_key_value(field.name, field.contents(), field.types[0], item)
     writer.add_file_type(FILE_TYPES[kind])
-    writer.add_bool(BUDGET_KEY, True)
+    if knows_budgets:
+        writer.add_bool(BUDGET_KEY, True)
     for name, data, stored in _tensors(reader, deltas, GGMLQuantizationType[kind]):
         writer.add_tensor(name, quantize(data, stored), raw_dtype=stored)
     writer.write_header_to_file()

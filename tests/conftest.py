@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from router_backend.engines.llamacpp import LlamaCppModel, embedded_path, load
+from router_backend.embedded import base
+from router_backend.engines.llamacpp import LlamaCppModel, load
 from router_backend.ladder import Candidate, Rung
 from router_backend.settings import Settings, load_settings
 
@@ -45,12 +46,12 @@ def embedded() -> Iterator[LlamaCppModel]:
 
 @pytest.fixture(scope="session")
 def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A merged checkpoint as people bring them, a folder of safetensors, made of the embedded GGUF's weights."""
+    """A merged checkpoint as people bring them, a folder of safetensors, of the embedded model's base."""
     torch = pytest.importorskip("torch")
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     torch.set_num_threads(1)  # more of them wait for each other where cores are shared
-    gguf, folder = embedded_path(), tmp_path_factory.mktemp("small") / "checkpoint"
+    gguf, folder = base(), tmp_path_factory.mktemp("small") / "checkpoint"
     plain = GgufConfig(dequantize=True)
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, quantization_config=plain, dtype=torch.bfloat16

@@ -16,8 +16,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants, hf_hub_download, snapshot_download
 
-from router_backend import engines, hub
-from router_backend.engines.llamacpp import embedded_path
+from router_backend import embedded, engines, hub
 from router_backend.errors import CandidateError, SettingsError
 from router_backend.hub import Hub
 from router_backend.hub.api import HubApi
@@ -689,7 +688,7 @@ def test_the_default_list_over_a_hub(server: FakeHub, small_checkpoint: Path) ->
 @pytest.mark.real
 def test_a_gguf_from_a_hub_loads(server: FakeHub, tmp_path: Path) -> None:
     (tmp_path / "gguf").mkdir()
-    (tmp_path / "gguf" / "small.gguf").symlink_to(embedded_path())
+    (tmp_path / "gguf" / "small.gguf").symlink_to(embedded.base())
     server.add("acme/gguf", tmp_path / "gguf")
     settings = settings_for(server, model_repo="acme/gguf:small.gguf", threads=1, slots=1, hub_timeout=20)
     loaded = load_first(settings, lambda rung: engines.load(rung, settings), lambda attempt: None)

@@ -14,8 +14,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from router_backend import embedded as own
 from router_backend.engines import llamacpp
-from router_backend.engines.llamacpp import LlamaCppModel, check_grammar, default_threads, embedded_path, load
+from router_backend.engines.llamacpp import LlamaCppModel, check_grammar, default_threads, load
 from router_backend.errors import CandidateError, ContextOverflow, EngineError, InvalidRequest, RungError
 from router_backend.ladder import Candidate, Rung
 from router_backend.plan import grammar
@@ -166,24 +167,6 @@ def test_port_needs_the_key_and_shows_no_page(embedded: LlamaCppModel) -> None:
     assert "<html" not in httpx.get(url + "/").text.lower()
 
 
-def test_embedded_checkpoint_is_found_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = embedded_path()
-    assert path.name == llamacpp.EMBEDDED_FILE
-
-    class Spec:
-        origin = str(tmp_path / "__init__.py")
-
-    monkeypatch.setattr(llamacpp, "find_spec", lambda name: Spec)
-    with pytest.raises(CandidateError, match="is missing"):
-        embedded_path()
-    (tmp_path / llamacpp.EMBEDDED_FILE).write_bytes(b"GGUF but not that one")
-    with pytest.raises(CandidateError, match="damaged"):
-        embedded_path()
-    monkeypatch.setattr(llamacpp, "find_spec", lambda name: None)
-    with pytest.raises(CandidateError, match="make install"):
-        embedded_path()
-
-
 def load_file(path: Path, **settings: object) -> LlamaCppModel:
     return load(Rung(Candidate(str(path), "gguf"), "gguf"), load_settings(**settings))
 
@@ -191,7 +174,7 @@ def load_file(path: Path, **settings: object) -> LlamaCppModel:
 def test_what_cannot_be_loaded_says_why(tmp_path: Path) -> None:
     wrong, cut = tmp_path / "wrong.gguf", tmp_path / "cut.gguf"
     wrong.write_bytes(b"PK\x03\x04" + bytes(100))
-    cut.write_bytes(embedded_path().read_bytes()[:3_000_000])
+    cut.write_bytes(own.base().read_bytes()[:3_000_000])
     with pytest.raises(CandidateError, match=r"wrong\.gguf is no GGUF"):
         load_file(wrong)
     with pytest.raises(RungError, match=r"does not load cut\.gguf"):
@@ -199,7 +182,7 @@ def test_what_cannot_be_loaded_says_why(tmp_path: Path) -> None:
     with pytest.raises(CandidateError, match=r"o/r:f\.gguf is not in the cache"):
         load(Rung(Candidate("o/r:f.gguf", "hub-gguf"), "gguf"), load_settings())
     with pytest.raises(RungError, match="no GPU"):
-        load_file(embedded_path(), model_device="cuda")
+        load_file(own.base(), model_device="cuda")
 
 
 def test_engines_own_errors_are_mapped() -> None:

@@ -13,7 +13,8 @@ from gguf import GGUFReader, GGUFWriter
 from transformers import AutoModelForCausalLM, GgufConfig, LlamaForCausalLM
 
 from router_backend.errors import CandidateError
-from router_backend.merge import ADAPTER, ADAPTER_CONFIG, BUDGET_KEY, merge
+from router_backend.merge import ADAPTER, ADAPTER_CONFIG, merge
+from router_backend.plan.prompt import BUDGET_KEY
 from router_backend.training import lora
 
 WIDTH, INNER, HEADS, GROUPS, LAYERS, VOCABULARY = 64, 96, 4, 2, 2, 64

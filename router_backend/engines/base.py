@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Protocol
 
-from router_backend.types import Chunk, GenerateRequest, ModelInfo
+from router_backend.types import Chunk, GenerateRequest, LentGpu, ModelInfo
 
 
 class LocalModel(Protocol):
@@ -47,6 +47,16 @@ class Engine(Protocol):
 
     @property
     def info(self) -> ModelInfo: ...
+
+    @property
+    def gpu(self) -> LentGpu | None:
+        """The GPU that each request borrows; None where the engine has its own, or needs none."""
+        ...
+
+    @property
+    def stalled_seconds(self) -> float:
+        """For how long the quietest busy slot has shown no sign of life; 0 where nothing is busy."""
+        ...
 
     def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         """Yields the answer. Closing the generator cancels it; the slot is free within a token or so."""

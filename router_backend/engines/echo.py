@@ -7,12 +7,13 @@ slots as a real engine. `faults` make it misbehave in the ways that real engines
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from router_backend.errors import ContextOverflow, EngineError
+from router_backend.errors import ContextOverflow, EngineError, InvalidRequest
 from router_backend.types import Chunk, FinishReason, GenerateRequest, ModelInfo, Timings, Usage
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class EchoModel:
         script: request → the text to say; grammars are its own business.
         seconds_per_token: a pace, so that cancel and queues can be watched.
         fail_after: tokens after which a generation raises; None for never.
+        stuck: while it is set to an event, a generation hangs until that is set, and asks nobody whether to go on.
         seen: every request, in order.
     """
 
@@ -37,6 +39,7 @@ class EchoModel:
     script: Callable[[GenerateRequest], str] = lambda request: request.prompt
     seconds_per_token: float = 0.0
     fail_after: int | None = None
+    stuck: threading.Event | None = None
     seen: list[GenerateRequest] = field(default_factory=list)
     active: set[int] = field(default_factory=set)
     closed: bool = False
@@ -48,10 +51,12 @@ class EchoModel:
         return len(self.tokenize(text))
 
     def prompt_tokens(self, request: GenerateRequest) -> int:
-        return self.count_tokens(request.prompt)
+        return sum(self.count_tokens(turn.content) for turn in request.turns)
 
     def generate(self, request: GenerateRequest, cancelled: Callable[[], bool], slot: int = 0) -> Iterator[Chunk]:
         self.seen.append(request)
+        if request.sampling.logprobs is not None:
+            raise InvalidRequest("the echo engine gives no logprobs", param="logprobs")
         prompt = self.prompt_tokens(request) + self.count_tokens(request.prefix)
         if prompt + request.sampling.max_new_tokens > self.info.context_length:
             raise ContextOverflow(
@@ -74,6 +79,8 @@ class EchoModel:
                     break
                 if said == self.fail_after:
                     raise EngineError("the echo engine was told to fail")
+                if self.stuck is not None:
+                    self.stuck.wait()
                 if self.seconds_per_token:
                     time.sleep(self.seconds_per_token)
                 said += 1

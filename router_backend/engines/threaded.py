@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
+import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from router_backend.types import Chunk, GenerateRequest, ModelInfo
+from router_backend.daemon import in_daemon_thread, tell
+from router_backend.schema.write import SchemaWriter
+from router_backend.types import Chunk, GenerateRequest, LentGpu, ModelInfo
 
 if TYPE_CHECKING:
     from router_backend.engines.base import LocalModel
     from router_backend.plan.write import PlanWriter
+
+
+class Flag(Protocol):
+    """Whether a request was cancelled."""
+
+    def set(self) -> None: ...
+
+    def is_set(self) -> bool: ...
 
 
 class ThreadedEngine:
@@ -21,9 +33,11 @@ class ThreadedEngine:
     def __init__(self, model: LocalModel, writer: PlanWriter) -> None:
         self._model = model
         self._writer = writer
-        self._threads = ThreadPoolExecutor(model.info.slots, thread_name_prefix="slot")
+        self._schemas = SchemaWriter(model)
+        self._threads = ThreadPoolExecutor(self.info.slots, thread_name_prefix="slot")
+        self._signs_of_life: dict[int, float] = {}  # of each busy slot, when it last showed one
         self._free_slots: asyncio.Queue[int] = asyncio.Queue()
-        for slot in range(model.info.slots):
+        for slot in range(self.info.slots):
             self._free_slots.put_nowait(slot)
 
     @property
@@ -31,8 +45,17 @@ class ThreadedEngine:
         return self._model.info
 
     @property
+    def gpu(self) -> LentGpu | None:
+        return None
+
+    @property
     def free_slots(self) -> int:
         return self._free_slots.qsize()
+
+    @property
+    def stalled_seconds(self) -> float:
+        now = time.monotonic()
+        return max((now - last for last in list(self._signs_of_life.values())), default=0.0)
 
     def smallest_budget(self) -> int:
         return self._writer.smallest_budget
@@ -41,22 +64,23 @@ class ThreadedEngine:
         loop = asyncio.get_running_loop()
         slot = await self._free_slots.get()
         chunks: asyncio.Queue[Chunk | Exception | None] = asyncio.Queue()
-        cancelled = threading.Event()
+        cancelled = self._flag()
 
-        def tell(item: Chunk | Exception | None) -> None:
-            loop.call_soon_threadsafe(chunks.put_nowait, item)
+        def say(item: Chunk | Exception | None) -> None:
+            tell(loop, chunks.put_nowait, item)
 
         def run() -> None:
             try:
-                for chunk in self._answer(request, cancelled.is_set, slot):
-                    tell(chunk)
+                for chunk in self._answer(request, cancelled, slot):
+                    say(chunk)
             except Exception as error:
-                tell(error)
+                say(error)
             finally:
-                tell(None)
+                self._signs_of_life.pop(slot, None)
+                say(None)
 
         # The slot is free when its thread is, not when the client has gone.
-        future = loop.run_in_executor(self._threads, run)
+        future = loop.run_in_executor(self._threads, contextvars.copy_context().run, run)
         future.add_done_callback(lambda _: self._free_slots.put_nowait(slot))
         try:
             while (item := await chunks.get()) is not None:
@@ -67,10 +91,31 @@ class ThreadedEngine:
             cancelled.set()
 
     async def close(self) -> None:
-        await asyncio.to_thread(self._threads.shutdown, wait=True, cancel_futures=True)
-        await asyncio.to_thread(self._model.close)
+        """Waits for what runs. May be left waiting where that hangs."""
 
-    def _answer(self, request: GenerateRequest, cancelled: Callable[[], bool], slot: int) -> Iterator[Chunk]:
+        def close() -> None:
+            self._threads.shutdown(wait=True, cancel_futures=True)
+            self._model.close()
+
+        await in_daemon_thread(close, "close")[1]
+
+    def _flag(self) -> Flag:
+        return threading.Event()
+
+    def _answer(self, request: GenerateRequest, cancelled: Flag, slot: int) -> Iterator[Chunk]:
+        alive = self._heard(cancelled.is_set, slot)
         if request.output == "plan":
-            return self._writer.write(request, cancelled, slot)
-        return self._model.generate(request, cancelled, slot)
+            return self._writer.write(request, alive, slot)
+        if request.output == "json":
+            return self._schemas.write(request, alive, slot)
+        return self._model.generate(request, alive, slot)
+
+    def _heard(self, cancelled: Callable[[], bool], slot: int) -> Callable[[], bool]:
+        """A model that asks whether it is cancelled is alive."""
+
+        def ask() -> bool:
+            self._signs_of_life[slot] = time.monotonic()
+            return cancelled()
+
+        ask()
+        return ask

@@ -21,6 +21,7 @@ from router_backend.decoding.model import DecodedModel, is_out_of_memory, releas
 from router_backend.decoding.runner import TorchRunner
 from router_backend.decoding.tokens import Tokens
 from router_backend.errors import CandidateError, LoadError, RungError
+from router_backend.plan.prompt import BUDGET_KEY
 from router_backend.types import ModelInfo
 
 if TYPE_CHECKING:
@@ -63,7 +64,13 @@ def _load(folder: Path, device: str, rung: Rung, settings: Settings, remembered:
     # It decodes one request at a time, and keeps the prefixes of as many as there are slots.
     runner = TorchRunner(model, kept_tokens=context * settings.slots, branches=settings.slots)
     return DecodedModel(
-        ModelInfo(rung.candidate.name, rung.strategy, "transformers", context),
+        ModelInfo(
+            rung.candidate.name,
+            rung.strategy,
+            "transformers",
+            context,
+            budget_line=bool(getattr(config, BUDGET_KEY, False)),
+        ),
         tokens,
         runner,
         draft_tokens=settings.draft_tokens,

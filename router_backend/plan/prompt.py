@@ -16,6 +16,8 @@ Requirements:
 User query:
 """
 BUDGET_LINE = "\n\nToken budget: {tokens}\n"
+# What says of an adapter, a GGUF (metadata, both) and a folder (config.json) that it was trained with that line.
+BUDGET_KEY = "router.budget_line"
 
 
 def router_prompt(

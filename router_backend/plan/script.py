@@ -28,6 +28,7 @@ from router_backend.plan.budget import (
 )
 from router_backend.plan.rules import QA
 from router_backend.plan.schema import DIFFICULTIES, OPTIONAL_METRICS
+from router_backend.stages import Ask, Reply, Stages
 from router_backend.types import FieldBudget
 
 # A text's last token may be the one that holds its closing quote.
@@ -37,28 +38,7 @@ _WORTH_ASKING = 8
 _TRIES = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """What the checkpoint is to write next, after `PlanScript.text` and `said`, which does not stand yet."""
-
-    field: str
-    max_tokens: int
-    grammar: str
-    stop: tuple[str, ...]
-    attempt: int = 0
-    said: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """What it wrote, without the stop text. `ended`: by itself, rather than by the limit or for repeating itself."""
-
-    text: str
-    ended: bool
-
-
 Wish = Literal["more", "end"]
-Stages = Generator[Ask, Reply, None]
 Written = tuple[str, "str | None", bool]
 
 
@@ -105,12 +85,15 @@ class PlanScript:
         self.text = OPENING["route_plan"]
         options = self._next_tools() or [min(self.costs.tools, key=self.costs.step.__getitem__)]
         while True:
-            call = yield from self._choose("route_plan", [f"{tool}(" for tool in options])
-            self.route.append(call[:-1])
-            self.text += call
+            # The marks around a name are written with what they share a token with: off its own tokens a tuned
+            # checkpoint takes other tools.
+            lead = ' "' if self.route else ""
+            call = yield from self._choose("route_plan", [f"{lead}{tool}(" for tool in options])
+            self.route.append(call[len(lead) : -1])
+            self.text += call[:-1]
             name = f"route_plan[{len(self.route) - 1}]"
             level, planned = self._plan("route_plan", len(self.route) - 1)
-            wish = yield from self._text(name, "route_plan", level, planned, call=True)
+            wish = yield from self._text(name, "route_plan", level, planned, leads=("(",), call=True)
             self.text += ")"
             options = self._next_tools()
             if not options:
@@ -119,7 +102,7 @@ class PlanScript:
                 wish = "more" if (yield from self._choose("route_plan", ['",', '"]'])) == '",' else "end"
             if wish == "end":
                 return
-            self.text += '", "'
+            self.text += '",'
 
     def _single(self, name: str) -> Stages:
         self.text += OPENING[name]

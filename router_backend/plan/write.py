@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from router_backend.errors import BudgetTooSmall, ContextOverflow, PlanError
-from router_backend.plan import clip
 from router_backend.plan.budget import Costs
+from router_backend.plan.prompt import with_budget
 from router_backend.plan.rules import validate
-from router_backend.plan.script import Ask, PlanScript, Reply
-from router_backend.types import Budget, Chunk, GenerateRequest, Timings, Usage
+from router_backend.plan.script import PlanScript
+from router_backend.stages import StageRun
+from router_backend.types import Budget, Chunk, GenerateRequest, Usage
 
 if TYPE_CHECKING:
     from router_backend.engines.base import LocalModel
@@ -31,89 +31,61 @@ class PlanWriter:
     def smallest_budget(self) -> int:
         return self._costs.smallest
 
-    def write(self, request: GenerateRequest, cancelled: Callable[[], bool], slot: int = 0) -> Iterator[Chunk]:
-        """Yields the plan as it comes to stand; the last chunk has the sums and the budget.
+    def admit(self, request: GenerateRequest) -> int:
+        """Tokens of the prompt, where the request can be answered at all.
 
         Raises:
             BudgetTooSmall: no whole plan fits in `max_new_tokens`.
             ContextOverflow: prompt and budget do not fit in the context.
-            PlanError: the model gave nothing usable, or the result breaks a rule.
         """
         limit = request.sampling.max_new_tokens
-        if limit < self.smallest_budget:
+        if request.output == "plan" and limit < self.smallest_budget:
             raise BudgetTooSmall(
                 f"max_new_tokens is {limit}; the smallest budget for a whole plan is {self.smallest_budget}",
                 param="max_new_tokens",
             )
-        prompt_tokens = self._model.prompt_tokens(request)
+        prompt_tokens = self._model.prompt_tokens(self._told(request))
         context = self._model.info.context_length
         if prompt_tokens + limit > context:
             raise ContextOverflow(
-                f"the prompt has {prompt_tokens} tokens and the plan may have {limit}: "
+                f"the prompt has {prompt_tokens} tokens and the answer may have {limit}: "
                 f"together more than the context of {context} tokens",
                 param="prompt",
             )
+        return prompt_tokens
+
+    def write(self, request: GenerateRequest, cancelled: Callable[[], bool], slot: int = 0) -> Iterator[Chunk]:
+        """Yields the plan as it comes to stand; the last chunk has the sums and the budget.
+
+        Raises:
+            BudgetTooSmall, ContextOverflow: as `admit` does.
+            PlanError: the model gave nothing usable, or the result breaks a rule.
+        """
+        limit = request.sampling.max_new_tokens
+        prompt_tokens = self.admit(request)
+        request = self._told(request)
         script = PlanScript(limit, self._costs, self._model.count_tokens)
-        sums = _Sums()
-        sent = 0
-        stages = script.stages()
-        try:
-            ask = next(stages)
-            while True:
-                reply = self._run(ask, script.text, request, cancelled, slot, sums)
-                if reply is None:
-                    yield Chunk(finish_reason="cancelled", timings=sums.timings)
-                    return
-                ask = stages.send(reply)
-                if len(script.text) > sent:
-                    yield Chunk(script.text[sent:])
-                    sent = len(script.text)
-        except StopIteration:
-            pass
+        run = StageRun(self._model, request, prompt_tokens, cancelled, slot)
+        yield from run.chunks(script)
+        if run.cancelled:
+            yield Chunk(finish_reason="cancelled", timings=run.timings)
+            return
         used = self._model.count_tokens(script.text)
         self._check(script.text, used, limit)
         self._model.remember(script.text)
         yield Chunk(
-            script.text[sent:],
+            run.rest(script),
             "stop",
-            Usage(prompt_tokens, used, min(sums.cached, prompt_tokens)),
-            sums.timings,
-            Budget(limit, used, tuple(script.clipped), script.fields, sums.calls, sums.calls_again),
+            Usage(prompt_tokens, used, min(run.cached, prompt_tokens)),
+            run.timings,
+            Budget(limit, used, tuple(script.clipped), script.fields, run.calls, run.calls_again),
         )
 
-    def _run(
-        self,
-        ask: Ask,
-        text: str,
-        request: GenerateRequest,
-        cancelled: Callable[[], bool],
-        slot: int,
-        sums: _Sums,
-    ) -> Reply | None:
-        """One stage on the model. None where the client has left."""
-        sampling = replace(
-            request.sampling,
-            max_new_tokens=ask.max_tokens,
-            stop=ask.stop,
-            seed=(request.sampling.seed + 1000 * sums.calls) % 2**32,
-        )
-        stage = replace(request, sampling=sampling, prefix=text + ask.said, grammar=ask.grammar, output="text")
-        pieces: list[str] = []
-        began = time.monotonic()
-        for chunk in self._model.generate(stage, cancelled, slot):
-            if chunk.text:
-                pieces.append(chunk.text)
-                cut = clip.repeats(pieces)
-                if cut is not None:
-                    spent = Timings(0.0, 0.0, time.monotonic() - began, len(pieces))
-                    sums.add(Chunk(timings=spent), ask)
-                    return Reply("".join(pieces[:cut]), ended=False)
-            if chunk.finish_reason == "cancelled":
-                return None
-            if chunk.finish_reason is not None:
-                sums.add(chunk, ask)
-                return Reply("".join(pieces), ended=chunk.finish_reason == "stop")
-        return None
+    def _told(self, request: GenerateRequest) -> GenerateRequest:
+        """The request as the model reads it: with its budget, where it was trained to keep to one."""
+        if request.output != "plan" or not self._model.info.budget_line:
+            return request
+        return replace(request, prompt=with_budget(request.prompt, request.sampling.max_new_tokens))
 
     def _check(self, text: str, used: int, limit: int) -> None:
         """Nothing leaves that was not parsed and checked."""
@@ -125,20 +97,3 @@ class PlanWriter:
             raise PlanError(f"the plan breaks a rule: {'; '.join(map(str, findings[:3]))}")
         if used > limit:
             raise PlanError(f"the plan has {used} tokens, its budget {limit}")
-
-
-class _Sums:
-    """What a plan's stages cost together."""
-
-    def __init__(self) -> None:
-        self.timings = Timings()
-        self.calls = 0
-        self.calls_again = 0
-        self.cached = 0
-
-    def add(self, chunk: Chunk, ask: Ask) -> None:
-        if not self.calls:
-            self.cached = chunk.usage.cached_tokens
-        self.calls += 1
-        self.calls_again += ask.attempt > 0
-        self.timings += chunk.timings

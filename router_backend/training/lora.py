@@ -15,6 +15,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from router_backend.plan.prompt import BUDGET_KEY
+
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
@@ -84,7 +86,7 @@ def save(layers: dict[str, LoraLinear], folder: Path) -> None:
     for name, layer in layers.items():
         for letter, weight in (("A", layer.lora_a), ("B", layer.lora_b)):
             tensors[f"base_model.model.{name}.lora_{letter}.weight"] = weight.detach().half().cpu().contiguous()
-    save_file(tensors, folder / ADAPTER)
+    save_file(tensors, folder / ADAPTER, {"format": "pt", BUDGET_KEY: "true"})
     one = next(iter(layers.values()))
     rank = one.lora_a.shape[0]
     config = {

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-from router_backend.engines.llamacpp import embedded_path
+from router_backend import embedded
 from router_backend.errors import CandidateError
 from router_backend.training import attention, lora
 from router_backend.training.loss import head_loss
@@ -29,7 +29,7 @@ def load_base(base: str) -> tuple[Any, PreTrainedTokenizerBase]:
     Raises:
         CandidateError: it does not load.
     """
-    path = embedded_path() if base == "embedded" else Path(base)
+    path = embedded.base() if base == "embedded" else Path(base)
     more: dict[str, Any] = {}
     name = base
     if path.suffix == ".gguf":

@@ -26,6 +26,8 @@ from router_backend.training.plot import plot
 from router_backend.training.rows import Row, Rows, read_rows, split
 
 LOG = "log.jsonl"
+# The rows of the validation, as `router-backend evaluate --gold` reads them.
+HELD_OUT = "held-out.jsonl"
 INTERRUPTED = 130
 # The rate falls to this share of its peak.
 _LAST = 0.05
@@ -128,6 +130,7 @@ class _Run:
         fitting = [row for row in rows.kept if self._examples.reference(row)]
         rows.refused["too long"] += len(rows.kept) - len(fitting)
         self._rows, self._held_out = split(fitting, options.validation)
+        _keep(self._held_out, options.out / HELD_OUT)
         self._optimizer = torch.optim.AdamW(self._student.parameters, lr=options.rate, weight_decay=0.0)
         self._place = Place()
         if options.resume:
@@ -251,6 +254,11 @@ class _Run:
 
     def _save(self) -> None:
         checkpoint.save(self._options.out, self._student, self._optimizer, self._place, self._options.recipe())
+
+
+def _keep(rows: Sequence[Row], path: Path) -> None:
+    lines = (json.dumps({"prompt": row.prompt, "completion": row.completion}, ensure_ascii=False) for row in rows)
+    path.write_text("".join(f"{line}\n" for line in lines), "utf-8")
 
 
 class _Stop:

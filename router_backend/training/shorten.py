@@ -16,7 +16,8 @@ from typing import Any
 from router_backend.plan.budget import LEVELS, SHAPES, Costs, Count, level_for
 from router_backend.plan.clip import escape
 from router_backend.plan.rules import tool_of, validate
-from router_backend.plan.script import Ask, PlanScript, Reply
+from router_backend.plan.script import PlanScript
+from router_backend.stages import Ask, Reply
 from router_backend.training.rows import note_of
 
 # A checkpoint does not hit a length to the token, so a text aims at what is planned for it at its level, not at the
@@ -128,7 +129,7 @@ class _Teacher:
         if field == "route_plan":
             steps = self._plan[field]
             argument = steps[index].partition("(")[2].removesuffix(")")
-            return fitting(shorter_call(argument)) + ")", index + 1 < len(steps)
+            return fitting(shorter_call(argument), lead="(") + ")", index + 1 < len(steps)
         if field == "todo_list":
             return fitting(shorter(self._next_todo()), lead=" "), True
         if field == "handoff_plan":
@@ -187,12 +188,13 @@ class _Teacher:
             ranked = sorted(options, key=lambda option: wanted.index(option[1:-1]) if option[1:-1] in wanted else 99)
             return ranked[0].removesuffix(":")
         steps = self._plan["route_plan"]
-        if options[0].startswith('"'):
+        if options[0] == '",':
             return '",' if len(self._script.route) < len(steps) else '"]'
-        tool = tool_of(steps[len(self._script.route)])
-        if f"{tool}(" not in options:
+        call = f"{tool_of(steps[len(self._script.route)])}("
+        option = next((option for option in options if option.lstrip(' "') == call), None)
+        if option is None:
             raise CannotShorten
-        return str(tool)
+        return option[:-1]
 
     def _metric(self, options: list[str]) -> str:
         """The next optional text that the reference has, in its order; the end where there is none."""
