@@ -1,0 +1,50 @@
+"""Conversations through a chat template: it is rendered around random marks and cut at them.
+
+So a template sees no text of a client's, and what looks like a special token in such a text is never parsed as one: no
+role can be forged.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+
+from router_backend.errors import InvalidRequest
+from router_backend.types import Role
+
+Message = dict[str, str]
+# Between two texts where there is no template.
+PARAGRAPH = "\n\n"
+
+
+def around(roles: Sequence[Role], render: Callable[[list[Message]], str]) -> list[str]:
+    """What a template puts before, between and after the texts of such turns; one more than there are turns.
+
+    Raises InvalidRequest where the template leaves one of the texts out, or has them in another order.
+    """
+    marks = [secrets.token_hex(16) for _ in roles]
+    rest = render([{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)])
+    pieces: list[str] = []
+    for mark in marks:
+        piece, found, rest = rest.partition(mark)
+        if not found:
+            raise refused(roles)
+        pieces.append(piece)
+    return [*pieces, rest]
+
+
+def refused(roles: Sequence[Role]) -> InvalidRequest:
+    shown = [*roles[:8], *(["…"] if len(roles) > 8 else [])]
+    return InvalidRequest(
+        f"the checkpoint's chat template does not take messages of these roles in this order: {', '.join(shown)}",
+        param="messages",
+    )
+
+
+def without_template(roles: Sequence[Role]) -> list[str]:
+    """As `around`, without a template. Raises InvalidRequest where it could not be told who speaks."""
+    if "assistant" in roles:
+        raise InvalidRequest(
+            "the checkpoint has no chat template: it takes no messages of an assistant", param="messages"
+        )
+    return ["", *[PARAGRAPH] * (len(roles) - 1), ""]

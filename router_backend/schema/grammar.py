@@ -1,0 +1,162 @@
+"""llguidance grammars (Lark) for the values of a client's schema, and what they accept.
+
+A regular expression of the client's runs in llguidance alone, whose engine takes linear time; what it may cost is
+bounded by its length and by the engine's own limits. Look-around and back-references do not exist there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+
+from llguidance import LLMatcher, LLTokenizer
+
+from router_backend.schema.nodes import Number
+
+LONGEST_PATTERN, LONGEST_MATCH = 256, 256
+# Repetitions that a grammar counts; of longer texts the limit in tokens and the last check take care.
+COUNTED = 512
+_DIGITS = 15
+# As in the grammars of plans: no control characters, no surrogates, the escapes of json.dumps, no ellipsis.
+_CHARACTER = r'([^"\\…\x00-\x1f\x7f-\x9f]|\\["\\])'
+_END_OF_TEXT = r'END: /"([,\]}]|\],|\]}|\]}}|}}|\]},)?/'
+_END_OF_NUMBER = r"END: /[,\]} ]|}}|\]}|},|\],/"
+_PLAIN = r"[ !#-\[\]-~]"
+FORMATS = {
+    "date": r"(19|20)[0-9]{2}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])",
+    "time": r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?(Z|[+-](0[0-9]|1[0-2]):[0-5][0-9])",
+    "uuid": r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}",
+    "email": r"[a-z0-9]+([._-][a-z0-9]+)*@[a-z0-9]+(-[a-z0-9]+)*(\.[a-z0-9]+(-[a-z0-9]+)*)*\.[a-z]{2,12}",
+    "hostname": r"[a-z0-9]+(-[a-z0-9]+)*(\.[a-z0-9]+(-[a-z0-9]+)*)*",
+    "ipv4": r"((25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])\.){3}(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])",
+    "uri": r"https?://[a-z0-9]+(-[a-z0-9]+)*(\.[a-z0-9]+(-[a-z0-9]+)*)*(/[A-Za-z0-9._~-]+)*/?",
+    "duration": r"P(([0-9]{1,4}D)|([0-9]{1,4}D)?T[0-9]{1,4}H([0-9]{1,4}M)?([0-9]{1,4}S)?|[0-9]{1,4}W)",
+}
+FORMATS["date-time"] = f"{FORMATS['date']}T{FORMATS['time']}"
+
+
+def text(least: int, most: int | None) -> str:
+    """A string's characters up to and with its closing quote."""
+    counted = most if most is not None and most <= COUNTED else None
+    few = min(least, COUNTED)
+    times = f"{{{few},{'' if counted is None else counted}}}" if few or counted is not None else "*"
+    return f"start: TEXT END\nTEXT: /{_CHARACTER}{times}/\n{_END_OF_TEXT}\n"
+
+
+def pattern(regex: str, least: int, most: int, *, ends: bool = True) -> str:
+    """A string of `least` to `most` plain characters that keeps `regex`. Nothing in it needs an escape.
+
+    Dead ends are not entered, so whatever is written can be closed within `most` characters.
+    """
+    body = f"TEXT: /{_slashed(regex)}/ & /{_PLAIN}{{{least},{most}}}/\n"
+    return f"start: TEXT END\n{body}{_END_OF_TEXT}\n" if ends else f"start: TEXT\n{body}"
+
+
+def key(taken: Sequence[str]) -> str:
+    """The name of a free field that is not taken yet, up to and with its closing quote."""
+    body = r"/[A-Za-z_][A-Za-z0-9_ -]*/"
+    if taken:
+        body += f" & ~/({'|'.join(map(_literal, taken))})/"
+    return f"start: TEXT END\nTEXT: {body}\n{_END_OF_TEXT}\n"
+
+
+def number(node: Number) -> str:
+    """A number, and what shows that it has ended."""
+    bounds = {
+        "minimum": node.minimum,
+        "maximum": node.maximum,
+        "exclusiveMinimum": node.above,
+        "exclusiveMaximum": node.below,
+    }
+    known = {name: value for name, value in bounds.items() if value is not None}
+    if not known:
+        fraction = "" if node.integer else r"(\.[0-9]{1,6})?"
+        return f"start: NUMBER END\nNUMBER: /-?(0|[1-9][0-9]{{0,{_DIGITS - 1}}}){fraction}/\n{_END_OF_NUMBER}\n"
+    if node.minimum is None and node.above is None:
+        known["minimum"] = 1 - 10**_DIGITS
+    if node.maximum is None and node.below is None:
+        known["maximum"] = 10**_DIGITS - 1
+    kind = "integer" if node.integer else "number"
+    return f"start: number END\nnumber: %json {json.dumps({'type': kind, **known})}\n{_END_OF_NUMBER}\n"
+
+
+def choice(options: Sequence[str], *, digit: bool = False) -> str:
+    """Exactly one of the options; with `digit` also the beginning of a number."""
+    said = [json.dumps(option, ensure_ascii=False) for option in options]
+    return f"start: CHOICE\nCHOICE: {' | '.join([*said, *(['/-?[0-9]/'] if digit else [])])}\n"
+
+
+@lru_cache(maxsize=256)
+def shortest(regex: str, least: int) -> str | None:
+    """A shortest string that keeps a pattern, None where there is none of `LONGEST_MATCH` characters.
+
+    Raises ValueError, in the compiler's words, where it is no regular expression, or is too costly to keep.
+    """
+    problem = LLMatcher.validate_grammar(pattern(regex, least, LONGEST_MATCH, ends=False))
+    if problem and not problem.startswith("WARNING"):
+        lines = problem.splitlines()
+        raise ValueError(next((line[7:] for line in lines if line.startswith("error: ")), lines[0]))
+    low, high = least, LONGEST_MATCH
+    if _witness(pattern(regex, least, high, ends=False)) is None:
+        return None
+    while low < high:
+        middle = (low + high) // 2
+        if _begin(pattern(regex, least, middle, ends=False)) is None:
+            low = middle + 1
+        else:
+            high = middle
+    return _witness(pattern(regex, least, high, ends=False))
+
+
+def keeps(regex: str, least: int, most: int, text: str) -> bool:
+    """Whether a text is what `pattern` asks for."""
+    matcher = _begin(pattern(regex, least, most, ends=False))
+    said = list(text.encode())
+    return matcher is not None and matcher.try_consume_tokens(said) == len(said) and matcher.is_accepting()
+
+
+def _begin(grammar: str) -> LLMatcher | None:
+    """A matcher at the start; None where the grammar accepts nothing."""
+    matcher = LLMatcher(_bytes(), grammar, log_level=0)
+    return None if not _allowed(matcher) and not matcher.is_accepting() else matcher
+
+
+def _witness(grammar: str) -> str | None:
+    """A string that the grammar accepts, or None. Raises ValueError where it is too costly to find."""
+    matcher = _begin(grammar)
+    if matcher is None:
+        return None
+    said = bytearray()
+    while not matcher.is_accepting():
+        allowed = _allowed(matcher)
+        if not allowed or len(said) > LONGEST_MATCH:
+            raise ValueError("it is too costly to keep")
+        matcher.consume_token(allowed[0])
+        said.append(allowed[0])
+    return said.decode()
+
+
+def _allowed(matcher: LLMatcher) -> list[int]:
+    """The bytes that may come next."""
+    bits = int.from_bytes(matcher.compute_bitmask()[:32], "little")
+    return [] if matcher.is_error() else [byte for byte in range(256) if bits >> byte & 1]
+
+
+@lru_cache(maxsize=1)
+def _bytes() -> LLTokenizer:
+    """A tokenizer of single bytes."""
+    return LLTokenizer("byte")
+
+
+def _slashed(regex: str) -> str:
+    """With its slashes escaped, as Lark wants them."""
+    said, escaped = [], False
+    for character in regex:
+        said.append("\\/" if character == "/" and not escaped else character)
+        escaped = character == "\\" and not escaped
+    return "".join(said)
+
+
+def _literal(word: str) -> str:
+    return "".join(f"\\{char}" if not (char.isalnum() or char in "_ ") else char for char in word)

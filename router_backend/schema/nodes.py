@@ -1,0 +1,136 @@
+"""What a client's JSON Schema asks for, as a tree of few kinds. Recursion goes through `Reference`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Node:
+    """A JSON value."""
+
+    def children(self) -> tuple[Node, ...]:
+        return ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Text(Node):
+    """Any string of so many characters; `most` is None where there is no limit."""
+
+    least: int = 0
+    most: int | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pattern(Node):
+    """A string of plain ASCII that keeps a regular expression (`grammar.pattern`); `example` is a shortest one."""
+
+    regex: str
+    example: str
+    least: int = 0
+    most: int | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Number(Node):
+    """A number. Bounds belong to it; `above` and `below` do not. `example`: one in JSON."""
+
+    integer: bool
+    example: str
+    minimum: float | None = None
+    maximum: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Choice(Node):
+    """One of some values, in JSON."""
+
+    options: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Array(Node):
+    item: Node
+    least: int = 0
+    most: int | None = None
+
+    def children(self) -> tuple[Node, ...]:
+        return (self.item,)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Field:
+    name: str
+    value: Node
+    required: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Object(Node):
+    """Fields in their order, then any names with a value of the kind `other`."""
+
+    fields: tuple[Field, ...]
+    other: Node | None = None
+
+    def children(self) -> tuple[Node, ...]:
+        return (*(each.value for each in self.fields), *((self.other,) if self.other else ()))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Way:
+    """A branch and the text that it begins with; None for a number, which begins with a digit or a sign."""
+
+    opening: str | None
+    node: Node
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Union(Node):
+    """One of some kinds. `ways` says how each begins (`branches.tell_apart`), once all definitions were read."""
+
+    branches: tuple[Node, ...]
+    ways: list[Way] = field(default_factory=list)
+
+    def children(self) -> tuple[Node, ...]:
+        return tuple(way.node for way in self.ways) or self.branches
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reference(Node):
+    """A definition, by name: what it stands for is known once all definitions were read."""
+
+    name: str
+    definitions: dict[str, Node] = field(repr=False)
+
+    @property
+    def target(self) -> Node:
+        return self.definitions[self.name]
+
+    def children(self) -> tuple[Node, ...]:
+        return (self.target,)
+
+
+def resolved(node: Node) -> Node | None:
+    """What a chain of references leads to; None where it leads to itself, which `read` refuses."""
+    seen = set[Node]()
+    while isinstance(node, Reference):
+        if node in seen:
+            return None
+        seen.add(node)
+        node = node.target
+    return node
+
+
+def walk(root: Node) -> Iterator[Node]:
+    """Every node once."""
+    seen, waiting = {root}, [root]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        for child in node.children():
+            if child not in seen:
+                seen.add(child)
+                waiting.append(child)

@@ -1,0 +1,361 @@
+"""Reads a client's JSON Schema into nodes. What is not understood is refused by name, never passed over.
+
+The part of JSON Schema (2020-12) that is understood stands in docs/openai.md. Everything is bounded here, before
+anything is compiled: size, depth, the number of nodes, of options and of patterns.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import jsonschema_rs
+
+from router_backend.schema import grammar
+from router_backend.schema.branches import refused, tell_apart
+from router_backend.schema.nodes import (
+    Array,
+    Choice,
+    Field,
+    Node,
+    Number,
+    Object,
+    Pattern,
+    Reference,
+    Text,
+    Union,
+    resolved,
+    walk,
+)
+from router_backend.schema.size import measure
+
+LONGEST_SCHEMA = 65_536
+MOST_NODES, MOST_DEPTH, MOST_OPTIONS, MOST_PATTERNS = 1000, 32, 500, 32
+LARGEST = 10**15
+ANYTHING = '{"type": "object"}'
+_NOTES = frozenset(
+    {"$schema", "$comment", "title", "description", "default", "example", "examples", "deprecated", "readOnly"}
+) | {"writeOnly", "discriminator"}
+_KEYWORDS = {
+    "string": frozenset({"minLength", "maxLength", "pattern", "format"}),
+    "integer": frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}),
+    "number": frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}),
+    "array": frozenset({"items", "minItems", "maxItems"}),
+    "object": frozenset({"properties", "required", "additionalProperties"}),
+    "boolean": frozenset[str](),
+    "null": frozenset[str](),
+}
+# A number without a format of its own: what pydantic and others write beside plain types.
+_SILENT_FORMATS = frozenset({"int32", "int64", "float", "double"})
+
+
+def read(text: str) -> Node:
+    """The nodes of a schema, given as JSON text. The last few are remembered.
+
+    Raises:
+        InvalidRequest: it is no schema, asks for something that is not done here, or for too much; the message says
+            where and what.
+    """
+    if len(text) > LONGEST_SCHEMA:
+        raise refused("", f"it has more than {LONGEST_SCHEMA} characters")
+    return _read(text)
+
+
+@lru_cache(maxsize=64)
+def _read(text: str) -> Node:
+    schema = json.loads(text)
+    reader = _Reader(schema)
+    root = reader.whole()
+    if resolved(root) is None:
+        raise refused("", "a $ref leads to itself")
+    for node in walk(root):
+        if isinstance(node, Union):
+            node.ways.extend(tell_apart(node))
+    if not isinstance(resolved(root), Object):
+        raise refused("", "its outermost type must be object")
+    sizes = measure(root, len)
+    if any(node not in sizes for node in walk(root)):
+        raise refused("", "a $ref leads back to itself on every way, so nothing can be as it asks")
+    if sizes[root].depth > MOST_DEPTH:
+        raise refused("", f"it nests deeper than {MOST_DEPTH} levels")
+    try:
+        jsonschema_rs.Draft202012Validator(schema, offline=True, pattern_options=jsonschema_rs.RegexOptions())
+    except Exception as error:
+        raise refused("", " ".join(str(error).split())[:200]) from None
+    return root
+
+
+class _Reader:
+    def __init__(self, schema: Any) -> None:  # noqa: ANN401 - any JSON
+        self._schema = schema
+        self._definitions: dict[str, Node] = {}
+        self._waiting: list[str] = []
+        self._nodes = self._options = self._patterns = 0
+        self._any: Node | None = None
+
+    def whole(self) -> Node:
+        root = Reference("#", self._definitions)
+        self._waiting.append("#")
+        while self._waiting:
+            name = self._waiting.pop()
+            if name not in self._definitions:
+                self._definitions[name] = self._value(self._found(name), "" if name == "#" else f" {name}", 0)
+        return root
+
+    def _found(self, pointer: str) -> Any:  # noqa: ANN401
+        """What a local JSON pointer shows."""
+        found = self._schema
+        for part in pointer.split("/")[1:]:
+            step = part.replace("~1", "/").replace("~0", "~")
+            if not isinstance(found, dict) or step not in found:
+                raise refused("", f"$ref {pointer!r} leads nowhere")
+            found = found[step]
+        return found
+
+    def _value(self, schema: Any, where: str, depth: int) -> Node:  # noqa: ANN401
+        self._nodes += 1
+        if self._nodes > MOST_NODES:
+            raise refused("", f"it has more than {MOST_NODES} parts")
+        if depth > MOST_DEPTH:
+            raise refused("", f"it nests deeper than {MOST_DEPTH} levels")
+        if schema is True or schema == {}:
+            return self._anything()
+        if not isinstance(schema, dict):
+            raise refused(where, "must be an object")
+        said = {
+            name: value for name, value in schema.items() if name not in _NOTES and name not in ("$defs", "definitions")
+        }
+        for name, read in self._COMBINATIONS.items():
+            if name in said:
+                return read(self, said, where, depth)
+        return self._typed(said, where, depth)
+
+    def _reference(self, said: dict[str, Any], where: str, depth: int) -> Node:
+        _only(said, {"$ref"}, where)
+        name = said["$ref"]
+        if not isinstance(name, str) or not (name == "#" or name.startswith("#/")):
+            raise refused(where, "$ref must begin with #/: nothing is fetched from elsewhere")
+        self._waiting.append(name)
+        return Reference(name, self._definitions)
+
+    def _any_of(self, said: dict[str, Any], where: str, depth: int) -> Node:
+        name = "anyOf" if "anyOf" in said else "oneOf"
+        _only(said, {name, "type"}, where)
+        branches = said[name]
+        if not isinstance(branches, list) or not branches:
+            raise refused(where, f"{name} must be a list that is not empty")
+        return Union(tuple(self._value(each, f"{where}.{name}[{at}]", depth + 1) for at, each in enumerate(branches)))
+
+    def _all_of(self, said: dict[str, Any], where: str, depth: int) -> Node:
+        _only(said, {"allOf"}, where)
+        if not isinstance(said["allOf"], list) or len(said["allOf"]) != 1:
+            raise refused(where, "allOf of several is not supported")
+        return self._value(said["allOf"][0], where, depth + 1)
+
+    def _enum(self, said: dict[str, Any], where: str, depth: int) -> Node:
+        _only(said, {"enum", "const", "type"}, where)
+        options = said["enum"] if "enum" in said else [said["const"]]
+        if not isinstance(options, list) or not options:
+            raise refused(where, "enum must be a list that is not empty")
+        self._options += len(options)
+        if self._options > MOST_OPTIONS:
+            raise refused(where, f"more than {MOST_OPTIONS} enum values altogether")
+        return Choice(tuple(dict.fromkeys(json.dumps(option, ensure_ascii=False) for option in options)))
+
+    _COMBINATIONS: Mapping[str, Callable[[_Reader, dict[str, Any], str, int], Node]] = {
+        "$ref": _reference,
+        "anyOf": _any_of,
+        "oneOf": _any_of,
+        "allOf": _all_of,
+        "enum": _enum,
+        "const": _enum,
+    }
+
+    def _typed(self, said: dict[str, Any], where: str, depth: int) -> Node:
+        kind = said.pop("type", None)
+        if kind is None:
+            kind = next((name for name in ("object", "array", "string") if said.keys() & _KEYWORDS[name]), None)
+        if isinstance(kind, list) and kind:
+            every = set[str]().union(*(_KEYWORDS.get(str(each), frozenset()) for each in kind))
+            _only(said, every, where)
+            return Union(
+                tuple(
+                    self._value(
+                        {"type": each, **{name: said[name] for name in said if name in _KEYWORDS.get(str(each), ())}},
+                        where,
+                        depth + 1,
+                    )
+                    for each in kind
+                )
+            )
+        if not isinstance(kind, str) or kind not in _KEYWORDS:
+            raise refused(where, f"type {kind!r} is not known")
+        if kind in ("integer", "number") and said.get("format") in _SILENT_FORMATS:
+            said.pop("format")
+        _only(said, _KEYWORDS[kind], where)
+        return self._KINDS[kind](self, said, where, depth)
+
+    def _text(self, said: dict[str, Any], where: str, depth: int) -> Node:
+        least, most = _sizes(said, "minLength", "maxLength", where)
+        if least > grammar.COUNTED:
+            raise refused(where, f"minLength must be at most {grammar.COUNTED}")
+        regex = said.get("pattern")
+        if "format" in said:
+            if regex is not None:
+                raise refused(where, "pattern beside format is not supported")
+            if said["format"] not in grammar.FORMATS:
+                known = ", ".join(sorted(grammar.FORMATS))
+                raise refused(where, f"format {said['format']!r} is not supported; known are {known}")
+            regex = f"^({grammar.FORMATS[said['format']]})$"
+        return Text(least, most) if regex is None else self._pattern(regex, least, most, where)
+
+    def _pattern(self, regex: Any, least: int, most: int | None, where: str) -> Node:  # noqa: ANN401
+        self._patterns += 1
+        if self._patterns > MOST_PATTERNS:
+            raise refused(where, f"more than {MOST_PATTERNS} patterns altogether")
+        if not isinstance(regex, str) or len(regex) > grammar.LONGEST_PATTERN or not regex.isprintable():
+            raise refused(where, f"pattern must be printable text of at most {grammar.LONGEST_PATTERN} characters")
+        whole = _anchored(regex)
+        try:
+            example = grammar.shortest(whole, least)
+        except ValueError as error:
+            raise refused(where, f"pattern: {error}") from None
+        if example is None or (most is not None and len(example) > most):
+            raise refused(
+                where, f"no plain text of at most {most or grammar.LONGEST_MATCH} characters keeps the pattern"
+            )
+        return Pattern(whole, example, least, most)
+
+    def _number(self, said: dict[str, Any], where: str, depth: int) -> Node:
+        for name, value in said.items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > LARGEST:
+                raise refused(where, f"{name} must be a number between -{LARGEST:.0e} and {LARGEST:.0e}")
+        bounds = (
+            said.get("minimum"),
+            said.get("maximum"),
+            said.get("exclusiveMinimum"),
+            said.get("exclusiveMaximum"),
+        )
+        node = Number(False, "0", *bounds)
+        example = example_of(node)
+        if example is None:
+            raise refused(where, "no number is within its bounds")
+        return replace(node, example=example)
+
+    def _integer(self, said: dict[str, Any], where: str, depth: int) -> Node:
+        node = self._number(said, where, depth)
+        assert isinstance(node, Number)
+        whole = Number(True, "0", *_whole_bounds(node))
+        example = example_of(whole)
+        if example is None:
+            raise refused(where, "no integer is within its bounds")
+        return replace(whole, example=example)
+
+    def _array(self, said: dict[str, Any], where: str, depth: int) -> Node:
+        least, most = _sizes(said, "minItems", "maxItems", where)
+        return Array(self._value(said.get("items", {}), f"{where}.items", depth + 1), least, most)
+
+    def _object(self, said: dict[str, Any], where: str, depth: int) -> Node:
+        properties, required = said.get("properties", {}), said.get("required", [])
+        if not isinstance(properties, dict) or not isinstance(required, list):
+            raise refused(where, "properties must be an object, and required a list")
+        if unknown := [name for name in required if not isinstance(name, str) or name not in properties]:
+            raise refused(where, f"required names {unknown[0]!r}, which is none of the properties")
+        if wrong := [name for name in properties if not name.isprintable()]:
+            raise refused(where, f"the name {wrong[0]!r} holds a character that cannot be shown")
+        fields = tuple(
+            Field(name, self._value(value, f"{where}.{name}", depth + 1), name in required)
+            for name, value in properties.items()
+        )
+        more = said.get("additionalProperties", True)
+        # Further fields are allowed where nothing forbids them, and written where nothing else is asked for.
+        other = None if more is False or (more in (True, {}) and fields) else self._value(more, f"{where}.*", depth + 1)
+        return Object(fields, other)
+
+    def _anything(self) -> Node:
+        """Any value: of the usual kinds, to any depth that the budget allows."""
+        if self._any is None:
+            name = "anything"
+            self._any = Reference(name, self._definitions)
+            scalars = (Text(), Number(False, "0"), Choice(("true", "false", "null")))
+            self._definitions[name] = Union((*scalars, Array(self._any), Object((), self._any)))
+        return self._any
+
+    def _boolean(self, said: dict[str, Any], where: str, depth: int) -> Node:
+        return Choice(("true", "false"))
+
+    def _null(self, said: dict[str, Any], where: str, depth: int) -> Node:
+        return Choice(("null",))
+
+    _KINDS: Mapping[str, Callable[[_Reader, dict[str, Any], str, int], Node]] = {
+        "string": _text,
+        "number": _number,
+        "integer": _integer,
+        "array": _array,
+        "object": _object,
+        "boolean": _boolean,
+        "null": _null,
+    }
+
+
+def example_of(node: Number) -> str | None:
+    """A short number within the bounds, in JSON."""
+    low = max((bound for bound in (node.minimum, node.above) if bound is not None), default=-LARGEST)
+    high = min((bound for bound in (node.maximum, node.below) if bound is not None), default=LARGEST)
+    tries: list[float] = [0, 1, -1, math.ceil(low), math.floor(high), math.ceil(low) + 1, math.floor(high) - 1]
+    if not node.integer:
+        tries += [low, high, (low + high) / 2]
+    fitting = [json.dumps(number) for number in tries if within(number, node)]
+    return min(fitting, key=len, default=None)
+
+
+def within(number: float, node: Number) -> bool:
+    """Whether a number keeps the bounds."""
+    return (
+        (node.minimum is None or number >= node.minimum)
+        and (node.maximum is None or number <= node.maximum)
+        and (node.above is None or number > node.above)
+        and (node.below is None or number < node.below)
+    )
+
+
+def _whole_bounds(node: Number) -> tuple[int | None, int | None]:
+    """The least and the largest integer that keep the bounds."""
+    lows = [math.ceil(node.minimum)] if node.minimum is not None else []
+    lows += [math.floor(node.above) + 1] if node.above is not None else []
+    highs = [math.floor(node.maximum)] if node.maximum is not None else []
+    highs += [math.ceil(node.below) - 1] if node.below is not None else []
+    return max(lows, default=None), min(highs, default=None)
+
+
+def _only(said: Mapping[str, Any], known: Collection[str], where: str) -> None:
+    unknown = [name for name in said if name not in known]
+    if unknown:
+        raise refused(where, f"{unknown[0]!r} is not supported here")
+
+
+def _sizes(said: Mapping[str, Any], least: str, most: str, where: str) -> tuple[int, int | None]:
+    for name in (least, most):
+        value = said.get(name, 0)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise refused(where, f"{name} must be an integer that is not negative")
+    few, many = said.get(least, 0), said.get(most)
+    if many is not None and few > many:
+        raise refused(where, f"{least} is greater than {most}")
+    return few, many
+
+
+def _anchored(regex: str) -> str:
+    """The pattern for a whole string: JSON Schema looks for it anywhere in the string."""
+    begins, ends = regex.startswith("^"), regex.endswith("$") and not _escaped_at(regex, len(regex) - 1)
+    inner = regex[1 if begins else 0 : len(regex) - 1 if ends else len(regex)]
+    return f"{'' if begins else '.*'}({inner}){'' if ends else '.*'}"
+
+
+def _escaped_at(regex: str, at: int) -> bool:
+    before = regex[:at]
+    return (len(before) - len(before.rstrip("\\"))) % 2 == 1

@@ -1,0 +1,327 @@
+"""How JSON is written to a schema and a budget: brackets, names and commas by code, the values by the checkpoint.
+
+The tokens that close everything that was begun are always kept back (`Need.least`). A value gets those that are its
+own, and its share of what is left over, by what it and all that must come after it usually have. What may be left out
+(a further item, an optional field) is offered only where all that must come can have its usual length.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from router_backend.errors import AnswerError
+from router_backend.plan import clip
+from router_backend.schema import grammar
+from router_backend.schema.nodes import Array, Choice, Field, Node, Number, Object, Pattern, Text, Union, resolved
+from router_backend.schema.read import MOST_DEPTH, within
+from router_backend.schema.size import CHARACTER, JOIN, TEXT_LEAST, Count, Sizes, Skeleton
+from router_backend.stages import Ask, Reply, Stages
+
+_TRIES = 2
+# A text's last token may be the one that holds its closing quote.
+_QUOTE = 1
+_NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
+_DEEPEST = 2 * MOST_DEPTH
+_NAME_LEAST = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Tokens of all that must come after a value: at the least, and as it usually is."""
+
+    least: int = 0
+    usual: int = 0
+
+    def and_(self, least: int, usual: int | None = None) -> Need:
+        return Need(self.least + least, self.usual + (least if usual is None else usual))
+
+
+NOTHING = Need()
+
+
+@dataclass
+class SchemaScript:
+    """One answer. `limit` is its budget in tokens as `count` counts them; `sizes` are those of `root` and all below.
+
+    Attributes:
+        text: the JSON so far; never taken back.
+        clipped: places of the values that their limit stopped, like `.steps[2].title`.
+    """
+
+    root: Node
+    limit: int
+    sizes: Sizes
+    count: Count
+    text: str = ""
+    clipped: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._skeleton = Skeleton(self.count)
+
+    def stages(self) -> Stages:
+        """Writes the whole value.
+
+        Raises:
+            AnswerError: the checkpoint gave nothing usable for a value, twice.
+        """
+        yield from self._value(self.root, "", NOTHING, _DEEPEST)
+
+    def _value(self, node: Node, where: str, after: Need, depth: int) -> Stages:
+        found = resolved(node)
+        if isinstance(found, Text):
+            yield from self._text(found, where, after)
+        elif isinstance(found, Pattern):
+            yield from self._pattern(found, where, after)
+        elif isinstance(found, Number):
+            yield from self._number(found, where, after)
+        elif isinstance(found, Choice):
+            self.text += yield from self._choose(where, self._affordable(found, after))
+        elif isinstance(found, Array):
+            yield from self._array(found, where, after, depth - 1)
+        elif isinstance(found, Object):
+            yield from self._object(found, where, after, depth - 1)
+        elif isinstance(found, Union):
+            yield from self._union(found, where, after, depth)
+
+    # Values that hold others
+
+    def _object(self, node: Object, where: str, after: Need, depth: int) -> Stages:
+        after = after.and_(self._skeleton.of("}"))
+        self.text += "{"
+        written = 0
+        fields = list(node.fields)
+        while fields:
+            at = yield from self._next_field(fields, where, after, depth, first=not written)
+            if at is None:
+                break
+            chosen, fields = fields[at], fields[at + 1 :]
+            self.text += ("" if not written else ", ") + f"{_quoted(chosen.name)}: "
+            rest = self._needed(fields, after)
+            yield from self._value(chosen.value, f"{where}.{chosen.name}", rest, depth)
+            written += 1
+        if node.other is not None:
+            yield from self._others(node, node.other, where, after, depth, written)
+        self.text += "}"
+
+    def _next_field(
+        self, fields: Sequence[Field], where: str, after: Need, depth: int, *, first: bool
+    ) -> Generator[Ask, Reply, int | None]:
+        """The next field: the first required one, or an optional one before it, which the checkpoint chooses."""
+        required = next((at for at, each in enumerate(fields) if each.required), None)
+        optional = fields if required is None else fields[:required]
+        offered = [
+            at
+            for at, each in enumerate(optional)
+            if self._may_add(each.value, self._skeleton.key(each.name), self._needed(fields[at + 1 :], after), depth)
+        ]
+        if required is not None:
+            offered.append(required)
+        elif not offered:
+            return None
+        comma = "" if first else ", "
+        options = [f"{comma}{_quoted(fields[at].name)}: " for at in offered] + (["}"] if required is None else [])
+        said = yield from self._choose(where, options)
+        return None if said == "}" else offered[options.index(said)]
+
+    def _others(self, node: Object, value: Node, where: str, after: Need, depth: int, written: int) -> Stages:
+        """Fields of any name, as long as the checkpoint wants and all that must come can have its usual length."""
+        taken = [each.name for each in node.fields]
+        name = self._skeleton.between + 2 * self._skeleton.quote + _NAME_LEAST
+        while self._may_add(value, name, after, depth):
+            opening = '"' if not written else ', "'
+            if (yield from self._choose(where, [opening, "}"])) == "}":
+                return
+            self.text += opening
+            key = yield from self._key(where, taken)
+            taken.append(key)
+            self.text += f'{key}": '
+            yield from self._value(value, f"{where}.{key}", after, depth)
+            written += 1
+
+    def _key(self, where: str, taken: Sequence[str]) -> Generator[Ask, Reply, str]:
+        """The name of a field, up to its closing quote."""
+        reply = yield Ask(f"{where}.*", _NAME_LEAST, grammar.key(taken), ('"',))
+        name = clip.clean(clip.split_at_quote(reply.text)[0]).replace('"', "").replace("\\", "").strip()
+        while name and (name in taken or self.count(name) + JOIN > _NAME_LEAST):
+            name = name[:-1].strip()
+        return name or next(name for name in (f"k{n}" for n in range(1, len(taken) + 2)) if name not in taken)
+
+    def _array(self, node: Array, where: str, after: Need, depth: int) -> Stages:
+        after = after.and_(self._skeleton.of("]"))
+        self.text += "["
+        items = 0
+        while node.most is None or items < node.most:
+            must = items < node.least
+            if not must:
+                if not self._may_add(node.item, self._skeleton.between, after, depth):
+                    break
+                comma = ", " if items else ""
+                if (yield from self._goes_on(node, where, comma, depth)) == "]":
+                    break
+            self.text += ", " if items else ""
+            size = self.sizes[node.item]
+            left = max(0, node.least - items - 1)
+            rest = after.and_(
+                left * (size.least + self._skeleton.between), left * (size.usual + self._skeleton.between)
+            )
+            yield from self._value(node.item, f"{where}[{items}]", rest, depth)
+            items += 1
+        self.text += "]"
+
+    def _goes_on(self, node: Array, where: str, comma: str, depth: int) -> Generator[Ask, Reply, str]:
+        """Whether a list has another item. A comma says so; before the first item, what that begins with."""
+        if comma:
+            return (yield from self._choose(where, [comma, "]"]))
+        openings, digit = self._openings(node.item)
+        said = yield from self._choose(where, [*openings, "]"], digit=digit)
+        return said
+
+    def _openings(self, node: Node) -> tuple[list[str], bool]:
+        """What a value may begin with, and whether that may be a digit or a sign."""
+        found = resolved(node)
+        if isinstance(found, Union):
+            parts = [self._openings(way.node) for way in found.ways]
+            return list(dict.fromkeys(text for texts, _ in parts for text in texts)), any(digit for _, digit in parts)
+        if isinstance(found, Choice):
+            return list(found.options), False
+        if isinstance(found, Number):
+            return [], True
+        return ["{" if isinstance(found, Object) else "[" if isinstance(found, Array) else '"'], False
+
+    def _union(self, node: Union, where: str, after: Need, depth: int) -> Stages:
+        room = self._left() - after.least - JOIN
+        ways = [way for way in node.ways if self._fits(way.node, room, depth)]
+        options: dict[str, Node] = {}
+        digit: Node | None = None
+        for way in ways:
+            if way.opening is None:
+                digit = way.node
+            elif isinstance(way.node, Choice) and not way.opening:
+                options |= {option: Choice((option,)) for option in self._affordable(way.node, after)}
+            else:
+                options[way.opening] = way.node
+        if digit is not None and not options:
+            chosen = digit
+        else:
+            said = yield from self._choose(where, list(options), digit=digit is not None)
+            chosen = options[said] if said in options else digit or next(iter(options.values()))
+        yield from self._value(chosen, where, after, depth)
+
+    # Values that hold no other
+
+    def _text(self, node: Text, where: str, after: Need) -> Stages:
+        self.text += '"'
+        most = self._allot(max(TEXT_LEAST, CHARACTER * node.least), node, after.and_(self._skeleton.quote))
+        if node.most is not None:
+            most = min(most, max(1, CHARACTER * node.most))
+        for attempt in range(_TRIES):
+            reply = yield Ask(where, most + _QUOTE, grammar.text(node.least, node.most), (), attempt)
+            body, tail = clip.split_at_quote(reply.text)
+            text, stopped = clip.clean(body), tail is None
+            if len(text) < node.least:  # cleaned too well
+                text = _decoded(body)
+            fits = partial(self._fits_text, most, node.most)
+            if stopped or not fits(text):
+                shorter = clip.shorten(text, fits)
+                text, stopped = shorter if len(shorter) >= node.least else _cut(text, fits), True
+            if len(text) >= node.least:
+                break
+        else:
+            raise AnswerError(f"the checkpoint wrote too little for {where}, twice")
+        self.text += clip.escape(text) + '"'
+        if stopped:
+            self.clipped.append(where)
+
+    def _pattern(self, node: Pattern, where: str, after: Need) -> Stages:
+        self.text += '"'
+        most = self._allot(len(node.example), node, after.and_(self._skeleton.quote))
+        longest = min(most, grammar.LONGEST_MATCH, *([node.most] if node.most is not None else []))
+        rules = grammar.pattern(node.regex, node.least, longest)
+        reply = yield Ask(where, most + _QUOTE, rules, ())
+        body, tail = clip.split_at_quote(reply.text)
+        usable = tail is not None and self.count(body) <= most and grammar.keeps(node.regex, node.least, longest, body)
+        self.text += (body if usable else node.example) + '"'
+        if not usable:
+            self.clipped.append(where)
+
+    def _number(self, node: Number, where: str, after: Need) -> Stages:
+        most = self._allot(len(node.example), node, after)
+        reply = yield Ask(where, most + 1, grammar.number(node), ())
+        found = _NUMBER.match(reply.text)
+        text = found[0] if found else ""
+        while text and not (_NUMBER.fullmatch(text) and self.count(text) <= most and within(float(text), node)):
+            text = text[:-1]
+        self.text += text or node.example
+        if not reply.ended or not text:
+            self.clipped.append(where)
+
+    def _choose(self, where: str, options: Sequence[str], *, digit: bool = False) -> Generator[Ask, Reply, str]:
+        """One of the options, or a digit; no stage at all where there is but one."""
+        if len(options) == 1 and not digit:
+            return options[0]
+        # An option may be spelt in small tokens, a byte each at worst; counted is the text that comes of it.
+        most = max(len(option.encode()) for option in options) + 1
+        for attempt in range(_TRIES):
+            reply = yield Ask(where, most, grammar.choice(options, digit=digit), (), attempt)
+            if reply.text in options or (digit and _NUMBER.match(f"{reply.text}0")):
+                return reply.text
+        raise AnswerError(f"the checkpoint chose none of what {where or 'the answer'} offers, twice")
+
+    # Arithmetic
+
+    def _left(self) -> int:
+        return self.limit - self.count(self.text)
+
+    def _allot(self, least: int, node: Node, after: Need) -> int:
+        """Tokens for a value: what it needs, and its share of what nothing needs."""
+        room = self._left() - JOIN - after.least
+        want = max(1, self.sizes[node].usual - self.sizes[node].least)
+        return max(1, min(room, least + max(0, room - least) * want // (want + after.usual - after.least)))
+
+    def _needed(self, fields: Sequence[Field], after: Need) -> Need:
+        for each in fields:
+            if each.required:
+                size, key = self.sizes[each.value], self._skeleton.key(each.name)
+                after = after.and_(size.least + key, size.usual + key)
+        return after
+
+    def _may_add(self, node: Node, forced: int, after: Need, depth: int) -> bool:
+        """Whether something that may be left out can come, without taking from what must come."""
+        size = self.sizes[node]
+        return size.depth < depth and forced + size.usual + after.usual + JOIN <= self._left()
+
+    def _fits(self, node: Node, room: int, depth: int) -> bool:
+        return self.sizes[node].depth <= depth and self.sizes[node].least <= room
+
+    def _affordable(self, node: Choice, after: Need) -> list[str]:
+        room = self._left() - after.least - JOIN
+        fitting = [option for option in node.options if self._skeleton.of(option) <= room]
+        return fitting or [min(node.options, key=self._skeleton.of)]
+
+    def _fits_text(self, tokens: int, characters: int | None, text: str) -> bool:
+        return self.count(clip.escape(text)) <= tokens and (characters is None or len(text) <= characters)
+
+
+def _quoted(name: str) -> str:
+    return json.dumps(name, ensure_ascii=False)
+
+
+def _decoded(body: str) -> str:
+    """A JSON string's body as text, as it was written."""
+    try:
+        return str(json.loads(f'"{body[:-1] if clip.open_escape(body) else body}"', strict=False))
+    except ValueError:
+        return ""
+
+
+def _cut(text: str, fits: partial[bool]) -> str:
+    """The longest beginning that fits, to the character."""
+    low, high = 0, len(text)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(text[:middle]) else (low, middle - 1)
+    return text[:low]

@@ -1,0 +1,186 @@
+"""`/v1/chat/completions`, `/v1/completions`, `/v1/models`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from router_backend import __version__
+from router_backend.errors import UnknownModel
+from router_backend.server import access_log
+from router_backend.server.body import read_body
+from router_backend.server.disconnect import unless_gone
+from router_backend.server.fields import ERRORS, STREAM, body_schema
+from router_backend.server.openai import work
+from router_backend.server.openai.answers import ChatCompletion, Completion, ModelBody, ModelList
+from router_backend.server.openai.bodies import ChatBody, CompletionBody
+from router_backend.server.openai.forms import ChatForm, Choice, CompletionForm, Form
+from router_backend.server.openai.merge import merged
+from router_backend.server.sse import stream
+from router_backend.service import GenerationService
+from router_backend.types import Chunk, GenerateRequest, Usage
+
+RESPONSES: dict[int | str, dict[str, Any]] = {**ERRORS, **STREAM, 404: ERRORS[400]}
+_STARTED = int(time.time())
+
+
+def openai_router(service: GenerationService) -> APIRouter:
+    router = APIRouter(prefix="/v1", tags=["openai"])
+
+    @router.post(
+        "/chat/completions",
+        response_model=ChatCompletion,
+        responses=RESPONSES,
+        openapi_extra=body_schema(ChatBody),
+        summary="Answer a conversation: with a routing plan, with JSON that keeps a schema, or with text",
+    )
+    async def chat(request: Request) -> Response:
+        body = await read_body(request, ChatBody, service.settings.max_body_bytes)
+        return await _respond(request, service, body, ChatForm())
+
+    @router.post(
+        "/completions",
+        response_model=Completion,
+        responses=RESPONSES,
+        openapi_extra=body_schema(CompletionBody),
+        summary="Answer a prompt, or several",
+    )
+    async def completions(request: Request) -> Response:
+        body = await read_body(request, CompletionBody, service.settings.max_body_bytes)
+        return await _respond(request, service, body, CompletionForm())
+
+    @router.get("/models", response_model=ModelList, responses={401: ERRORS[401]})
+    async def models() -> JSONResponse:
+        """What is served, and the name that always means it."""
+        return JSONResponse({"object": "list", "data": [_model(name) for name in _names(service)]})
+
+    @router.get("/models/{model:path}", response_model=ModelBody, responses={401: ERRORS[401], 404: ERRORS[400]})
+    async def model(model: str) -> JSONResponse:
+        if model not in _names(service):
+            raise UnknownModel("no such model is served here", param="model")
+        return JSONResponse(_model(model))
+
+    return router
+
+
+def _names(service: GenerationService) -> list[str]:
+    info = service.health().info
+    return [*([info.model] if info else []), work.ALIAS]
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": _STARTED, "owned_by": "router-backend"}
+
+
+async def _respond(
+    request: Request, service: GenerationService, body: ChatBody | CompletionBody, form: Form
+) -> Response:
+    with work.in_clients_words(body):
+        work.check_model(body.model, service)
+        asked = await work.requests(body, access_log.request_id(request), service)
+        answer = _Answer(request, service, form, asked, with_logprobs=body.alternatives is not None)
+        if body.stream:
+            usage = body.stream_options is not None and bool(body.stream_options.include_usage)
+            return await unless_gone(request, stream(answer.pieces(with_usage=usage)))
+        return JSONResponse(await unless_gone(request, answer.whole()))
+
+
+class _Answer:
+    """All choices of one call. The first choice's prompt counts once, since the choices share it."""
+
+    def __init__(
+        self,
+        request: Request,
+        service: GenerationService,
+        form: Form,
+        asked: list[GenerateRequest],
+        *,
+        with_logprobs: bool,
+    ) -> None:
+        self._request, self._service, self._form, self._asked = request, service, form, asked
+        self._with_logprobs = with_logprobs
+        self._created = int(time.time())
+        self._ended: list[Chunk | None] = [None] * len(asked)
+
+    async def whole(self) -> dict[str, Any]:
+        tasks = [asyncio.ensure_future(self._choice(index)) for index in range(len(self._asked))]
+        try:
+            choices = await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        self._note()
+        return {
+            **self._head(self._form.kind),
+            "choices": [self._form.whole(choice) for choice in choices],
+            "usage": self._usage(),
+        }
+
+    async def pieces(self, *, with_usage: bool) -> AsyncGenerator[Mapping[str, object], None]:
+        begun = set[int]()
+        null_usage = {"usage": None} if with_usage else {}
+        async with aclosing(merged([self._service.generate(each) for each in self._asked])) as chunks:
+            async for index, chunk in chunks:
+                choice = self._new(index, chunk)
+                if choice.text or choice.logprobs or choice.finish_reason or index not in begun:
+                    piece = self._form.piece(choice, first=index not in begun)
+                    begun.add(index)
+                    yield {**self._head(self._form.chunk_kind), "choices": [piece], **null_usage}
+        self._note()
+        if with_usage:
+            yield {**self._head(self._form.chunk_kind), "choices": [], "usage": self._usage()}
+
+    async def _choice(self, index: int) -> Choice:
+        whole = Choice(index, logprobs=() if self._with_logprobs else None)
+        async with aclosing(self._service.generate(self._asked[index])) as chunks:
+            async for chunk in chunks:
+                new = self._new(index, chunk)
+                whole.text += new.text
+                whole.finish_reason = new.finish_reason
+                if whole.logprobs is not None:
+                    whole.logprobs += chunk.logprobs
+        return whole
+
+    def _new(self, index: int, chunk: Chunk) -> Choice:
+        if chunk.finish_reason is not None:
+            self._ended[index] = chunk
+        logprobs = chunk.logprobs if self._with_logprobs and chunk.logprobs else None
+        return Choice(index, chunk.text, logprobs, chunk.finish_reason)
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        info = self._service.health().info
+        return {
+            "id": f"{self._form.prefix}-{self._asked[0].id}",
+            "object": kind,
+            "created": self._created,
+            "model": info.model if info else work.ALIAS,
+            "system_fingerprint": f"router-{__version__}-{info.engine}-{info.strategy}" if info else "router",
+        }
+
+    def _usage(self) -> dict[str, Any]:
+        prompts: dict[str, Usage] = {}
+        for asked, last in zip(self._asked, self._ended, strict=True):
+            if last is not None:
+                prompts.setdefault(asked.prompt, last.usage)
+        prompt_tokens = sum(usage.prompt_tokens for usage in prompts.values())
+        completion_tokens = sum(last.usage.completion_tokens for last in self._ended if last is not None)
+        return {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "total_tokens": prompt_tokens + completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": sum(usage.cached_tokens for usage in prompts.values())},
+        }
+
+    def _note(self) -> None:
+        """The last choice stands for all in the access log."""
+        last = next((chunk for chunk in reversed(self._ended) if chunk is not None), None)
+        if last is not None:
+            shown = self._asked[0].prompt if self._service.settings.log_prompts else None
+            access_log.note(self._request, last, shown)

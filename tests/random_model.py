@@ -1,0 +1,67 @@
+"""A model without weights that keeps grammars: it draws at random among the bytes that llguidance allows."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from llguidance import LLMatcher, LLTokenizer
+from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
+
+from router_backend.types import Chunk, FinishReason, GenerateRequest, ModelInfo, Usage
+
+_BYTES = LLTokenizer("byte")
+
+
+@dataclass
+class RandomModel:
+    """Tokens are bytes. `favours` are drawn, where they are allowed, nine times out of ten: it makes runaways."""
+
+    favours: bytes = b""
+    info: ModelInfo = field(default_factory=lambda: ModelInfo("random", "native", "random", 100_000, 2))
+    seen: list[GenerateRequest] = field(default_factory=list)
+
+    def count_tokens(self, text: str) -> int:
+        return len(text.encode())
+
+    def prompt_tokens(self, request: GenerateRequest) -> int:
+        return sum(self.count_tokens(turn.content) for turn in request.turns)
+
+    def generate(self, request: GenerateRequest, cancelled: Callable[[], bool], slot: int = 0) -> Iterator[Chunk]:
+        self.seen.append(request)
+        assert request.grammar is not None
+        matcher = LLMatcher(_BYTES, request.grammar, log_level=0)
+        assert not matcher.is_error(), (matcher.get_error(), request.grammar)
+        draw = random.Random(f"{request.sampling.seed} {request.prefix}")
+        said = bytearray()
+        stop, reason = request.sampling.stop, "length"
+        bits = allocate_token_bitmask(1, _BYTES.vocab_size)
+        while len(said) < request.sampling.max_new_tokens:
+            if cancelled():
+                reason = "cancelled"
+                break
+            fill_next_token_bitmask(matcher, bits)
+            assert not matcher.is_error(), (matcher.get_error(), request.grammar, bytes(said))
+            flags = np.unpackbits(bits.view(np.uint8), bitorder="little")
+            allowed = [int(token) for token in np.flatnonzero(flags[:256])]
+            if not allowed or (matcher.is_accepting() and draw.random() < 0.3):
+                reason = "stop"
+                break
+            liked = [byte for byte in allowed if byte in self.favours]
+            token = draw.choice(liked if liked and draw.random() < 0.9 else allowed)
+            assert matcher.consume_token(token)
+            said.append(token)
+            if any(said.endswith(word.encode()) for word in stop):
+                del said[-len(stop[0]) :]
+                reason = "stop"
+                break
+        finish: FinishReason = reason  # type: ignore[assignment]
+        yield Chunk(said.decode(errors="ignore"))
+        yield Chunk(finish_reason=finish, usage=Usage(self.prompt_tokens(request), len(said)))
+
+    def remember(self, text: str) -> None:
+        raise AssertionError("only plans are remembered")
+
+    def close(self) -> None: ...
