@@ -32,9 +32,17 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port; wins over PORT. 0: any free one.")] = None,
 ) -> None:
     """Serve the API, the UI and the console."""
-    from router_backend.serve import serve as run
 
-    raise typer.Exit(_readable(lambda: run(host=host, port=port)))
+    def run() -> int:
+        from router_backend.settings import load_settings
+
+        if load_settings().spaces_zero_gpu:
+            from router_backend.space import serve as serve_here
+        else:
+            from router_backend.serve import serve as serve_here
+        return serve_here(host=host, port=port)
+
+    raise typer.Exit(_readable(run))
 
 
 @app.command()
@@ -188,6 +196,57 @@ def train(
         threads=threads,
     )
     raise typer.Exit(_readable(lambda: run(make(tools=load_settings().tools))))
+
+
+@app.command()
+def merge(
+    base: Annotated[str, typer.Argument(help="A folder of safetensors, a hub repo, a GGUF file or embedded.")],
+    adapter: Annotated[Path, typer.Argument(help="A folder with a LoRA adapter in PEFT's format.")],
+    out: Annotated[Path, typer.Argument(help="The folder to make; or, of a GGUF base, a .gguf file.")],
+    dtype: Annotated[str | None, typer.Option(help="bf16, fp16 or fp32; without: as in the base.")] = None,
+    copy: Annotated[list[str] | None, typer.Option(help="A quantised copy beside it: 4bit or 8bit.")] = None,
+    gguf: Annotated[str | None, typer.Option(help="A GGUF in the folder, of this kind: Q8_0, F16, …")] = None,
+    memory: Annotated[float, typer.Option(min=0.05, help="GB that weights may take at once.")] = 4,
+    verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Compare the logits.")] = True,
+    push: Annotated[str | None, typer.Option(metavar="REPO", help="Upload to this repository.")] = None,
+    private: Annotated[bool, typer.Option(help="Of a repository that is created.")] = False,
+) -> None:
+    """Make a merged router checkpoint; exit code 1 when it does not compute what base and adapter compute."""
+
+    def work() -> int:
+        from router_backend.merging import MergeOptions
+        from router_backend.merging import merge as run
+        from router_backend.settings import load_settings
+
+        copies, size = tuple(copy or ()), int(memory * 1e9)
+        options = MergeOptions(base, adapter, out, dtype, copies, gguf, size, verify, push, private)
+        return run(options, load_settings(), typer.echo)
+
+    raise typer.Exit(_readable(work, failed=2))
+
+
+@app.command()
+def deploy(
+    space: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The Space; created where it is missing.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be changed, and change nothing.")] = False,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Until it runs, then check it.")] = True,
+    private: Annotated[bool, typer.Option("--private", help="Of a Space that is created.")] = False,
+    all_secrets: Annotated[bool, typer.Option("--all-secrets", help="Set those anew that are there already.")] = False,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds that are waited for.")] = 1800,
+) -> None:
+    """Bring a Space to the declared state and check it: 0 well, 1 it fails, 2 not possible, 3 hardware refused."""
+
+    def work() -> int:
+        from router_backend.deploy import DeployOptions
+        from router_backend.deploy import deploy as run
+        from router_backend.settings import load_settings
+
+        options = DeployOptions(
+            space, dry_run=dry_run, wait=wait, private=private, all_secrets=all_secrets, timeout=timeout
+        )
+        return run(options, load_settings(), typer.echo)
+
+    raise typer.Exit(_readable(work, failed=2))
 
 
 @app.command()

@@ -3,17 +3,31 @@
     RouterError                      500
     ├── InvalidRequest               400  the client's fault
     │   ├── ContextOverflow          400  prompt and budget do not fit in the context
-    │   └── BudgetTooSmall           400  no whole plan fits in the budget
+    │   ├── BudgetTooSmall           400  no whole plan fits in the budget
+    │   └── DurationTooLong          400  more GPU seconds than one call may have
     ├── Unauthorized                 401
+    ├── Forbidden                    403
+    ├── UnknownModel                 404  another model than the one that is served
+    ├── RequestTimeout               408  the body came too slowly
     ├── PayloadTooLarge              413
+    ├── UrlTooLong                   414
     ├── UnsupportedMediaType         415
+    ├── WrongHost                    421  a name that this server does not go by
+    ├── HeadersTooLarge              431
     ├── Overloaded                   429  the queue is full; retry later
+    │   ├── RateLimited              429  the key has had its share; retry later
+    │   └── QuotaExceeded            429  the caller's GPU seconds are used up; retry later
     ├── EngineError                  500  the engine failed during this request
-    │   └── OutOfMemory              503  there was no memory for it; retry later
+    │   ├── OutOfMemory              503  there was no memory for it; retry later
+    │   └── EngineLost               503  the engine died or hung and is started again; retry later
     ├── PlanError                    502  the checkpoint's answer is no plan, even after the retry
+    ├── AnswerError                  502  it does not keep the client's schema, even after the retry
+    ├── GpuAborted                   502  the GPU was taken away, or its process died
     ├── NotReady                     503  loading, failed or shutting down; retry later
+    │   └── NoGpu                    503  none is free; retry later
     ├── DeadlineExceeded             504
     ├── SettingsError                     a variable is wrong: stops the start
+    ├── HubError                          a hub refuses what a command writes there
     └── LoadError                         a checkpoint did not load
         ├── CandidateError                → next candidate
         └── RungError                     → next rung of the same candidate
@@ -65,10 +79,32 @@ class BudgetTooSmall(InvalidRequest):
     code = "budget_too_small"
 
 
+class DurationTooLong(InvalidRequest):
+    code = "gpu_duration_too_long"
+
+
 class Unauthorized(RouterError):
     status = 401
     type = "authentication_error"
     code = "invalid_api_key"
+
+
+class Forbidden(RouterError):
+    status = 403
+    type = "permission_error"
+    code = "forbidden"
+
+
+class UnknownModel(RouterError):
+    status = 404
+    type = "invalid_request_error"
+    code = "model_not_found"
+
+
+class RequestTimeout(RouterError):
+    status = 408
+    type = "invalid_request_error"
+    code = "request_timeout"
 
 
 class PayloadTooLarge(RouterError):
@@ -77,16 +113,42 @@ class PayloadTooLarge(RouterError):
     code = "payload_too_large"
 
 
+class UrlTooLong(RouterError):
+    status = 414
+    type = "invalid_request_error"
+    code = "url_too_long"
+
+
 class UnsupportedMediaType(RouterError):
     status = 415
     type = "invalid_request_error"
     code = "unsupported_media_type"
 
 
+class WrongHost(RouterError):
+    status = 421
+    type = "invalid_request_error"
+    code = "wrong_host"
+
+
+class HeadersTooLarge(RouterError):
+    status = 431
+    type = "invalid_request_error"
+    code = "headers_too_large"
+
+
 class Overloaded(RouterError):
     status = 429
     type = "rate_limit_error"
     code = "overloaded"
+
+
+class RateLimited(Overloaded):
+    code = "rate_limit_exceeded"
+
+
+class QuotaExceeded(Overloaded):
+    code = "gpu_quota_exceeded"
 
 
 class EngineError(RouterError):
@@ -98,15 +160,34 @@ class OutOfMemory(EngineError):
     code = "out_of_memory"
 
 
+class EngineLost(EngineError):
+    status = 503
+    code = "engine_lost"
+
+
 class PlanError(RouterError):
     status = 502
     code = "invalid_plan"
+
+
+class AnswerError(RouterError):
+    status = 502
+    code = "invalid_answer"
+
+
+class GpuAborted(RouterError):
+    status = 502
+    code = "gpu_aborted"
 
 
 class NotReady(RouterError):
     status = 503
     type = "unavailable_error"
     code = "not_ready"
+
+
+class NoGpu(NotReady):
+    code = "no_gpu"
 
 
 class DeadlineExceeded(RouterError):
@@ -117,6 +198,10 @@ class DeadlineExceeded(RouterError):
 
 class SettingsError(RouterError):
     code = "invalid_settings"
+
+
+class HubError(RouterError):
+    code = "hub_failed"
 
 
 class LoadError(RouterError):

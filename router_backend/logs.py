@@ -7,6 +7,7 @@ import logging
 import sys
 from datetime import datetime, timezone
 
+from router_backend.caller import caller
 from router_backend.settings import Settings
 
 _STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "taskName"}
@@ -24,6 +25,7 @@ class LineFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         extra = {key: value for key, value in vars(record).items() if key not in _STANDARD}
+        extra = _request() | extra
         when = datetime.fromtimestamp(record.created, timezone.utc)
         message = record.getMessage()
         trace = self.formatException(record.exc_info) if record.exc_info else None
@@ -41,13 +43,21 @@ class LineFormatter(logging.Formatter):
         return text
 
 
+def _request() -> dict[str, str]:
+    """What a line of a request tells of it, wherever in its course the line is written."""
+    now = caller.get()
+    told = {"request_id": now.request_id, "key": now.key, "trace_id": now.trace_id}
+    return {name: value for name, value in told.items() if value}
+
+
 def _short(value: object) -> str:
     return f"{value:.3f}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def configure(settings: Settings) -> None:
     """Sends this package's and uvicorn's records to standard error. Called by the command line only."""
-    secrets = [*settings.api_keys.values(), settings.hf_token.get_secret_value() if settings.hf_token else ""]
+    others = (settings.hf_token, settings.admin_key)
+    secrets = [*settings.api_keys.values(), *(each.get_secret_value() for each in others if each)]
     as_json = settings.log_format == "json" or (settings.log_format == "auto" and not sys.stderr.isatty())
     handler = logging.StreamHandler()
     handler.setFormatter(LineFormatter(as_json=as_json, secrets=tuple(filter(None, secrets))))

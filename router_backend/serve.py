@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
-from router_backend import logs
+from router_backend import logs, tracing
 from router_backend.errors import RouterError, SettingsError
 from router_backend.server.app import create_app
-from router_backend.settings import load_settings
+from router_backend.server.connection import connections
+from router_backend.service import GenerationService
+from router_backend.settings import Settings, load_settings
 from router_backend.start import build_service
 
 _log = logging.getLogger(__name__)
 
 
 def serve(*, host: str | None = None, port: int | None = None) -> int:
-    """Serves until SIGTERM or SIGINT; returns 0.
+    """Serves until SIGTERM or SIGINT; returns 0. SIGHUP reloads the checkpoint.
 
     Raises:
         SettingsError: a variable is wrong, or the address cannot be bound.
@@ -30,17 +34,11 @@ def serve(*, host: str | None = None, port: int | None = None) -> int:
     """
     settings = load_settings(host=host, port=port)
     logs.configure(settings)
+    tracing.configure(settings)
     listening = bind(settings.host, settings.port)
     fatal: list[RouterError] = []
     service = build_service(settings)
-    config = uvicorn.Config(
-        create_app(service),
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=max(1, round(settings.drain_timeout)),
-    )
-    server = Server(config)
+    server = Server(configuration(create_app(service), settings), service)
 
     def stop(error: RouterError) -> None:
         fatal.append(error)
@@ -53,31 +51,77 @@ def serve(*, host: str | None = None, port: int | None = None) -> int:
     server.run(sockets=[listening])
     if fatal:
         raise fatal[0]
-    if service.is_loading:
+    if service.is_stuck:
         # Fetching and loading cannot be interrupted, only left; what was fetched so far is gone on from next time.
         logging.shutdown()
         os._exit(0)
     return 0
 
 
+def configuration(app: Callable[..., Any], settings: Settings) -> uvicorn.Config:
+    """uvicorn, told what this server wants. Its own shutdown comes after the service has drained."""
+    return uvicorn.Config(
+        app,
+        http=connections(settings),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=1,
+    )
+
+
 class Server(uvicorn.Server):
-    """uvicorn's server; a drained shutdown is a success, and a second signal of either kind ends at once."""
+    """uvicorn's server, whose socket stays open until the service has drained: what is new gets its 503.
+
+    A drained shutdown is a success, and a second signal of either kind ends at once.
+    """
+
+    def __init__(self, config: uvicorn.Config, service: GenerationService) -> None:
+        super().__init__(config)
+        self._service = service
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._told = False
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """uvicorn's own raises the signal again at the end, which makes the exit code 143."""
+        """uvicorn's own closes the socket first, and raises the signal again at the end, which makes the code 143."""
+        loop = asyncio.get_running_loop()
 
         def stop(number: int, frame: FrameType | None) -> None:
-            if self.should_exit:  # uvicorn's own way waits for open connections from Python 3.12 on
+            if self._told:  # uvicorn's own way waits for open connections from Python 3.12 on
                 os._exit(128 + number)
-            self.should_exit = True
+            self._told = True
+            loop.call_soon_threadsafe(self._begin, self._drain())
 
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        def reload(number: int, frame: FrameType | None) -> None:
+            loop.call_soon_threadsafe(self._begin, self._reload())
+
+        handlers = {signal.SIGINT: stop, signal.SIGTERM: stop}
+        if hasattr(signal, "SIGHUP"):
+            handlers[signal.SIGHUP] = reload
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         try:
             yield
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            for number, was in before.items():
+                signal.signal(number, was)
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _drain(self) -> None:
+        _log.info("draining: what is new is refused, what runs may finish")
+        try:
+            await self._service.drain()
+        finally:
+            self.should_exit = True
+
+    async def _reload(self) -> None:
+        _log.info("reloading the checkpoint")
+        with contextlib.suppress(RouterError):  # told in the log, and the old one goes on
+            await self._service.reload()
 
 
 def bind(host: str, port: int) -> socket.socket:

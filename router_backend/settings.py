@@ -60,6 +60,7 @@ class Settings(BaseSettings):
     model_fallbacks: OptionalStr = None
     model_owner: str = "Alovestocode"
     hf_token: SecretStr | None = None
+    space_hf_token: SecretStr | None = Field(None, description="what `deploy` gives the Space as its HF_TOKEN")
     hf_endpoint: OptionalStr = None
     hf_hub_offline: bool = False
     model_load_strategy: OptionalStr = None
@@ -84,9 +85,29 @@ class Settings(BaseSettings):
     port: int = Field(7860, ge=0, le=65535)
     router_api_keys: SecretStr | None = None
     public_paths: str = ""
+    admin_key: SecretStr | None = Field(None, description="the key of /admin/reload")
+    key_requests_per_minute: float = Field(0, ge=0, allow_inf_nan=False, description="for each key; 0: no limit")
+    key_concurrency: int = Field(0, ge=0, description="requests of one key at once, waiting ones too; 0: no limit")
+    allowed_hosts: str = Field("", description="names that the Host header may give; *: any")
+    cors_origins: str = Field("", description="origins whose pages may read answers; *: any")
+    frame_ancestors: str = Field(
+        default_factory=lambda: (
+            "'self' https://huggingface.co https://*.hf.space" if os.environ.get("SPACE_ID") else "'self'"
+        ),
+        description="who may show the pages in a frame, as in Content-Security-Policy",
+    )
     max_body_bytes: int = Field(1_048_576, ge=1024)
+    max_url_bytes: int = Field(8192, ge=256)
+    max_header_bytes: int = Field(32_768, ge=1024, le=65_536)
+    header_timeout: float = Field(10, gt=0, allow_inf_nan=False, description="seconds for a request's head")
+    body_timeout: float = Field(30, gt=0, allow_inf_nan=False, description="seconds for a request's body")
+    write_timeout: float = Field(30, gt=0, allow_inf_nan=False, description="seconds that a slow reader may block")
     log_format: Literal["auto", "human", "json"] = "auto"
     log_prompts: bool = False
+
+    spaces_zero_gpu: bool = Field(False, description="set by the hub on a ZeroGPU Space")
+    zerogpu_size: Literal["large", "xlarge"] = Field("large", description="the slice of a GPU that a request gets")
+    zerogpu_memory: float | None = Field(None, gt=0, allow_inf_nan=False, description="its memory in GB, if another")
 
     slots: int = Field(4, ge=1, le=256, description="requests decoded at once")
     context_length: int = Field(4096, ge=256, le=1_048_576, description="tokens for prompt and answer of one request")
@@ -104,6 +125,14 @@ class Settings(BaseSettings):
     queue_limit: int = Field(64, ge=0, le=100_000, description="requests that may wait for a slot")
     request_timeout: float = Field(300, gt=0, allow_inf_nan=False, description="seconds, waiting included")
     drain_timeout: float = Field(30, ge=0, allow_inf_nan=False)
+    watchdog_timeout: float = Field(
+        120,
+        ge=0,
+        allow_inf_nan=False,
+        description="seconds without a sign of life after which an engine hangs; 0: never",
+    )
+    otel_exporter_otlp_endpoint: OptionalStr = Field(None, description="where traces go (extra otel)")
+    otel_service_name: str = "router-backend"
     hub_timeout: float = Field(30, gt=0, allow_inf_nan=False)
     trust_remote_code: bool = False
 
@@ -147,6 +176,27 @@ class Settings(BaseSettings):
             raise ValueError("give name:key,name:key, each name once")
         return value
 
+    @model_validator(mode="after")
+    def _admin_key_is_its_own(self) -> "Settings":
+        if self.admin_key and self.admin_key.get_secret_value() in self.api_keys.values():
+            raise ValueError("ADMIN_KEY must not be one of ROUTER_API_KEYS")
+        return self
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins_are_origins(cls, value: str) -> str:
+        wrong = [each for each in split_list(value) if each != "*" and not re.fullmatch(r"https?://[^/\s]+", each)]
+        if wrong:
+            raise ValueError("give origins like https://app.example, without a path, or *")
+        return value
+
+    @field_validator("frame_ancestors")
+    @classmethod
+    def _ancestors_are_one_directive(cls, value: str) -> str:
+        if re.search(r"[;,\r\n]", value):
+            raise ValueError("give the sources of one directive, with blanks between them")
+        return value
+
     @property
     def tools(self) -> tuple[str, ...]:
         return split_list(self.router_tools)
@@ -157,7 +207,7 @@ class Settings(BaseSettings):
         return dict(_pairs(self.router_api_keys))
 
 
-_SECRET = {"hf_token", "router_api_keys"}
+_SECRET = {"hf_token", "router_api_keys", "admin_key"}
 
 
 def load_settings(**overrides: object) -> Settings:
@@ -180,9 +230,11 @@ def load_settings(**overrides: object) -> Settings:
 
 
 def _explain(error: dict[str, Any]) -> str:
-    name = str(error["loc"][0]) if error["loc"] else ""
-    value = "(hidden)" if name in _SECRET else repr(error.get("input"))
     reason = str(error["msg"]).removeprefix("Value error, ")
+    if not error["loc"]:  # of several variables at once, whose values it does not show
+        return reason
+    name = str(error["loc"][0])
+    value = "(hidden)" if name in _SECRET else repr(error.get("input"))
     return f"{name.upper()}={value} is wrong: {reason}"
 
 

@@ -15,8 +15,8 @@ from router_backend.engines.threaded import ThreadedEngine
 from router_backend.ladder import Attempt, Candidate, Loaded, Rung
 from router_backend.machine import Machine
 from router_backend.plan.write import PlanWriter
-from router_backend.service import GenerationService
-from router_backend.settings import Settings
+from router_backend.service import GenerationService, Load
+from router_backend.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from router_backend.hub import Hub
@@ -26,21 +26,26 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
+# What a reload reads again; all else stays as it was at the start.
+_RELOADED = (
+    *("model_repo", "model_fallbacks", "model_owner", "model_load_strategy", "model_load_strategies"),
+    *("load_in_8bit", "load_in_4bit", "model_device", "engine", "prompt_format", "hf_token"),
+)
+
+
 def build_service(settings: Settings) -> GenerationService:
     """A service that loads the first checkpoint of the ladder that works. Nothing is loaded yet."""
 
-    def load(report: Callable[[Attempt], None]) -> Loaded[Engine]:
-        def note(attempt: Attempt) -> None:
-            report(attempt)
-            _log.info(
-                "%s %s [%s]",
-                attempt.outcome,
-                attempt.candidate,
-                attempt.strategy,
-                extra={"reason": attempt.reason, "seconds": attempt.seconds},
-            )
+    def reread() -> Load:
+        fresh = load_settings()
+        return _loader(settings.model_copy(update={name: getattr(fresh, name) for name in _RELOADED}))
 
-        return load_first(settings, begin, note)
+    return GenerationService(settings, _loader(settings), reread=reread)
+
+
+def _loader(settings: Settings) -> Load:
+    def load(report: Callable[[Attempt], None]) -> Loaded[Engine]:
+        return load_first(settings, begin, logged(report))
 
     def begin(rung: Rung) -> Engine:
         _log.info(
@@ -48,7 +53,23 @@ def build_service(settings: Settings) -> GenerationService:
         )
         return load_engine(rung, settings)
 
-    return GenerationService(settings, load)
+    return load
+
+
+def logged(report: Callable[[Attempt], None]) -> Callable[[Attempt], None]:
+    """Tells each attempt to the log too."""
+
+    def note(attempt: Attempt) -> None:
+        report(attempt)
+        _log.info(
+            "%s %s [%s]",
+            attempt.outcome,
+            attempt.candidate,
+            attempt.strategy,
+            extra={"reason": attempt.reason, "seconds": attempt.seconds},
+        )
+
+    return note
 
 
 def load_engine(rung: Rung, settings: Settings) -> Engine:
@@ -57,9 +78,11 @@ def load_engine(rung: Rung, settings: Settings) -> Engine:
     return ThreadedEngine(model, PlanWriter(model, settings.tools))
 
 
-def load_first(settings: Settings, load: Callable[[Rung], T], report: Callable[[Attempt], None]) -> Loaded[T]:
-    """Walks the ladder of these settings on this machine. Raises NothingLoads."""
-    rungs_of = rungs_here(settings, machine.inspect(settings.cuda_visible_devices))
+def load_first(
+    settings: Settings, load: Callable[[Rung], T], report: Callable[[Attempt], None], here: Machine | None = None
+) -> Loaded[T]:
+    """Walks the ladder of these settings on this machine, or on the one that is told. Raises NothingLoads."""
+    rungs_of = rungs_here(settings, here or machine.inspect(settings.cuda_visible_devices))
     return ladder.first_that_loads(ladder.candidates(settings), rungs_of, load, report=report)
 
 

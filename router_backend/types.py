@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, fields
 from typing import Literal
 
 FinishReason = Literal["stop", "length", "cancelled"]
-Output = Literal["plan", "text"]
+Output = Literal["plan", "json", "text"]
+Role = Literal["system", "user", "assistant"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,7 @@ class SamplingParams:
         top_p: nucleus sampling, in (0, 1].
         seed: makes an answer repeatable; the service draws one where the client sends none.
         stop: texts that end the answer; they are not part of it.
+        logprobs: how many of the likeliest tokens are told with each drawn one; None for no probabilities at all.
     """
 
     max_new_tokens: int = 600
@@ -26,6 +28,15 @@ class SamplingParams:
     top_p: float = 0.9
     seed: int = 0
     stop: tuple[str, ...] = ()
+    logprobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A message of a conversation."""
+
+    role: Role
+    content: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +47,9 @@ class GenerateRequest:
         id: the request id, for logs.
         prompt: the user's text. Special tokens in it are text and nothing else.
         sampling: how to draw.
-        output: a whole plan, or the model's raw text.
+        output: a whole plan, JSON that keeps `schema`, or the model's raw text.
+        history: the conversation before the prompt, whose texts are text as well.
+        schema: a JSON Schema, as JSON text.
         prefix: the part of the answer that is already written; the engine goes on after it.
         grammar: llguidance grammar (Lark) that the continuation must keep, or None.
     """
@@ -47,6 +60,13 @@ class GenerateRequest:
     output: Output = "text"
     prefix: str = ""
     grammar: str | None = None
+    history: tuple[Turn, ...] = ()
+    schema: str | None = None
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """The whole conversation."""
+        return (*self.history, Turn("user", self.prompt))
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +91,7 @@ class Timings:
         drafted: tokens that were proposed and went through a pass together with others.
         accepted: those of them that were right, so that they needed no pass of their own.
         forced: tokens that the grammar dictated, which the model was not asked for.
+        gpu_seconds: for which a lent GPU was held (ZeroGPU), moving the weights there included.
     """
 
     queue_seconds: float = 0.0
@@ -80,6 +101,7 @@ class Timings:
     drafted: int = 0
     accepted: int = 0
     forced: int = 0
+    gpu_seconds: float = 0.0
 
     def __add__(self, other: Timings) -> Timings:
         return Timings(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
@@ -115,6 +137,16 @@ class Budget:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token and the natural logarithm of its probability; `top`: the likeliest tokens in its place."""
+
+    token: str
+    bytes: tuple[int, ...]
+    logprob: float
+    top: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Chunk:
     """A piece of an answer. The last one carries `finish_reason` and the sums."""
 
@@ -123,17 +155,44 @@ class Chunk:
     usage: Usage = Usage()
     timings: Timings = Timings()
     budget: Budget | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What was loaded. `context_length` is tokens for one request; `slots` requests run at once."""
+    """What was loaded.
+
+    Attributes:
+        context_length: tokens for one request.
+        slots: requests that run at once.
+        budget_line: it was trained to read its budget in the prompt (`plan.prompt.with_budget`).
+    """
 
     model: str
     strategy: str
     engine: str
     context_length: int
     slots: int = 1
+    budget_line: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LentGpu:
+    """A GPU that is lent for each request, as it was last heard of.
+
+    Attributes:
+        size: the slice, as ZeroGPU calls it.
+        memory_gb: of the slice, in 10⁹ bytes.
+        quota: what the last call was told, which is about its caller; `unknown` before the first.
+        retry_after: seconds after which that caller's quota allows a call again.
+        duration: seconds that a request with the default budget asks for.
+    """
+
+    size: str
+    memory_gb: float
+    quota: Literal["unknown", "granted", "exceeded"]
+    retry_after: float | None
+    duration: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import uvicorn
@@ -26,10 +27,13 @@ from router_backend.engines.echo import EchoModel
 from router_backend.engines.threaded import ThreadedEngine
 from router_backend.ladder import Attempt, Candidate, Loaded, Rung
 from router_backend.plan.write import PlanWriter
+from router_backend.serve import bind, configuration
 from router_backend.server.app import create_app
 from router_backend.service import GenerationService
 from router_backend.settings import Settings, load_settings
 from router_backend.types import GenerateRequest, ModelInfo
+
+T = TypeVar("T")
 
 
 def echo_service(model: EchoModel, settings: Settings) -> tuple[GenerationService, ThreadedEngine]:
@@ -96,7 +100,7 @@ def app(model: EchoModel | None = None, *, ready: bool = True, ui: bool = False,
     """The started app in this process, its model loaded unless not `ready`."""
     model = model or echo_model()
     service, engine = echo_service(model, load_settings(drain_timeout=1, **settings))
-    with TestClient(create_app(service, ui=ui), follow_redirects=False) as client:
+    with TestClient(create_app(service, ui=ui), "http://localhost", follow_redirects=False) as client:
         if ready:
             until(lambda: service.health().status == "ok")
         model.seen.clear()  # the warm-up
@@ -111,6 +115,11 @@ class Served:
     model: EchoModel
     engine: ThreadedEngine
     service: GenerationService
+    loop: asyncio.AbstractEventLoop
+
+    def run(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """In the server's own loop."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop)
 
     @property
     def port(self) -> int:
@@ -129,15 +138,20 @@ def served(model: EchoModel | None = None, *, ui: bool = False, **settings: obje
     """The app under uvicorn, in a thread."""
     model = model or echo_model()
     service, engine = echo_service(model, load_settings(**{"drain_timeout": 1, **settings}))
-    config = uvicorn.Config(create_app(service, ui=ui), ws="none", log_config=None, timeout_graceful_shutdown=1)
-    server = uvicorn.Server(config)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="server")
+    server = uvicorn.Server(configuration(create_app(service, ui=ui), service.settings))
+    with bind("127.0.0.1", 0) as listener:
+        loops: list[asyncio.AbstractEventLoop] = []
+
+        async def serve() -> None:
+            loops.append(asyncio.get_running_loop())
+            await server.serve(sockets=[listener])
+
+        thread = threading.Thread(target=lambda: asyncio.run(serve()), name="server")
         thread.start()
         try:
             until(lambda: server.started and service.health().status == "ok")
             model.seen.clear()
-            yield Served(f"http://127.0.0.1:{listener.getsockname()[1]}", model, engine, service)
+            yield Served(f"http://127.0.0.1:{listener.getsockname()[1]}", model, engine, service, loops[0])
         finally:
             server.should_exit = True
             thread.join(15)

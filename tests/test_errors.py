@@ -7,40 +7,69 @@ import pytest
 
 from router_backend import errors
 from router_backend.errors import (
+    AnswerError,
     BudgetTooSmall,
     CandidateError,
     ContextOverflow,
     DeadlineExceeded,
+    DurationTooLong,
     EngineError,
+    EngineLost,
+    Forbidden,
+    GpuAborted,
+    HeadersTooLarge,
+    HubError,
     InvalidRequest,
     LoadError,
+    NoGpu,
     NotReady,
     OutOfMemory,
     Overloaded,
     PayloadTooLarge,
     PlanError,
+    QuotaExceeded,
+    RateLimited,
+    RequestTimeout,
     RouterError,
     RungError,
     SettingsError,
     Unauthorized,
+    UnknownModel,
     UnsupportedMediaType,
+    UrlTooLong,
+    WrongHost,
 )
 
+CLIENTS = ("invalid_request_error", "authentication_error", "permission_error", "rate_limit_error")
 TABLE: list[tuple[type[RouterError], type[Exception], int, str, str]] = [
     (RouterError, Exception, 500, "server_error", "internal_error"),
     (InvalidRequest, RouterError, 400, "invalid_request_error", "invalid_request"),
     (ContextOverflow, InvalidRequest, 400, "invalid_request_error", "context_length_exceeded"),
     (BudgetTooSmall, InvalidRequest, 400, "invalid_request_error", "budget_too_small"),
+    (DurationTooLong, InvalidRequest, 400, "invalid_request_error", "gpu_duration_too_long"),
     (Unauthorized, RouterError, 401, "authentication_error", "invalid_api_key"),
+    (Forbidden, RouterError, 403, "permission_error", "forbidden"),
+    (UnknownModel, RouterError, 404, "invalid_request_error", "model_not_found"),
+    (RequestTimeout, RouterError, 408, "invalid_request_error", "request_timeout"),
     (PayloadTooLarge, RouterError, 413, "invalid_request_error", "payload_too_large"),
+    (UrlTooLong, RouterError, 414, "invalid_request_error", "url_too_long"),
     (UnsupportedMediaType, RouterError, 415, "invalid_request_error", "unsupported_media_type"),
+    (WrongHost, RouterError, 421, "invalid_request_error", "wrong_host"),
+    (HeadersTooLarge, RouterError, 431, "invalid_request_error", "headers_too_large"),
     (Overloaded, RouterError, 429, "rate_limit_error", "overloaded"),
+    (RateLimited, Overloaded, 429, "rate_limit_error", "rate_limit_exceeded"),
+    (QuotaExceeded, Overloaded, 429, "rate_limit_error", "gpu_quota_exceeded"),
     (EngineError, RouterError, 500, "server_error", "engine_error"),
     (OutOfMemory, EngineError, 503, "server_error", "out_of_memory"),
+    (EngineLost, EngineError, 503, "server_error", "engine_lost"),
     (PlanError, RouterError, 502, "server_error", "invalid_plan"),
+    (AnswerError, RouterError, 502, "server_error", "invalid_answer"),
+    (GpuAborted, RouterError, 502, "server_error", "gpu_aborted"),
     (NotReady, RouterError, 503, "unavailable_error", "not_ready"),
+    (NoGpu, NotReady, 503, "unavailable_error", "no_gpu"),
     (DeadlineExceeded, RouterError, 504, "timeout_error", "deadline_exceeded"),
     (SettingsError, RouterError, 500, "server_error", "invalid_settings"),
+    (HubError, RouterError, 500, "server_error", "hub_failed"),
     (LoadError, RouterError, 500, "server_error", "load_failed"),
     (CandidateError, LoadError, 500, "server_error", "load_failed"),
     (RungError, LoadError, 500, "server_error", "load_failed"),
@@ -82,7 +111,7 @@ def test_every_subclass_of_the_package_has_fixed_words_and_a_status_of_http() ->
         assert 400 <= cls.status < 600
         assert re.fullmatch(r"[a-z_]+_error", cls.type)
         assert re.fullmatch(r"[a-z_]+", cls.code)
-        assert (cls.type in ("invalid_request_error", "authentication_error", "rate_limit_error")) == (cls.status < 500)
+        assert (cls.type in CLIENTS) == (cls.status < 500)
 
 
 def drawn() -> dict[str, tuple[str | None, int | None]]:
@@ -105,7 +134,7 @@ def test_the_docstring_draws_the_tree_as_it_is() -> None:
     for cls in defined():
         parent, status = found[cls.__name__]
         assert parent == (None if cls is RouterError else cls.__bases__[0].__name__)
-        at_start = issubclass(cls, (SettingsError, LoadError))
+        at_start = issubclass(cls, (SettingsError, errors.HubError, LoadError))
         assert status == (None if at_start else cls.status)
 
 

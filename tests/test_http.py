@@ -110,7 +110,7 @@ def test_details_of_text(echo: App) -> None:
     }
     tokens = ["prompt_tokens", "cached_tokens", "completion_tokens"]
     seconds = ["queue_seconds", "prefill_seconds", "decode_seconds"]
-    assert list(timings) == [*tokens, *seconds, "forward_passes", "drafted", "accepted", "forced"]
+    assert list(timings) == [*tokens, *seconds, "forward_passes", "drafted", "accepted", "forced", "gpu_seconds"]
     assert [timings[name] for name in (*tokens, "forward_passes", "drafted")] == [3, 0, 2, 2, 0]
     assert 0 < timings["queue_seconds"] < 5 and 0 <= timings["decode_seconds"] < 5
 
@@ -362,7 +362,7 @@ def test_closing_a_stream_closes_what_makes_it() -> None:
 PROBE = ["state", "phase", "detail", "elapsed_seconds"]
 HEALTH = [
     *("status", "model", "strategy", "engine", "reason", "attempts"),
-    *("context_length", "smallest_budget", "queue", "version"),
+    *("context_length", "smallest_budget", "queue", "gpu", "version"),
 ]
 
 
@@ -404,6 +404,7 @@ def test_health_ok(echo: App) -> None:
         "context_length": 4096,
         "smallest_budget": echo.engine.smallest_budget(),
         "queue": {"running": 0, "waiting": 0, "slots": 4},
+        "gpu": None,
         "version": __version__,
     }
 
@@ -493,14 +494,20 @@ def test_openapi_holds_every_path(document: dict[str, Any]) -> None:
     assert methods == {
         ("/v1/generate", "post"),
         ("/v1/plan", "post"),
+        ("/v1/chat/completions", "post"),
+        ("/v1/completions", "post"),
+        ("/v1/models", "get"),
+        ("/v1/models/{model}", "get"),
         ("/health", "get"),
+        ("/metrics", "get"),
         ("/livez", "get"),
         ("/readyz", "get"),
         ("/startupz", "get"),
     }
     for path, method in methods:
         operation = document["paths"][path][method]
-        assert operation["summary"] and operation["responses"]["200"]["content"]["application/json"]["schema"]
+        kind = "text/plain" if path == "/metrics" else "application/json"
+        assert operation["summary"] and operation["responses"]["200"]["content"][kind]["schema"]
 
 
 def test_openapi_references_lead_somewhere(document: dict[str, Any]) -> None:

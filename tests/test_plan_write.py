@@ -16,8 +16,9 @@ from router_backend.errors import BudgetTooSmall, ContextOverflow, PlanError
 from router_backend.plan.budget import Costs
 from router_backend.plan.rules import validate
 from router_backend.plan.schema import KEYS, to_text
-from router_backend.plan.script import Ask, PlanScript, Reply
+from router_backend.plan.script import PlanScript
 from router_backend.plan.write import PlanWriter
+from router_backend.stages import Ask, Reply
 from router_backend.types import Chunk, GenerateRequest, ModelInfo, SamplingParams
 
 PIECES = ("word ", "é", "漢字", "😀 ", "\\\\", '\\"', '\\", ', ". ", "x", "\u2028", "قلم ")

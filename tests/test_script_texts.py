@@ -9,7 +9,8 @@ from llguidance import LLMatcher
 
 from router_backend.plan import grammar
 from router_backend.plan.budget import Costs
-from router_backend.plan.script import Ask, PlanScript, Reply
+from router_backend.plan.script import PlanScript
+from router_backend.stages import Ask, Reply
 
 TOOLS = ("/search", "/math")
 

@@ -62,11 +62,11 @@ def test_requests_in_flight_finish(tmp_path: Path, number: signal.Signals) -> No
     with process(folder=tmp_path, **ECHO) as running:
         port = int(running.ready().rpartition(":")[2])
         with socket.create_connection(("127.0.0.1", port), 10) as line:
-            lines = ("POST /v1/generate HTTP/1.1", "Host: x", "Content-Type: application/json")
+            lines = ("POST /v1/generate HTTP/1.1", "Host: localhost", "Content-Type: application/json")
             line.sendall("\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode() + body[:5])
             time.sleep(0.3)
             running.popen.send_signal(number)
-            until(lambda: not listens(port))
+            until(lambda: drains(port))
             assert running.popen.poll() is None
             line.sendall(body[5:])
             said = b""
@@ -81,7 +81,7 @@ def test_what_does_not_finish_is_not_waited_for_for_ever(tmp_path: Path) -> None
     with process(folder=tmp_path, DRAIN_TIMEOUT="1", **ECHO) as running:
         port = int(running.ready().rpartition(":")[2])
         with socket.create_connection(("127.0.0.1", port), 10) as line:
-            line.sendall(b"POST /v1/generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")
+            line.sendall(b"POST /v1/generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
             line.sendall(b"Content-Length: 100\r\n\r\n{")
             time.sleep(0.3)
             start = time.monotonic()
@@ -93,22 +93,66 @@ def test_a_second_sigterm_ends_it_at_once(tmp_path: Path) -> None:
     with process(folder=tmp_path, DRAIN_TIMEOUT="8", **ECHO) as running:
         port = int(running.ready().rpartition(":")[2])
         with socket.create_connection(("127.0.0.1", port), 10) as line:
-            line.sendall(b"POST /v1/generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")
+            line.sendall(b"POST /v1/generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
             line.sendall(b"Content-Length: 100\r\n\r\n{")
             time.sleep(0.3)
             running.popen.send_signal(signal.SIGTERM)
-            until(lambda: not listens(port))
+            until(lambda: drains(port))
             start = time.monotonic()
             running.stop()
             assert time.monotonic() - start < 3
 
 
-def listens(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), 1).close()
-    except OSError:
-        return False
-    return True
+def drains(port: int) -> bool:
+    """Whether the door is still open, and says that it closes."""
+    return bool(httpx.get(f"http://127.0.0.1:{port}/readyz").json()["state"] == "stopping")
+
+
+def test_row_23_sigterm_under_load(tmp_path: Path) -> None:
+    """Fifty clients: what was accepted before the signal ends well, later ones get a 503, and the exit code is 0."""
+    with process(folder=tmp_path, **ECHO, SLOTS="2", DRAIN_TIMEOUT="60") as running:
+        url = running.ready()
+        text = "word " * 800
+        body = {"prompt": text, "output": "text", "max_new_tokens": 900}
+        accepted = 0
+
+        def ask() -> str:
+            answer = httpx.post(f"{url}/v1/generate", json=body, timeout=60)
+            if answer.status_code == 200:
+                return "whole" if answer.json() == {"text": text} else "a fragment"
+            return f"{answer.status_code} {answer.json()['error']['code']} {answer.headers['retry-after']}"
+
+        def tell() -> None:
+            nonlocal accepted
+            while accepted < 25:
+                queue = httpx.get(f"{url}/health").json()["queue"]
+                accepted = queue["running"] + queue["waiting"]
+            running.popen.send_signal(signal.SIGTERM)
+            until(lambda: httpx.get(f"{url}/readyz").status_code == 503)
+            assert ask() == "503 not_ready 5"
+
+        ended = in_threads(51, lambda index: tell() if index == 50 else ask())[:50]
+        assert set(ended) <= {"whole", "503 not_ready 5"} and ended.count("whole") >= accepted >= 25
+        assert running.wait(10) == 0
+        assert "Traceback" not in running.output
+
+
+def test_sighup_reloads(tmp_path: Path) -> None:
+    """Another checkpoint, named in `.env`, while a request runs."""
+    (tmp_path / "other.gguf").write_bytes(b"no checkpoint at all")
+    (tmp_path / ".env").write_text("ENGINE=echo\n")
+    with process(folder=tmp_path, PORT="0", ADMIN_KEY="a-1") as running:
+        url = running.ready()
+        (tmp_path / ".env").write_text("MODEL_REPO=./other.gguf\n")
+        running.popen.send_signal(signal.SIGHUP)
+        until(lambda: "reload failed, the old model goes on" in running.output)
+        assert httpx.get(f"{url}/health").json()["model"] == "echo"
+        (tmp_path / ".env").write_text("ENGINE=echo\n")
+        headers = {"authorization": "Bearer a-1"}
+        said = httpx.post(f"{url}/admin/reload", headers=headers, timeout=30)
+        assert said.json() == {"model": "echo", "strategy": "native", "engine": "echo"}
+        assert httpx.get(f"{url}/health").json()["status"] == "ok"
+        assert "reloading the checkpoint" in running.output and running.stop() == 0
 
 
 def test_a_taken_port_is_one_readable_line(tmp_path: Path) -> None:

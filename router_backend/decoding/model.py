@@ -15,7 +15,7 @@ from router_backend.decoding.loop import Count, DecodeLoop
 from router_backend.decoding.runner import Runner
 from router_backend.decoding.sampler import Sampler
 from router_backend.decoding.tokens import Tokens
-from router_backend.errors import ContextOverflow, OutOfMemory
+from router_backend.errors import ContextOverflow, InvalidRequest, OutOfMemory
 from router_backend.types import Chunk, GenerateRequest, ModelInfo, Timings, Usage
 
 
@@ -63,14 +63,16 @@ class DecodedModel:
         return self._tokens.count(text)
 
     def prompt_tokens(self, request: GenerateRequest) -> int:
-        return len(self._tokens.wrap(request.prompt))
+        return len(self._tokens.wrap(request.prompt, request.history))
 
     def remember(self, text: str) -> None:
         if self._history is not None:
             self._history.learn(self._tokens.encode(text))
 
     def generate(self, request: GenerateRequest, cancelled: Callable[[], bool], slot: int = 0) -> Iterator[Chunk]:
-        prompt = [*self._tokens.wrap(request.prompt), *self._tokens.encode(request.prefix)]
+        if request.sampling.logprobs is not None:
+            raise InvalidRequest("the transformers engine gives no logprobs", param="logprobs")
+        prompt = [*self._tokens.wrap(request.prompt, request.history), *self._tokens.encode(request.prefix)]
         sampling = request.sampling
         if len(prompt) + sampling.max_new_tokens > self.info.context_length:
             raise ContextOverflow(

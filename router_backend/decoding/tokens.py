@@ -8,9 +8,12 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, cast
 
 import llguidance.hf
+from jinja2 import TemplateError
 from tokenizers import Tokenizer
 
-from router_backend.errors import CandidateError
+from router_backend.conversation import Message, around, refused, without_template
+from router_backend.errors import CandidateError, InvalidRequest
+from router_backend.types import Role, Turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -50,7 +53,10 @@ class Tokens:
         self._mute = frozenset({*specials, *range(self._special.get_vocab_size(), vocabulary)})
         self.vocabulary = vocabulary
         self._remembered = lru_cache(maxsize=_REMEMBERED_TEXTS)(self._encode)
-        self._head, self._tail, self._trims = self._read_template(tokenizer, prompt_format)
+        self._tokenizer = tokenizer
+        self._pieces = lru_cache(maxsize=64)(self._read_pieces)
+        self._chat = self._has_template(tokenizer, prompt_format)
+        self._trims = self._strips()
         found = (tokenizer.eos_token_id, self._end_of_turn(tokenizer))
         self.ends = frozenset({*ends, *(token for token in found if token is not None)})
         self.grammar = llguidance.hf.from_tokenizer(
@@ -68,9 +74,17 @@ class Tokens:
     def count(self, text: str) -> int:
         return len(self._remembered(text))
 
-    def wrap(self, prompt: str) -> list[int]:
-        """Ids of the prompt inside the checkpoint's chat template, up to where the answer begins."""
-        return [*self._head, *self._remembered(prompt.strip() if self._trims else prompt), *self._tail]
+    def wrap(self, prompt: str, history: Sequence[Turn] = ()) -> list[int]:
+        """Ids of the prompt, after the conversation before it, inside the checkpoint's chat template.
+
+        Raises InvalidRequest where the template does not take such a conversation.
+        """
+        head, *rest = self._pieces((*(turn.role for turn in history), "user"))
+        ids = list(head)
+        for text, after in zip((*(turn.content for turn in history), prompt), rest, strict=True):
+            ids += self._remembered(text.strip() if self._trims else text)
+            ids += after
+        return ids
 
     def bytes_of(self, ids: Sequence[int]) -> bytes:
         """UTF-8, whose first and last character may be cut. Special tokens have none."""
@@ -79,22 +93,48 @@ class Tokens:
     def _encode(self, text: str) -> tuple[int, ...]:
         return tuple(self._plain.encode(text, add_special_tokens=False).ids)
 
-    def _read_template(
-        self, tokenizer: PreTrainedTokenizerFast, wanted: str
-    ) -> tuple[tuple[int, ...], tuple[int, ...], bool]:
-        """Ids before and after the user's text, and whether the template strips it: it is cut at a random mark."""
-        has_template = bool(getattr(tokenizer, "chat_template", None))
-        if wanted == "chat" and not has_template:
+    def _has_template(self, tokenizer: PreTrainedTokenizerFast, wanted: str) -> bool:
+        """Whether prompts go through a chat template. Raises CandidateError where one is wanted and there is none."""
+        found = bool(getattr(tokenizer, "chat_template", None))
+        if wanted == "chat" and not found:
             raise CandidateError("PROMPT_FORMAT=chat, but the checkpoint has no chat template")
-        if wanted == "raw" or not has_template:
-            around = self._special.encode("", add_special_tokens=True).ids
-            return tuple(token for token in around if token == tokenizer.bos_token_id), (), False
+        if wanted == "raw" or not found:
+            return False
+        try:
+            around(("user",), self._render)
+        except InvalidRequest:
+            raise CandidateError(
+                "the checkpoint's chat template leaves the user's text out: try PROMPT_FORMAT=raw"
+            ) from None
+        return True
+
+    def _render(self, messages: list[Message]) -> str:
+        # A checkpoint that thinks aloud (Qwen 3) is told not to: a plan has no place for it.
+        text = self._tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
+        return cast("str", text)
+
+    def _read_pieces(self, roles: tuple[Role, ...]) -> tuple[tuple[int, ...], ...]:
+        """Ids before, between and after the texts of such turns."""
+        if not self._chat:
+            begin = self._special.encode("", add_special_tokens=True).ids
+            head = tuple(token for token in begin if token == self._tokenizer.bos_token_id)
+            return (head, *(self._encode_special(piece) for piece in without_template(roles)[1:]))
+        try:
+            pieces = around(roles, self._render)
+        except TemplateError:  # the template's own refusal
+            raise refused(roles) from None
+        return tuple(self._encode_special(piece) for piece in pieces)
+
+    def _strips(self) -> bool:
+        """Whether the template takes the blanks around a text away."""
+        if not self._chat:
+            return False
+        wide = "\n{}\n"
+        (head, tail) = around(("user",), self._render)
         mark = secrets.token_hex(16)
-        head, found, tail = _render(tokenizer, mark).partition(mark)
-        if not found:
-            raise CandidateError("the checkpoint's chat template leaves the user's text out: try PROMPT_FORMAT=raw")
-        trims = _render(tokenizer, f"\n{mark}\n") != f"{head}\n{mark}\n{tail}"
-        return self._encode_special(head), self._encode_special(tail), trims
+        return self._render([{"role": "user", "content": wide.format(mark)}]) != head + wide.format(mark) + tail
 
     def _encode_special(self, text: str) -> tuple[int, ...]:
         return tuple(self._special.encode(text, add_special_tokens=False).ids)
@@ -108,12 +148,3 @@ class Tokens:
         text = cast("str", tokenizer.apply_chat_template(turns, tokenize=False))
         after = self._encode_special(text.rpartition(mark)[2].lstrip())
         return after[0] if after and self._special.get_added_tokens_decoder().get(after[0]) is not None else None
-
-
-def _render(tokenizer: PreTrainedTokenizerFast, content: str) -> str:
-    turns = [{"role": "user", "content": content}]
-    # A checkpoint that thinks aloud (Qwen 3) is told not to: a plan has no place for it.
-    return cast(
-        "str",
-        tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, enable_thinking=False),
-    )

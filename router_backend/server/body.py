@@ -54,7 +54,7 @@ def _explain(error: ValidationError) -> InvalidRequest:
         return InvalidRequest(
             f"the body is no valid JSON: {first['msg'].removeprefix('Invalid JSON: ')}", code="invalid_json"
         )
-    name = ".".join(str(part) for part in first["loc"]) or None
+    name = ".".join(str(part) for part in first["loc"] if not str(part).startswith("(")) or None
     if first["type"] == "extra_forbidden":
         return InvalidRequest(f"unknown field: {name}", param=name, code="unknown_field")
     message = first["msg"].removeprefix("Value error, ")

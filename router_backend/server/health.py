@@ -37,6 +37,7 @@ class HealthBody(BaseModel):
     context_length: int | None
     smallest_budget: int | None
     queue: Queue
+    gpu: dict[str, Any] | None
     version: str
 
 
@@ -99,5 +100,6 @@ def _health_body(now: Health) -> dict[str, Any]:
             "waiting": now.waiting,
             "slots": now.info.slots if now.info else 0,
         },
+        "gpu": asdict(now.gpu) if now.gpu else None,
         "version": __version__,
     }

@@ -4,38 +4,24 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import BaseModel, Field
 
 from router_backend.plan.prompt import router_prompt
 from router_backend.plan.schema import Difficulty, Plan
 from router_backend.server import access_log
 from router_backend.server.body import Body, read_body
 from router_backend.server.disconnect import unless_gone
-from router_backend.server.errors import ErrorBody
+from router_backend.server.fields import ERRORS, LARGEST_BUDGET, STREAM, NonEmptyText, Stop, Text, body_schema
 from router_backend.server.sse import stream
 from router_backend.service import GenerationService
 from router_backend.types import Answer, Chunk, GenerateRequest, ModelInfo, SamplingParams
-
-LARGEST_BUDGET = 131_072
-_PROMPT_LENGTH = 4_000_000
-
-
-def _no_nul(text: str) -> str:
-    if "\x00" in text:
-        raise ValueError("must not hold a NUL character")
-    return text
-
-
-Text = Annotated[str, AfterValidator(_no_nul), Field(max_length=_PROMPT_LENGTH)]
-NonEmptyText = Annotated[Text, Field(min_length=1)]
-Stop = Annotated[str, AfterValidator(_no_nul), Field(min_length=1, max_length=256)]
 
 
 class Sampling(Body):
@@ -96,17 +82,6 @@ class PlanAnswer(BaseModel):
     report: Details
 
 
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody} for status in (400, 401, 413, 415, 429, 500, 502, 503, 504)
-}
-
-
-def body_schema(model: type[BaseModel]) -> dict[str, Any]:
-    """Puts a body's schema into OpenAPI, since the body is read by `read_body` and not by FastAPI."""
-    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
-
-
 def sampling_params(body: Sampling, service: GenerationService) -> SamplingParams:
     """The client's wishes over the operator's defaults. 0 is a wish."""
     settings = service.settings
@@ -148,7 +123,7 @@ def details(last: Chunk, seed: int, info: ModelInfo) -> dict[str, Any]:
 
 
 def native_router(service: GenerationService) -> APIRouter:
-    router = APIRouter(prefix="/v1", tags=["router"], responses=ERRORS)
+    router = APIRouter(prefix="/v1", tags=["router"], responses={**ERRORS, **STREAM})
 
     @router.post(
         "/generate",
@@ -162,13 +137,12 @@ def native_router(service: GenerationService) -> APIRouter:
         work = GenerateRequest(
             access_log.request_id(request), body.prompt, sampling_params(body, service), output=body.output
         )
-        if body.stream:
-            return await begin(request, _events(request, service, work, body.details))
-        answer = await answer_for(request, service, work)
-        content: dict[str, Any] = {"text": answer.text}
-        if body.details:
-            content["details"] = details(answer.last, answer.seed, answer.info)
-        return JSONResponse(content)
+
+        def content(answer: Answer) -> dict[str, Any]:
+            report = {"details": details(answer.last, answer.seed, answer.info)} if body.details else {}
+            return {"text": answer.text, **report}
+
+        return await _respond(request, service, work, body, content)
 
     @router.post(
         "/plan",
@@ -188,30 +162,29 @@ def native_router(service: GenerationService) -> APIRouter:
             tags=tuple(body.tags or ()),
         )
         work = GenerateRequest(access_log.request_id(request), prompt, sampling_params(body, service), output="plan")
-        if body.stream:
-            return await begin(request, _events(request, service, work, body.details))
-        answer = await answer_for(request, service, work)
-        report = details(answer.last, answer.seed, answer.info)
-        return JSONResponse({"plan": json.loads(answer.text), "text": answer.text, "report": report})
+
+        def content(answer: Answer) -> dict[str, Any]:
+            report = details(answer.last, answer.seed, answer.info)
+            return {"plan": json.loads(answer.text), "text": answer.text, "report": report}
+
+        return await _respond(request, service, work, body, content)
 
     return router
 
 
-async def begin(request: Request, events: AsyncGenerator[dict[str, object], None]) -> Response:
-    """A stream, unless the client leaves before its first event."""
-    return await unless_gone(request, stream(events))
-
-
-async def answer_for(request: Request, service: GenerationService, work: GenerateRequest) -> Answer:
-    """The whole answer, unless the client leaves first; noted for the access log.
-
-    Raises:
-        ClientGone: nobody is left to read a response.
-        RouterError: as the service does.
-    """
+async def _respond(
+    request: Request,
+    service: GenerationService,
+    work: GenerateRequest,
+    body: Sampling,
+    content: Callable[[Answer], dict[str, Any]],
+) -> Response:
+    """The answer as a stream or, with `content` made of it, as one JSON object. Nobody is answered who has left."""
+    if body.stream:
+        return await unless_gone(request, stream(_events(request, service, work, body.details)))
     answer = await unless_gone(request, service.answer(work))
     access_log.note(request, answer.last, work.prompt if service.settings.log_prompts else None)
-    return answer
+    return JSONResponse(content(answer))
 
 
 async def _events(

@@ -177,6 +177,27 @@ def build_blocks(service: GenerationService) -> gr.Blocks:
                 )
             yield done
 
+        async def answer(
+            prompt: str,
+            output: Output = "plan",
+            max_new_tokens: int = settings.max_new_tokens,
+            temperature: float = settings.default_temperature,
+            top_p: float = settings.default_top_p,
+        ) -> AsyncIterator[str]:
+            """The text so far, until it is whole."""
+            written, shown = "", time.monotonic()
+            try:
+                request = _request(prompt, output, max_new_tokens, temperature, top_p)
+                async with aclosing(service.generate(request)) as chunks:
+                    async for chunk in chunks:
+                        written += chunk.text
+                        if time.monotonic() - shown >= _SECONDS_BETWEEN_UPDATES:
+                            shown = time.monotonic()
+                            yield written
+            except RouterError as error:
+                raise gr.Error(error.message, print_exception=False) from error
+            yield written
+
         def on_stop() -> dict[Any, Any]:
             return {
                 alert: gr.HTML(_alert("Stopped", "What was written until then stays.", "note"), visible=True),
@@ -199,6 +220,7 @@ def build_blocks(service: GenerationService) -> gr.Blocks:
         )
         stop.click(on_stop, outputs=[alert, sums, generate, stop], cancels=[running], queue=False, **hidden)
         ticker.tick(on_tick, outputs=[status, ticker], queue=False, **hidden)
+        gr.api(answer, api_name="generate", concurrency_limit=None)  # for programs that speak Gradio's protocol
     return page
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import gradio as gr
 
 SANS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
@@ -116,3 +118,18 @@ document.addEventListener("keydown", (event) => {
 
 # Its label names the copy button, which comes first in it.
 JS = """() => document.querySelector("#live textarea")?.setAttribute("aria-label", "Text as it comes")"""
+
+
+def options() -> dict[str, Any]:
+    """What Gradio is told where the page is mounted or launched."""
+    return {
+        "footer_links": [],
+        "run_history": False,
+        "enable_monitoring": False,
+        "ssr_mode": False,
+        "mcp_server": False,
+        "theme": theme(),
+        "css": CSS,
+        "js": JS,
+        "head": HEAD,
+    }

@@ -107,7 +107,7 @@ def _build(service: GenerationService) -> tuple[FastAPI, Any]:
     import gradio as gr
 
     from router_backend.ui.blocks import build_blocks
-    from router_backend.ui.look import CSS, HEAD, JS, theme
+    from router_backend.ui.look import options
 
     outer = FastAPI(openapi_url=None, redirect_slashes=False)
     with _loop_of_its_own():
@@ -115,15 +115,7 @@ def _build(service: GenerationService) -> tuple[FastAPI, Any]:
             outer,
             build_blocks(service),
             PATH,
-            footer_links=[],
-            run_history=False,
-            enable_monitoring=False,
-            ssr_mode=False,
-            mcp_server=False,
-            theme=theme(),
-            css=CSS,
-            js=JS,
-            head=HEAD,
+            **options(),
         )
     mount = next(route for route in outer.routes if isinstance(route, Mount))
     return outer, mount.app

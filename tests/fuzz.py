@@ -1,0 +1,55 @@
+"""Fuzzing: what schemathesis makes of our own OpenAPI, sent to a server with the echo engine.
+
+    python -m tests.fuzz [EXAMPLES]     # random requests for each operation, besides the coverage phase
+
+Exits 0 where no answer was a 5xx and every one kept the description: `make fuzz`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.running import echo_model, says_plans, served
+
+# That positive data is accepted is not among them: whether a budget is too small depends on the checkpoint.
+CHECKS = ",".join(
+    [
+        *("not_a_server_error", "status_code_conformance", "content_type_conformance", "response_schema_conformance"),
+        *("negative_data_rejection", "unsupported_method"),
+    ]
+)
+
+
+def fuzz(examples: int, seed: int = 1) -> tuple[int, str, int]:
+    """The exit code, what schemathesis said, and how many requests were answered."""
+    model = echo_model(slots=4, script=says_plans, context_length=8192)
+    with served(model, queue_limit=64) as server:
+        command = [
+            *(str(Path(sys.executable).with_name("schemathesis")), "run", f"{server.url}/openapi.json"),
+            *("--phases", "examples,coverage,fuzzing", "--mode", "all", "--generation-allow-x00", "true"),
+            *("--max-examples", str(examples), "--seed", str(seed), "--checks", CHECKS, "--no-color"),
+            *("--generation-database", "none", "--continue-on-failure", "--suppress-health-check", "all"),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        model.seen.clear()
+        counts = server.service.metrics.http.collect()
+        total = sum(sample.value for family in counts for sample in family.samples if sample.name.endswith("_total"))
+        broken = sum(
+            sample.value
+            for family in counts
+            for sample in family.samples
+            if sample.name.endswith("_total") and sample.labels["status"].startswith(("5", "0"))
+        )
+        code = done.returncode or int(broken > 0)
+        return code, f"{done.stdout}\n{done.stderr}\n5xx: {broken:g}", int(total)
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(BrokenPipeError):
+        code, said, total = fuzz(int(sys.argv[1]) if len(sys.argv) > 1 else 20)
+        print(said[-20_000:])
+        print(f"{total} requests, exit code {code}")
+        sys.exit(code)

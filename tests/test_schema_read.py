@@ -1,0 +1,187 @@
+"""What of JSON Schema is understood, and how the rest is refused."""
+
+from __future__ import annotations
+
+import json
+import time
+from enum import Enum
+from typing import Any, Literal
+
+import pytest
+from pydantic import BaseModel, Field
+
+from router_backend.errors import InvalidRequest
+from router_backend.schema import grammar
+from router_backend.schema.nodes import Array, Choice, Number, Object, Pattern, Text, Union, resolved, walk
+from router_backend.schema.read import MOST_NODES, MOST_OPTIONS, read
+
+
+def of(schema: object) -> Any:  # noqa: ANN401 - whichever node it is
+    """The node of a field."""
+    root = resolved(read(json.dumps({"type": "object", "properties": {"a": schema}, "required": ["a"]})))
+    assert isinstance(root, Object)
+    return resolved(root.fields[0].value)
+
+
+def refusal(schema: object, *, whole: bool = False) -> str:
+    text = json.dumps(schema if whole else {"type": "object", "properties": {"a": schema}})
+    with pytest.raises(InvalidRequest) as caught:
+        read(text)
+    assert (caught.value.param, caught.value.code) == ("schema", "invalid_schema")
+    return caught.value.message
+
+
+def test_kinds() -> None:
+    assert isinstance(of({"type": "string", "title": "A", "description": "b", "default": "c"}), Text)
+    assert of({"type": "integer", "exclusiveMinimum": 2.5, "maximum": 7.9}).minimum == 3
+    assert of({"type": "integer", "exclusiveMinimum": 2, "exclusiveMaximum": 7}).maximum == 6
+    assert isinstance(of({"type": "number", "format": "double"}), Number)
+    assert of({"type": "boolean"}).options == ("true", "false")
+    assert of({"const": {"x": 1}}).options == ('{"x": 1}',)
+    assert isinstance(of({"items": {"type": "string"}}), Array)
+    assert isinstance(of({"properties": {}}), Object)
+    assert isinstance(of({"minLength": 2}), Text)
+    assert isinstance(of({"format": "date"}), Pattern)
+    assert isinstance(of(True), Union) and isinstance(of({}), Union)
+    assert isinstance(of({"allOf": [{"type": "string"}]}), Text)
+
+
+def test_what_pydantic_writes() -> None:
+    class Colour(Enum):
+        RED = "red"
+        BLUE = "blue"
+
+    class Cat(BaseModel):
+        kind: Literal["cat"]
+        lives: int = Field(ge=1, le=9)
+
+    class Dog(BaseModel):
+        kind: Literal["dog"]
+        name: str = "Rex"
+
+    class Home(BaseModel):
+        colour: Colour
+        pets: list[Cat | Dog]
+        best: Cat | Dog = Field(discriminator="kind")
+        notes: dict[str, int | float | None]
+        word: Literal["a", "b"] | None = None
+        text: str | Literal["c"] = "c"
+        inner: Home | None = None
+
+    root = resolved(read(json.dumps(Home.model_json_schema())))
+    assert isinstance(root, Object) and [each.required for each in root.fields] == [True] * 4 + [False] * 3
+    assert {type(node) for node in walk(root)} >= {Array, Choice, Number, Object, Text, Union}
+
+
+@pytest.mark.parametrize(
+    ("schema", "words"),
+    [
+        ({"type": "strin"}, "schema.a: type 'strin' is not known"),
+        ({"type": "integer", "multipleOf": 3}, "schema.a: 'multipleOf' is not supported"),
+        ({"type": "array", "uniqueItems": True}, "'uniqueItems'"),
+        ({"type": "array", "prefixItems": []}, "'prefixItems'"),
+        ({"type": "object", "patternProperties": {}}, "'patternProperties'"),
+        ({"not": {}}, "type None"),
+        ({"allOf": [{}, {}]}, "allOf of several"),
+        ({"anyOf": []}, "must be a list that is not empty"),
+        ({"enum": []}, "must be a list that is not empty"),
+        ({"type": "string", "format": "regex"}, "known are date"),
+        ({"type": "string", "format": "date", "pattern": "x"}, "pattern beside format"),
+        ({"type": "string", "minLength": -1}, "minLength must be"),
+        ({"type": "string", "minLength": 3, "maxLength": 2}, "greater than"),
+        ({"type": "string", "minLength": 5000}, "at most 512"),
+        ({"type": "integer", "minimum": 1e300}, "must be a number between"),
+        ({"type": "integer", "minimum": 0.1, "maximum": 0.9}, "no integer is within"),
+        ({"type": "number", "minimum": 2, "maximum": 1}, "no number is within"),
+        ({"type": "object", "properties": {"x": {}}, "required": ["y"]}, "required names 'y'"),
+        ({"type": "object", "properties": {"x\u0000": {}}}, "cannot be shown"),
+        ({"$ref": "https://example.com/schema.json"}, "nothing is fetched from elsewhere"),
+        ({"$ref": "#/$defs/Nothing"}, "leads nowhere"),
+        ({"anyOf": [{"type": "array"}, {"type": "array", "items": {"type": "string"}}]}, "begin alike"),
+        ({"anyOf": [{"type": "integer", "minimum": 3}, {"enum": [1, 2]}]}, "begin alike"),
+        (7, "must be an object"),
+    ],
+)
+def test_what_is_not_understood_is_refused_by_name(schema: object, words: str) -> None:
+    assert words in refusal(schema)
+
+
+def test_outermost_type_is_object() -> None:
+    assert "outermost" in refusal({"type": "string"}, whole=True)
+    assert "outermost" in refusal({"anyOf": [{"type": "object"}]}, whole=True)
+
+
+def test_row_11_recursion_that_never_ends() -> None:
+    for schema in (
+        {"$ref": "#"},
+        {"$defs": {"A": {"$ref": "#/$defs/B"}, "B": {"$ref": "#/$defs/A"}}, "$ref": "#/$defs/A"},
+        {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]},
+        {
+            "type": "object",
+            "properties": {"a": {"type": "array", "minItems": 1, "items": {"$ref": "#"}}},
+            "required": ["a"],
+        },
+    ):
+        assert "itself" in refusal(schema, whole=True)
+
+
+def test_row_11_size_is_bounded() -> None:
+    deep: object = {"type": "string"}
+    for _ in range(40):
+        deep = {"type": "array", "items": deep}
+    assert "nests deeper" in refusal(deep)
+    assert f"more than {MOST_OPTIONS} enum values" in refusal({"enum": list(range(MOST_OPTIONS + 1))})
+    many = {f"p{number}": {"type": "integer"} for number in range(MOST_NODES + 1)}
+    assert "more than 1000 parts" in refusal({"type": "object", "properties": many})
+    with pytest.raises(InvalidRequest, match="65536 characters"):
+        read(json.dumps({"enum": ["x" * 70_000]}))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "words"),
+    [
+        ("(?=x)y", "look-around"),
+        ("(a)\\1", "backreferences"),
+        ("(a", "unclosed group"),
+        ("x" * 300, "at most 256 characters"),
+        ("^a{300}$", "no plain text"),
+        ('^"$', "no plain text"),
+        ("^é$", "no plain text"),
+    ],
+)
+def test_row_11_patterns_that_cannot_be_kept(pattern: str, words: str) -> None:
+    assert words in refusal({"type": "string", "pattern": pattern})
+
+
+@pytest.mark.parametrize(
+    ("pattern", "example"), [("^(a+)+b$", "ab"), ("^a|b$", "a"), ("[0-9]{3}", "000"), ("b/c", "b/c"), ("^$", "")]
+)
+def test_row_11_patterns_cost_little(pattern: str, example: str) -> None:
+    began = time.monotonic()
+    node = of({"type": "string", "pattern": pattern})
+    assert node.example == example
+    assert time.monotonic() - began < 5
+
+
+def test_row_11_costly_patterns_are_bounded_in_time() -> None:
+    for pattern in ("((a{1,100}){1,100}){1,100}b", "(.*a.{20}){5}b", "(.|.a|.aa)*a.{200}", "(x+x+)+y" * 20):
+        began = time.monotonic()
+        try:
+            of({"type": "string", "pattern": pattern})
+        except InvalidRequest as error:
+            assert "pattern" in error.message
+        assert time.monotonic() - began < 20
+
+
+def test_formats_are_what_validators_take() -> None:
+    import jsonschema_rs
+
+    for name, regex in grammar.FORMATS.items():
+        example = grammar.shortest(f"({regex})", 0)
+        assert example is not None
+        jsonschema_rs.Draft202012Validator({"format": name}, validate_formats=True).validate(example)
+
+
+def test_read_schemas_are_remembered() -> None:
+    text = json.dumps({"type": "object"})
+    assert read(text) is read(text)
