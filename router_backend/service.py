@@ -315,10 +315,25 @@ class GenerationService:
         (`asyncio.wait_for` loses cancels before Python 3.12.)
         """
         task = asyncio.ensure_future(awaitable)
+        loop = asyncio.get_running_loop()
+        # What `asyncio.wait` does, for each chunk of each answer, without its sets.
+        woken: asyncio.Future[None] = loop.create_future()
+
+        def wake(_: object = None) -> None:
+            if not woken.done():
+                woken.set_result(None)
+
+        others = (self._ending, serving.lost) if serving else (self._ending,)
+        timer = loop.call_later(max(0.0, deadline - time.monotonic()), wake)
+        for each in (task, *others):
+            each.add_done_callback(wake)
         try:
-            left = max(0.0, deadline - time.monotonic())
-            either: set[asyncio.Future[Any]] = {task, self._ending, *([serving.lost] if serving else [])}
-            await asyncio.wait(either, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            try:
+                await woken
+            finally:
+                timer.cancel()
+                for each in others:
+                    each.remove_done_callback(wake)
             if task.done():
                 return task.result()
             if self._ending.done():
