@@ -209,6 +209,22 @@ def test_every_output_is_served_and_answers_with_a_valid_plan(made: Path, which:
     assert plan is not None and findings == []
 
 
+@pytest.mark.real
+@pytest.mark.timeout(600)
+def test_the_small_checkpoint_too(small_checkpoint: Path, data: Path, tmp_path: Path) -> None:
+    """SmolLM2 and two steps of training: the same logits as PEFT's, and each output writes a valid plan."""
+    recipe = {"rank": 4, "rate": 3e-3, "warmup": 1, "validation": 1, "every": 9, "sample_tokens": 1, "threads": 1}
+    options = TrainOptions(data, tmp_path, base=str(small_checkpoint), steps=2, batch=1, accumulate=1, **recipe)  # type: ignore[arg-type]
+    assert test_training.quietly(options) == 0
+    out = tmp_path / "merged"
+    assert quiet(MergeOptions(str(small_checkpoint), tmp_path / "adapter", out, copies=("4bit",), gguf="Q8_0")) == 0
+    together, merged = logits(small_checkpoint, tmp_path / "adapter"), logits(out)
+    assert (together - logits(small_checkpoint)).abs().max() > 0.1
+    assert (merged - together).std() < 0.02 * together.std(), "the merged weights are bf16"
+    for which in ("merged", "merged-4bit", "merged/merged-Q8_0.gguf"):
+        test_every_output_is_served_and_answers_with_a_valid_plan(out, which)
+
+
 def test_the_copies_say_how_they_are_quantised(made: Path) -> None:
     for precision in ("4bit", "8bit"):
         folder = made.with_name(f"merged-{precision}")
