@@ -33,7 +33,7 @@ audit: test-setup ## Compare the installed packages with the known vulnerabiliti
 	@$(BIN)/pip-audit --progress-spinner off --skip-editable
 
 fuzz: test-setup ## Send 20,000 requests made of our own OpenAPI
-	@$(BIN)/python -m tests.fuzz 800
+	@$(BIN)/python -m tests.fuzz 20000
 
 soak: test-setup ## 15 minutes of different requests, with the echo engine and with the embedded model
 	@$(BIN)/python benchmarks/soak.py --minutes 7 --engine echo
@@ -42,7 +42,7 @@ soak: test-setup ## 15 minutes of different requests, with the echo engine and w
 fix: test-setup ## Format and mend what ruff can mend
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
-test-setup: $(VENV)/.installed $(VENV)/.test-installed
+test-setup: $(VENV)/.installed $(VENV)/.test-installed $(VENV)/litellm/.installed
 	@bash tests/find_chromium.sh > /dev/null
 
 $(VENV)/.installed: pyproject.toml requirements-embedded.txt $(wildcard router_backend/embedded/adapter/*)
@@ -66,6 +66,13 @@ $(VENV)/.test-installed: $(VENV)/.installed tests/constraints.txt
 	@echo "make: installing what the tests need (torch among it)"
 	@$(PIP) install --constraint tests/constraints.txt torch && \
 	  $(PIP) install --constraint tests/constraints.txt --editable '.[llamacpp,transformers,train,ui,space,otel,dev]' || { echo "make: pip could not install the packages (see above)" >&2; exit 1; }
+	@touch $@
+
+# A client that the tests try, which wants older packages than ours.
+$(VENV)/litellm/.installed: $(VENV)/.installed
+	@$(BIN)/python -m venv $(VENV)/litellm && \
+	  $(VENV)/litellm/bin/python -m pip --disable-pip-version-check --quiet install 'litellm>=1.80,<2' || \
+	  { echo "make: pip could not install LiteLLM (see above)" >&2; exit 1; }
 	@touch $@
 
 clean: ## Remove .venv and caches

@@ -1,6 +1,6 @@
 """Fuzzing: what schemathesis makes of our own OpenAPI, sent to a server with the echo engine.
 
-    python -m tests.fuzz [EXAMPLES]     # random requests for each operation, besides the coverage phase
+    python -m tests.fuzz [REQUESTS]     # at least so many, in rounds with a seed each
 
 Exits 0 where no answer was a 5xx and every one kept the description: `make fuzz`.
 """
@@ -24,7 +24,10 @@ CHECKS = ",".join(
 
 
 def fuzz(examples: int, seed: int = 1) -> tuple[int, str, int]:
-    """The exit code, what schemathesis said, and how many requests were answered."""
+    """Random requests for each operation, besides the coverage phase.
+
+    Returns the exit code, what schemathesis said, and how many requests were answered.
+    """
     model = echo_model(slots=4, script=says_plans, context_length=8192)
     with served(model, queue_limit=64) as server:
         command = [
@@ -47,9 +50,17 @@ def fuzz(examples: int, seed: int = 1) -> tuple[int, str, int]:
         return code, f"{done.stdout}\n{done.stderr}\n5xx: {broken:g}", int(total)
 
 
+def main(requests: int) -> int:
+    sent = seed = worst = 0
+    while sent < requests and not worst:
+        seed += 1
+        worst, said, total = fuzz(800, seed)
+        sent += total
+        print(said[-20_000:] if worst else f"seed {seed}: {total} requests", flush=True)
+    print(f"{sent} requests, exit code {worst}")
+    return worst
+
+
 if __name__ == "__main__":
     with contextlib.suppress(BrokenPipeError):
-        code, said, total = fuzz(int(sys.argv[1]) if len(sys.argv) > 1 else 20)
-        print(said[-20_000:])
-        print(f"{total} requests, exit code {code}")
-        sys.exit(code)
+        sys.exit(main(int(sys.argv[1]) if len(sys.argv) > 1 else 20_000))

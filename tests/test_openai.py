@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -226,9 +227,17 @@ def test_row_14_budget_below_the_smallest_is_named_in_the_clients_words(echo: Ap
     for stream in (False, True):
         response = chat(echo, max_completion_tokens=10, stream=stream)
         assert "max_completion_tokens is 10" in refused(response, 400, "budget_too_small", "max_completion_tokens")
-    refused(chat(echo, messages=[{"role": "user", "content": "x " * 5000}]), 400, "context_length_exceeded", "messages")
-    long = echo.client.post(COMPLETIONS, json={"prompt": "x " * 5000})
-    refused(long, 400, "context_length_exceeded", "prompt")
+
+
+def test_row_09_both_counts_are_named(echo: App) -> None:
+    text = "x " * 5000
+    messages = [{"role": "user", "content": text}]
+    for response, name in (
+        (chat(echo, messages=messages, max_tokens=900), "messages"),
+        (echo.client.post(COMPLETIONS, json={"prompt": text, "max_tokens": 900}), "prompt"),
+    ):
+        message = refused(response, 400, "context_length_exceeded", name)
+        assert re.search(r"500\d tokens.*900.*4096", message)
 
 
 def test_model_is_the_one_that_is_served(echo: App) -> None:

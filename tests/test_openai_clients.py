@@ -1,4 +1,4 @@
-"""The clients that people use, unmodified, against the real embedded checkpoint: OpenAI's, LangChain's, curl."""
+"""Clients that people use, unmodified, against the real embedded checkpoint: OpenAI's, LangChain's, LiteLLM's, curl."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import json
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import openai
 import pytest
@@ -246,3 +248,20 @@ def test_curl(url: str) -> None:
     events = [line.removeprefix("data: ") for line in said.splitlines() if line.startswith("data: ")]
     assert events[-1] == "[DONE]"
     assert json.loads(events[0])["choices"][0]["delta"]["role"] == "assistant"
+
+
+def test_litellm(url: str) -> None:
+    """It wants older packages than ours, so `make test-setup` gives it an environment of its own."""
+    python = Path(sys.prefix, "litellm", "bin", "python")
+    assert python.exists(), "run `make test-setup`"
+    command = [str(python), str(Path(__file__).with_name("litellm_client.py")), url, "sk-test"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert not validate(json.loads(said["plan"]), TOOLS)[1]
+    assert said["plan_ended"] == "stop" and 205 <= said["plan_tokens"] <= 600
+    assert set(json.loads(said["place"])) == {"city", "people"}
+    assert said["streamed"] and said["streamed_tokens"][-1] <= 12
+    assert said["async"] and said["completion"]
+    assert said["too_small"].startswith("BadRequestError") and "the smallest budget" in said["too_small"]
+    assert said["wrong_key"].startswith("AuthenticationError")
