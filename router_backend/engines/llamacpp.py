@@ -117,6 +117,10 @@ class LlamaCppModel:
         params.api_keys = [key]
         params.ui = params.endpoint_slots = params.endpoint_props = False
         params.verbosity = -1
+        # The constructor keeps the GIL, and with it `/livez`, until it returns. So it finds the file in memory, and the
+        # warm-up pass is left to the service.
+        params.warmup = False
+        _read_ahead(path)
         try:
             self._server = xllamacpp.Server(params)
         except RuntimeError as error:
@@ -283,6 +287,13 @@ def _chunk(event: dict[str, Any]) -> Chunk:
         ),
         logprobs=_logprobs(choice.get("logprobs")),
     )
+
+
+def _read_ahead(path: Path) -> None:
+    buffer = bytearray(1 << 24)
+    with path.open("rb", buffering=0) as file:
+        while file.readinto(buffer):
+            pass
 
 
 def _logprobs(found: dict[str, Any] | None) -> tuple[TokenLogprob, ...]:
