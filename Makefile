@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export HF_HUB_OFFLINE ?= 1
 export GRADIO_ANALYTICS_ENABLED ?= False
 
-.PHONY: help install run test test-setup security audit fuzz soak lint fix clean
+.PHONY: help install run test test-setup security audit fuzz soak mutants lint fix clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
@@ -38,6 +38,9 @@ fuzz: test-setup ## Send 20,000 requests made of our own OpenAPI
 soak: test-setup ## 15 minutes of different requests, with the echo engine and with the embedded model
 	@$(BIN)/python benchmarks/soak.py --minutes 7 --engine echo
 	@$(BIN)/python benchmarks/soak.py --minutes 8 --engine embedded
+
+mutants: test-setup ## Take each fault's fix out and see its tests fail
+	@$(BIN)/python -m tests.mutants
 
 fix: test-setup ## Format and mend what ruff can mend
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .

@@ -2,7 +2,7 @@
 
     python benchmarks/soak.py [--minutes 15] [--requests 10000] [--engine echo|embedded] [--clients 16]
 
-One request in 50 asks the embedded model for a plan, the others for a few words: the slope needs many requests.
+One request in 200 asks the embedded model for a plan, the others for a few words: a slope needs many requests.
 Starts `router-backend serve` and watches its memory, threads and file handles. Exits 1 where an answer was wrong,
 memory grows by more than 1 MB in 1,000 requests after the warm-up, threads or handles grow, or a slot is not free at
 the end.
@@ -55,12 +55,12 @@ class Soak:
                     self.outcomes[outcome] += 1
 
     def ask(self, http: httpx.Client, dice: random.Random) -> str:
-        prompt = " ".join(dice.choices(WORDS, k=dice.randint(1, 30))) + f" {dice.random()}"
-        text = dice.random() < 0.98 or not self.plans  # the echo engine writes none
+        prompt = " ".join(dice.choices(WORDS, k=dice.randint(1, 8))) + f" {dice.random()}"
+        text = dice.random() < 0.995 or not self.plans  # the echo engine writes none
         body = {
             "prompt": prompt,
             "output": "text" if text else "plan",
-            "max_new_tokens": dice.randint(1, 16) if text else dice.randint(210, 700),
+            "max_new_tokens": dice.randint(1, 8) if text else dice.randint(210, 700),
             "seed": dice.getrandbits(32),
             "temperature": dice.choice([0, 0.2, 1]),
             "stream": dice.random() < 0.5,
@@ -96,7 +96,7 @@ def main() -> int:
         until_ok(url)
         watched = process_of(url)
         end, real = time.monotonic() + 60 * chosen.minutes, chosen.engine == "embedded"
-        soak = Soak(url, chosen.requests, end, 2 if real else 0.05, plans=real)
+        soak = Soak(url, chosen.requests, end, 1 if real else 0.05, plans=real)
         clients = [threading.Thread(target=soak.client) for _ in range(chosen.clients)]
         for client in clients:
             client.start()
@@ -127,7 +127,9 @@ def report(soak: Soak, samples: list[tuple[int, float, int, int]], queue: dict[s
     warm = [each for each in samples if each[0] >= soak.sent / 4]
     slope = 1000 * statistics.linear_regression([each[0] for each in warm], [each[1] for each in warm]).slope
     print(f"requests {soak.sent}: {dict(soak.outcomes)}")
-    print(f"memory {warm[0][1]:.0f} → {warm[-1][1]:.0f} MB, slope {slope:.2f} MB in 1,000 requests")
+    eighths = [samples[at * (len(samples) - 1) // 8] for at in range(9)]
+    print("MB after so many requests:", ", ".join(f"{each[1]:.1f} ({each[0]})" for each in eighths))
+    print(f"after the first quarter {warm[0][1]:.0f} → {warm[-1][1]:.0f} MB, slope {slope:.2f} MB in 1,000 requests")
     print(f"threads {warm[0][2]} → {warm[-1][2]}, handles {warm[0][3]} → {warm[-1][3]}, at the end {queue}")
     wrong = [name for name in soak.outcomes if name not in ("ok", "left", "answered before it left")]
     trouble = [*wrong]

@@ -56,7 +56,7 @@ def _short(value: object) -> str:
 
 def configure(settings: Settings) -> None:
     """Sends this package's and uvicorn's records to standard error. Called by the command line only."""
-    others = (settings.hf_token, settings.admin_key)
+    others = (settings.hf_token, settings.space_hf_token, settings.admin_key)
     secrets = [*settings.api_keys.values(), *(each.get_secret_value() for each in others if each)]
     as_json = settings.log_format == "json" or (settings.log_format == "auto" and not sys.stderr.isatty())
     handler = logging.StreamHandler()

@@ -207,7 +207,7 @@ class Settings(BaseSettings):
         return dict(_pairs(self.router_api_keys))
 
 
-_SECRET = {"hf_token", "router_api_keys", "admin_key"}
+_SECRET = {"hf_token", "space_hf_token", "router_api_keys", "admin_key"}
 
 
 def load_settings(**overrides: object) -> Settings:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -200,11 +200,16 @@ class Process:
 
 
 @contextlib.contextmanager
-def process(*arguments: str, folder: Path, command: str = "serve", **environment: str) -> Iterator[Process]:
-    """A process of the command line; output and errors together. It is ended at the end of the block."""
+def process(
+    *arguments: str, folder: Path, command: str = "serve", within: Sequence[str] = (), **environment: str
+) -> Iterator[Process]:
+    """A process of the command line; output and errors together. It is ended at the end of the block.
+
+    `within` is what begins it, by `exec`.
+    """
     inherited = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "HOME", "LANG") if name in os.environ}
     popen = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", "router_backend.cli", command, *arguments],
+        [*within, sys.executable, "-W", "ignore", "-m", "router_backend.cli", command, *arguments],
         env=inherited | {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", **environment},
         cwd=folder,
         text=True,

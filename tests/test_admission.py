@@ -103,7 +103,7 @@ def test_a_full_queue_makes_room_for_who_has_none_of_it() -> None:
     go(main)
 
 
-def test_retry_after_comes_from_the_queue_and_the_speed() -> None:
+def test_row_17_retry_after_comes_from_the_queue_and_the_speed() -> None:
     async def main() -> None:
         made = admission(slots=2, limit=6)
         learn(made, seconds=10, tokens=100)

@@ -142,7 +142,7 @@ def test_token_that_is_not_allowed_is_an_error() -> None:
         ("plain words", "Expected token"),
     ],
 )
-def test_grammar_that_does_not_compile_is_refused_in_the_compilers_words(rules: str, words: str) -> None:
+def test_row_12_grammar_that_does_not_compile_is_refused_in_the_compilers_words(rules: str, words: str) -> None:
     guides = Guides(TOKENS["qwen3"].grammar)
     for _ in range(2):  # a failure is no compiled grammar that the second time is taken from memory
         with pytest.raises(InvalidRequest, match="does not compile") as caught:
@@ -161,7 +161,7 @@ def test_guides_of_one_grammar_do_not_disturb_each_other() -> None:
     assert second.ended and not guides.begin('start: "ab" | "cd"').ended
 
 
-def test_few_compiled_grammars_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_24_few_compiled_grammars_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[str] = []
 
     def counted(tokenizer: object, rules: str, log_level: int) -> LLMatcher:

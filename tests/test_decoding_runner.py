@@ -196,7 +196,7 @@ def test_several_prompts_stay_and_short_heads_are_shared(model: PreTrainedModel,
 
 @pytest.mark.parametrize("model", [MODELS["llama31"]], ids=["llama31"])
 @pytest.mark.parametrize(("branches", "kept"), [(1, 300), (2, 300), (4, 300), (4, 120), (4, 10)])
-def test_what_is_kept_is_bounded(model: PreTrainedModel, branches: int, kept: int) -> None:
+def test_row_24_what_is_kept_is_bounded(model: PreTrainedModel, branches: int, kept: int) -> None:
     runner = TorchRunner(model, kept_tokens=kept, branches=branches)
     for seed in range(12):
         prompt = ids(20 + 7 * (seed % 5), seed)
@@ -249,7 +249,7 @@ def test_pace_is_that_of_the_model() -> None:
 
 
 @pytest.mark.parametrize("model", [MODELS["gemma3"]], ids=["gemma3"])
-def test_long_prefill_is_cancelled_between_two_passes(model: PreTrainedModel, passes: Passes) -> None:
+def test_row_18_long_prefill_is_cancelled_between_two_passes(model: PreTrainedModel, passes: Passes) -> None:
     runner = TorchRunner(model, kept_tokens=500, chunk=10)
     sequence = ids(95, 1)
     assert runner.run(sequence, [3, 4], lambda: len(passes.sizes) == 3) == 3

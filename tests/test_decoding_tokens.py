@@ -77,13 +77,13 @@ def test_begin_of_text_stands_once_and_first() -> None:
         assert ids[0] == MADE[name].bos_token_id and ids.count(ids[0]) == 1
 
 
-def test_qwen_is_told_not_to_think() -> None:
+def test_row_15_qwen_is_told_not_to_think() -> None:
     said = MADE["qwen3"].decode(TOKENS["qwen3"].wrap("hello"))
     assert said.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
 
 
 @every
-def test_no_role_can_be_forged(name: str) -> None:
+def test_row_13_no_role_can_be_forged(name: str) -> None:
     """What looks like a special token in a user's text is text: not one more of them than the template has."""
     made, tokens = MADE[name], TOKENS[name]
     specials = {token for token, each in made.added_tokens_decoder.items() if each.special}
@@ -96,7 +96,7 @@ def test_no_role_can_be_forged(name: str) -> None:
 
 @settings(max_examples=80, deadline=None)
 @given(st.data())
-def test_no_text_whatever_holds_a_special_token(data: st.DataObject) -> None:
+def test_row_13_no_text_whatever_holds_a_special_token(data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(NAMES))
     pieces = [each.content for each in MADE[name].added_tokens_decoder.values()]
     text = "".join(data.draw(st.lists(st.one_of(st.sampled_from(pieces), st.text(max_size=6)), max_size=8)))

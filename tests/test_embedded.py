@@ -34,7 +34,7 @@ def test_adapter_is_small_enough_to_lie_in_the_repo_and_has_its_card() -> None:
     assert len(config["target_modules"]) == 7, "all linear layers"
 
 
-def test_checkpoint_is_merged_once_and_again_where_it_is_damaged(
+def test_row_25_checkpoint_is_merged_once_and_again_where_it_is_damaged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(constants, "HF_HOME", str(tmp_path))

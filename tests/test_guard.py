@@ -123,7 +123,7 @@ def test_the_refusal() -> None:
         b"Bearer " + b"x" * 20_000,
     ],
 )
-def test_anything_else_does_not(authorization: str | bytes) -> None:
+def test_row_16_anything_else_does_not(authorization: str | bytes) -> None:
     assert status("/v1/generate", authorization) == 401
 
 
@@ -151,7 +151,7 @@ def test_keys_of_any_characters_as_clients_send_them(key: str) -> None:
     assert status("/v1/generate", f"Bearer {key}x", keys=f"zoë:{key}") == 401
 
 
-def test_every_key_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_16_every_key_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     """In constant time: as many comparisons for the first key as for the last and for none."""
     import hmac
 
@@ -226,7 +226,7 @@ def test_the_public_paths() -> None:
     ],
 )
 @pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS", "HEAD"])
-def test_every_other_path_needs_a_key(path: str, method: str) -> None:
+def test_row_16_every_other_path_needs_a_key(path: str, method: str) -> None:
     assert status(path, method=method) == 401
     assert status(path, f"Bearer {KEY}", method=method) == 200
 
@@ -275,7 +275,7 @@ def test_a_public_path_of_an_open_server_stays_open() -> None:
         ("/health%3F", 401),
     ],
 )
-def test_encoded_paths(target: str, expected: int) -> None:
+def test_row_16_encoded_paths(target: str, expected: int) -> None:
     """What the router would take for `/v1/generate` is guarded, whatever it was written like."""
 
     async def ask(keys: str | None) -> int:

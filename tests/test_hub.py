@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import socket
 import subprocess
@@ -79,14 +80,14 @@ def trouble(server: FakeHub, candidate: Candidate = ONE, **rest: object) -> str:
 # What is fetched
 
 
-def test_only_what_is_needed_is_fetched_and_it_is_whole(server: FakeHub, checkpoint: Path) -> None:
+def test_row_26_only_what_is_needed_is_fetched_and_it_is_whole(server: FakeHub, checkpoint: Path) -> None:
     folder = hub.fetch(ONE, settings_for(server))
     assert names_in(folder) == WANTED
     assert same(folder, checkpoint)
     assert not list(folder.parents[1].rglob("*.part"))
 
 
-def test_code_is_fetched_only_when_it_is_trusted(server: FakeHub) -> None:
+def test_row_26_code_is_fetched_only_when_it_is_trusted(server: FakeHub) -> None:
     folder = hub.fetch(ONE, settings_for(server, trust_remote_code=True))
     assert names_in(folder) == WANTED | {"modeling.py"}
 
@@ -165,7 +166,7 @@ def test_a_pinned_commit_that_is_cached_needs_no_hub(server: FakeHub) -> None:
 # Offline
 
 
-def test_offline_the_cache_is_used_and_nothing_is_asked(server: FakeHub) -> None:
+def test_row_25_offline_the_cache_is_used_and_nothing_is_asked(server: FakeHub) -> None:
     folder = hub.fetch(ONE, settings_for(server))
     server.asked.clear()
     offline = settings_for(server, hf_hub_offline=True)
@@ -177,7 +178,7 @@ def test_offline_the_cache_is_used_and_nothing_is_asked(server: FakeHub) -> None
     assert not server.asked
 
 
-def test_offline_half_a_copy_is_not_loaded(server: FakeHub, tmp_path: Path) -> None:
+def test_row_25_offline_half_a_copy_is_not_loaded(server: FakeHub, tmp_path: Path) -> None:
     server.add("acme/two", write_checkpoint(tmp_path / "two", shards=3))
     two = Candidate("acme/two", "hub")
     folder = hub.fetch(two, settings_for(server))
@@ -203,7 +204,7 @@ def test_a_folder_needs_no_hub(server: FakeHub, checkpoint: Path) -> None:
     assert not server.asked
 
 
-def test_an_unreachable_hub_leaves_what_is_cached(server: FakeHub, caplog: pytest.LogCaptureFixture) -> None:
+def test_row_25_an_unreachable_hub_leaves_what_is_cached(server: FakeHub, caplog: pytest.LogCaptureFixture) -> None:
     folder = hub.fetch(ONE, settings_for(server))
     server.close()
     caplog.set_level(logging.INFO)
@@ -290,7 +291,7 @@ def test_what_is_no_hub(cache: Path, checkpoint: Path, server: FakeHub, monkeypa
 # A hub that hangs, breaks off, or lies
 
 
-def test_nobody_listens(cache: Path) -> None:
+def test_row_25_nobody_listens(cache: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     start = time.monotonic()
@@ -301,7 +302,7 @@ def test_nobody_listens(cache: Path) -> None:
     assert "check the network, or HF_ENDPOINT, and acme/one is not in the cache" in caught.value.message
 
 
-def test_an_address_of_nobody(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_25_an_address_of_nobody(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(*_: object, **__: object) -> None:
         raise socket.gaierror(-2, "Name or service not known")
 
@@ -349,7 +350,7 @@ def test_an_interrupted_file_goes_on_where_it_stopped(server: FakeHub, checkpoin
     assert ranges[-1] == "bytes=2500-"
 
 
-def test_the_next_process_goes_on_too(server: FakeHub, checkpoint: Path) -> None:
+def test_row_25_the_next_process_goes_on_too(server: FakeHub, checkpoint: Path) -> None:
     server.repos["acme/one"].cut_at = 3000
     assert "broke off" in trouble(server)
     part = next(part for part in Cache("acme/one").root.rglob("*.part") if len(part.stem) == 64)
@@ -361,7 +362,7 @@ def test_the_next_process_goes_on_too(server: FakeHub, checkpoint: Path) -> None
     assert not part.exists()
 
 
-def test_a_killed_process_leaves_nothing_that_is_loaded(server: FakeHub, tmp_path: Path) -> None:
+def test_row_25_a_killed_process_leaves_nothing_that_is_loaded(server: FakeHub, tmp_path: Path) -> None:
     """Ended in the middle of the second of two weight files: offline there is no copy, online the rest is fetched."""
     whole = write_checkpoint(tmp_path / "two", shards=2)
     last = "model-00002-of-00002.safetensors"
@@ -374,6 +375,7 @@ def test_a_killed_process_leaves_nothing_that_is_loaded(server: FakeHub, tmp_pat
         "hub.fetch(Candidate('acme/two', 'hub'), load_settings(hf_endpoint=sys.argv[1], hub_timeout=60))"
     )
     environment = {"HF_HUB_CACHE": str(Cache("acme/two").root), "HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    environment["PYTHONPATH"] = os.environ.get("PYTHONPATH", "")  # the code under test, where that is no installed one
     child = subprocess.Popen([sys.executable, "-c", code, server.url], env=environment, cwd=tmp_path)
     first = Cache("acme/two").snapshot(repo.commit) / "model-00001-of-00002.safetensors"
     until(lambda: first.exists() and len(server.paths(last)) > 0, 30)
@@ -386,7 +388,7 @@ def test_a_killed_process_leaves_nothing_that_is_loaded(server: FakeHub, tmp_pat
     assert not [asked for asked in server.paths(first.name) if asked.host == "store"]
 
 
-def test_a_file_that_ends_too_early(server: FakeHub) -> None:
+def test_row_25_a_file_that_ends_too_early(server: FakeHub) -> None:
     server.repos["acme/one"].short_by = 100
     said = trouble(server)
     assert (
@@ -396,7 +398,7 @@ def test_a_file_that_ends_too_early(server: FakeHub) -> None:
     assert "is not in the cache" in trouble(server, hf_hub_offline=True)
 
 
-def test_a_damaged_file_is_dropped(server: FakeHub, checkpoint: Path) -> None:
+def test_row_25_a_damaged_file_is_dropped(server: FakeHub, checkpoint: Path) -> None:
     server.repos["acme/one"].damaged = True
     assert trouble(server) == "model.safetensors arrived damaged (its hash is wrong): try again"
     assert not [part for part in Cache("acme/one").root.rglob("*.part") if len(part.stem) == 64]
@@ -425,7 +427,7 @@ def test_progress_is_logged(server: FakeHub, caplog: pytest.LogCaptureFixture, m
     assert len(said) > 3
 
 
-def test_no_room_on_the_disk(server: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_25_no_room_on_the_disk(server: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     full = shutil.disk_usage("/")._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
     with pytest.raises(CandidateError, match=r"^needs 0\.00 GB of disk for the download, 0\.00 GB free in .*HF_HOME"):
@@ -434,14 +436,14 @@ def test_no_room_on_the_disk(server: FakeHub, monkeypatch: pytest.MonkeyPatch) -
     assert not [asked for asked in server.paths(".safetensors") if asked.host == "store"]
 
 
-def test_a_cache_that_cannot_be_written(server: FakeHub, cache: Path) -> None:
+def test_row_25_a_cache_that_cannot_be_written(server: FakeHub, cache: Path) -> None:
     cache.write_text("a file")
     assert trouble(server) == (
         f"cannot keep acme/one in {cache} (Not a directory): make room there, or let HF_HOME name another folder"
     )
 
 
-def test_a_whole_cache_is_not_written(server: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_25_a_whole_cache_is_not_written(server: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = hub.fetch(ONE, settings_for(server))
 
     def refuse(*_: object) -> None:
@@ -467,27 +469,9 @@ def test_a_file_system_without_links(server: FakeHub, checkpoint: Path, monkeypa
 # What must not be loaded
 
 
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"model.safetensors": None}, "its weights are pickle files only (pytorch_model.bin)"),
-        ({"model.safetensors": None, "pytorch_model.bin": None}, "it has no weights"),
-        ({"config.json": "{'single'}"}, "config.json is broken"),
-        ({"config.json": "[1]"}, "config.json is broken"),
-        ({"config.json": '{"auto_map": {"AutoConfig": "modeling.Config"}}'}, "set TRUST_REMOTE_CODE=1 if you trust it"),
-        ({"config.json": None, "adapter_config.json": "{}"}, "it is an adapter, no whole checkpoint"),
-        ({"config.json": None, "one.Q8_0.gguf": "GGUF"}, "name one of them, as in repo:one.Q8_0.gguf"),
-        ({"config.json": None}, "it has no config.json"),
-        ({"model.safetensors": "no safetensors at all"}, "is no safetensors file, or cut short"),
-        ({"model.safetensors": "\x04\0\0\0\0\0\0\0{no}"}, "its header is broken"),
-        ({"model.safetensors": "tiny"}, "is no safetensors file, or cut short"),
-        ({"model.safetensors": None, "model.safetensors.index.json": "{}"}, "it names no files"),
-    ],
-)
-def test_broken_and_unsafe_checkpoints(
-    server: FakeHub, tmp_path: Path, change: dict[str, str | None], said: str
-) -> None:
-    folder = write_checkpoint(tmp_path / "broken")
+def refuses(server: FakeHub, folder: Path, change: dict[str, str | None], said: str) -> None:
+    """A checkpoint with other files, in a folder and on a hub: neither described nor fetched."""
+    write_checkpoint(folder)
     for name, content in change.items():
         if content is None:
             (folder / name).unlink()
@@ -499,10 +483,40 @@ def test_broken_and_unsafe_checkpoints(
             Hub(settings_for(server)).describe(candidate)
         assert said in described.value.message
         assert said in trouble(server, candidate)
-    assert not [asked for asked in server.paths(".bin") if asked.method == "GET"]
+    assert not [asked for asked in server.asked if asked.method == "GET" and asked.path.endswith((".bin", ".py"))]
 
 
-def test_a_folder_that_was_half_copied(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model.safetensors": None}, "its weights are pickle files only (pytorch_model.bin)"),
+        ({"config.json": '{"auto_map": {"AutoConfig": "modeling.Config"}}'}, "set TRUST_REMOTE_CODE=1 if you trust it"),
+    ],
+)
+def test_row_26_pickles_and_code(server: FakeHub, tmp_path: Path, change: dict[str, str | None], said: str) -> None:
+    refuses(server, tmp_path / "unsafe", change, said)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model.safetensors": None, "pytorch_model.bin": None}, "it has no weights"),
+        ({"config.json": "{'single'}"}, "config.json is broken"),
+        ({"config.json": "[1]"}, "config.json is broken"),
+        ({"config.json": None, "adapter_config.json": "{}"}, "it is an adapter, no whole checkpoint"),
+        ({"config.json": None, "one.Q8_0.gguf": "GGUF"}, "name one of them, as in repo:one.Q8_0.gguf"),
+        ({"config.json": None}, "it has no config.json"),
+        ({"model.safetensors": "no safetensors at all"}, "is no safetensors file, or cut short"),
+        ({"model.safetensors": "\x04\0\0\0\0\0\0\0{no}"}, "its header is broken"),
+        ({"model.safetensors": "tiny"}, "is no safetensors file, or cut short"),
+        ({"model.safetensors": None, "model.safetensors.index.json": "{}"}, "it names no files"),
+    ],
+)
+def test_row_20_broken_checkpoints(server: FakeHub, tmp_path: Path, change: dict[str, str | None], said: str) -> None:
+    refuses(server, tmp_path / "broken", change, said)
+
+
+def test_row_25_a_folder_that_was_half_copied(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "half")
     weights = folder / "model.safetensors"
     whole = weights.read_bytes()
@@ -511,7 +525,7 @@ def test_a_folder_that_was_half_copied(tmp_path: Path) -> None:
         hub.fetch(Candidate(str(folder), "folder"), load_settings())
 
 
-def test_code_of_its_own_is_trusted_only_on_demand(tmp_path: Path) -> None:
+def test_row_26_code_of_its_own_is_trusted_only_on_demand(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "coded", auto_map={"AutoConfig": "modeling.Config"})
     here = Candidate(str(folder), "folder")
     assert hub.fetch(here, load_settings(trust_remote_code=True)) == folder
@@ -610,7 +624,7 @@ def climb(settings: Settings) -> tuple[Loaded[str] | None, list[Attempt]]:
     ],
     ids=str,
 )
-def test_every_trouble_of_a_hub_leads_to_the_next_candidate(
+def test_row_20_every_trouble_of_a_hub_leads_to_the_next_candidate(
     server: FakeHub, checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, troubles: dict[str, Any]
 ) -> None:
     caplog.set_level(logging.DEBUG, "router_backend")

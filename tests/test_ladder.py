@@ -387,7 +387,7 @@ def test_the_first_rung_that_loads_ends_the_walk() -> None:
     assert loaded.reason == "the first candidate in its first precision"
 
 
-def test_a_rung_error_moves_on_to_the_next_rung() -> None:
+def test_row_20_a_rung_error_moves_on_to_the_next_rung() -> None:
     loaded, tried, reported = walk({("a/one", "8bit"): RungError("out of memory")})
     assert loaded.model == "a/one@cpu"
     assert tried == LADDER[:2]
@@ -398,7 +398,7 @@ def test_a_rung_error_moves_on_to_the_next_rung() -> None:
     assert loaded.reason == "the first that loads, after 1 that did not (see attempts)"
 
 
-def test_a_candidate_error_moves_on_to_the_next_candidate_at_once() -> None:
+def test_row_20_a_candidate_error_moves_on_to_the_next_candidate_at_once() -> None:
     loaded, tried, reported = walk({("a/one", "8bit"): CandidateError("no such repo")})
     assert loaded.model == "b/two@8bit"
     assert tried == [LADDER[0], LADDER[2]]
@@ -421,7 +421,7 @@ def test_a_candidate_error_after_a_rung_error() -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError("bad header"), MemoryError("no room"), OSError(28, "disk full")])
-def test_any_other_exception_is_a_broken_rung(error: Exception) -> None:
+def test_row_20_any_other_exception_is_a_broken_rung(error: Exception) -> None:
     loaded, tried, reported = walk({("a/one", "8bit"): error})
     assert loaded.model == "a/one@cpu"
     assert tried == LADDER[:2]
@@ -515,7 +515,7 @@ def test_a_candidate_whose_rungs_cannot_be_told_fails_in_all_of_them() -> None:
         first_that_loads([ONE], rungs_of, lambda rung: rung)
 
 
-def test_trouble_with_one_candidate_does_not_keep_the_next_from_loading() -> None:
+def test_row_20_trouble_with_one_candidate_does_not_keep_the_next_from_loading() -> None:
     def rungs_of(candidate: Candidate) -> list[Rung]:
         if candidate == ONE:
             raise KeyError("hidden_size")

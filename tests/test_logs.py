@@ -97,7 +97,7 @@ def test_a_field_cannot_forge_a_line() -> None:
 
 
 @pytest.mark.parametrize("as_json", [True, False])
-def test_secrets_are_blacked_out_everywhere(as_json: bool) -> None:
+def test_row_27_secrets_are_blacked_out_everywhere(as_json: bool) -> None:
     text = line(
         f"direct {SECRET}, %s",
         f"Bearer {KEY}",
@@ -116,7 +116,7 @@ def test_secrets_are_blacked_out_everywhere(as_json: bool) -> None:
 
 @pytest.mark.parametrize("as_json", [True, False])
 @pytest.mark.parametrize("secret", ['quo"te', "back\\slash", "ключ", "tab\there", "a+b=c/d"])
-def test_secrets_of_any_characters(secret: str, as_json: bool) -> None:
+def test_row_27_secrets_of_any_characters(secret: str, as_json: bool) -> None:
     """A field is written as JSON, so the secret in it may be written with escapes."""
     text = line("x", as_json=as_json, secrets=(secret,), field=f"<{secret}>", again={"deep": [f"<{secret}>"]})
     assert secret not in text
@@ -126,7 +126,7 @@ def test_secrets_of_any_characters(secret: str, as_json: bool) -> None:
 
 @pytest.mark.parametrize("as_json", [True, False])
 @pytest.mark.parametrize("secrets", [("key", "key-and-more"), ("key-and-more", "key")])
-def test_a_secret_that_begins_another_leaves_nothing_of_it(secrets: tuple[str, ...], as_json: bool) -> None:
+def test_row_27_a_secret_that_begins_another_leaves_nothing_of_it(secrets: tuple[str, ...], as_json: bool) -> None:
     assert "and-more" not in line("with key-and-more", as_json=as_json, secrets=secrets)
 
 

@@ -100,7 +100,7 @@ def test_a_refusal_is_counted_by_its_code(echo: App) -> None:
     echo.model.script = says_plans
 
 
-def test_no_label_has_what_a_client_wrote(echo: App) -> None:
+def test_row_24_no_label_has_what_a_client_wrote(echo: App) -> None:
     for index in range(20):
         echo.client.get(f"/no-such-{index}")
         echo.client.request(f"VERB{index}", "/health")
@@ -162,7 +162,7 @@ def test_one_span_for_each_stage(echo: App, spans: Any) -> None:  # noqa: ANN401
     assert found["decode"].attributes["gen_ai.usage.output_tokens"] > 0
 
 
-def test_a_span_of_a_failure_says_its_class_alone(echo: App, spans: Any) -> None:  # noqa: ANN401
+def test_row_27_a_span_of_a_failure_says_its_class_alone(echo: App, spans: Any) -> None:  # noqa: ANN401
     def script(request: Any) -> str:  # noqa: ANN401
         raise ValueError("NEVERSHOWN")
 

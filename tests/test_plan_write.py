@@ -104,7 +104,7 @@ COSTS = {(name, size): Costs(count, MANY[:size]) for name, count in COUNTS.items
     name=st.sampled_from(sorted(COUNTS)),
     greedy=st.booleans(),
 )
-def test_every_plan_is_whole_in_its_budget(seed: int, extra: int, size: int, name: str, greedy: bool) -> None:
+def test_row_14_every_plan_is_whole_in_its_budget(seed: int, extra: int, size: int, name: str, greedy: bool) -> None:
     count, costs = COUNTS[name], COSTS[name, size]
     limit = max(costs.smallest, min(2048, costs.smallest + extra))
     script = write(limit, costs, count, Wild(seed, count, greedy=greedy))
@@ -113,7 +113,7 @@ def test_every_plan_is_whole_in_its_budget(seed: int, extra: int, size: int, nam
 
 @pytest.mark.parametrize("size", range(1, 9))
 @pytest.mark.parametrize("name", sorted(COUNTS))
-def test_the_longest_path_fits_every_budget(name: str, size: int) -> None:
+def test_row_14_the_longest_path_fits_every_budget(name: str, size: int) -> None:
     """A model that always writes up to every limit: no path through the grammar takes more."""
     count, costs = COUNTS[name], COSTS[name, size]
     for limit in [*range(costs.smallest, costs.smallest + 12), *range(costs.smallest + 12, 2049, 173)]:
@@ -209,14 +209,14 @@ def test_escaped_quote_before_a_comma_does_not_end_a_text() -> None:
 
 
 @pytest.mark.parametrize("limit", [1, 2, 50])
-def test_budget_below_the_smallest_is_refused_by_name(limit: int) -> None:
+def test_row_14_budget_below_the_smallest_is_refused_by_name(limit: int) -> None:
     writer = PlanWriter(EchoModel(script=obedient), TOOLS)
     assert limit < writer.smallest_budget
     with pytest.raises(BudgetTooSmall, match=str(writer.smallest_budget)):
         next(writer.write(request(limit), lambda: False))
 
 
-def test_smallest_budget_gives_a_whole_plan() -> None:
+def test_row_14_smallest_budget_gives_a_whole_plan() -> None:
     model = EchoModel(script=obedient)
     text, last = run(model, PlanWriter(model, TOOLS).smallest_budget)
     assert validate(json.loads(text), TOOLS)[1] == [] and last.finish_reason == "stop"
@@ -244,7 +244,7 @@ HOSTILE: dict[str, Callable[[GenerateRequest], str]] = {
 
 
 @pytest.mark.parametrize("name", sorted(HOSTILE))
-def test_hostile_engine_never_gets_a_broken_plan_out(name: str) -> None:
+def test_row_15_hostile_engine_never_gets_a_broken_plan_out(name: str) -> None:
     def texts_only(asked: GenerateRequest) -> str:
         return obedient(asked) if "CHOICE" in (asked.grammar or "") else HOSTILE[name](asked)
 

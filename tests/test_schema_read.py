@@ -144,6 +144,7 @@ def test_row_11_size_is_bounded() -> None:
         ("(a)\\1", "backreferences"),
         ("(a", "unclosed group"),
         ("x" * 300, "at most 256 characters"),
+        ("x*" * 129, "printable text of at most 256 characters"),
         ("^a{300}$", "no plain text"),
         ('^"$', "no plain text"),
         ("^é$", "no plain text"),

@@ -112,7 +112,7 @@ def write(model: Any, schema: Json, limit: int, seed: int = 0, **fields: Any) ->
     name=st.sampled_from(sorted(SCHEMAS)),
     favours=st.sampled_from(RUNAWAYS),
 )
-def test_every_answer_is_whole_valid_and_in_its_budget(seed: int, extra: int, name: str, favours: bytes) -> None:
+def test_row_14_every_answer_is_whole_valid_and_in_its_budget(seed: int, extra: int, name: str, favours: bytes) -> None:
     model = RandomModel(favours)
     write(model, SCHEMAS[name], smallest(SchemaWriter(model), SCHEMAS[name]) + extra, seed)
 
@@ -155,7 +155,7 @@ def test_any_nested_schema_closes(schema: Json, seed: int, extra: int) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(SCHEMAS))
-def test_below_the_smallest_budget_it_is_refused_by_that_number(name: str) -> None:
+def test_row_14_below_the_smallest_budget_it_is_refused_by_that_number(name: str) -> None:
     model = RandomModel()
     least = smallest(SchemaWriter(model), SCHEMAS[name])
     write(model, SCHEMAS[name], least)

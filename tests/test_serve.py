@@ -91,7 +91,7 @@ def test_what_does_not_finish_is_not_waited_for_for_ever(tmp_path: Path) -> None
             assert time.monotonic() - start < 5
 
 
-def test_a_second_sigterm_ends_it_at_once(tmp_path: Path) -> None:
+def test_row_23_a_second_sigterm_ends_it_at_once(tmp_path: Path) -> None:
     with process(folder=tmp_path, DRAIN_TIMEOUT="8", **ECHO) as running:
         port = int(running.ready().rpartition(":")[2])
         with socket.create_connection(("127.0.0.1", port), 10) as line:
@@ -222,7 +222,7 @@ def test_wrong_settings_are_one_message(tmp_path: Path, what: str) -> None:
         assert "NEVERSHOWN" not in running.output and len(running.lines) == 1
 
 
-def test_secrets_are_never_in_its_output(tmp_path: Path) -> None:
+def test_row_27_secrets_are_never_in_its_output(tmp_path: Path) -> None:
     secrets = {"HF_TOKEN": "hf_NEVERSHOWN", "ROUTER_API_KEYS": "alice:k-NEVERSHOWN"}
     with process(folder=tmp_path, **ECHO, **secrets) as running:
         url = running.ready()

@@ -168,7 +168,7 @@ def test_queue_seconds_are_the_wait_for_a_slot() -> None:
     go(main())
 
 
-def test_an_engines_error_ends_that_request_alone() -> None:
+def test_row_21_an_engines_error_ends_that_request_alone() -> None:
     async def main() -> None:
         gate = Gate(is_open=True)
         service = await started(service_of(gate))
@@ -206,7 +206,7 @@ def test_slots_bound_what_runs_and_are_given_in_order(slots: int) -> None:
 
 @pytest.mark.parametrize("apart", [True, False])
 @pytest.mark.parametrize(("slots", "limit"), [(1, 0), (1, 2), (4, 3)])
-def test_the_queue_is_bounded(slots: int, limit: int, apart: bool) -> None:
+def test_row_17_the_queue_is_bounded(slots: int, limit: int, apart: bool) -> None:
     """Whether the requests come one after the other or in the same moment."""
 
     async def main() -> None:
@@ -371,7 +371,7 @@ def test_a_closed_generator_frees_everything() -> None:
 
 
 @pytest.mark.parametrize("slots", [1, 3])
-def test_cancels_at_any_moment_lose_no_slot(slots: int) -> None:
+def test_row_18_cancels_at_any_moment_lose_no_slot(slots: int) -> None:
     async def main() -> None:
         random.seed(slots)
         gate = Gate(slots)

@@ -361,7 +361,7 @@ def test_the_shape_of_keys(text: str, expected: dict[str, str], monkeypatch: pyt
 @pytest.mark.parametrize(
     "wrong", ["NEVER-SHOWN", "alice:NEVER-SHOWN,SHOWN-NEVER", ":NEVER-SHOWN", "alice:", "alice: ", "a:1,,b:"]
 )
-def test_wrong_keys_are_refused_and_not_shown(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_27_wrong_keys_are_refused_and_not_shown(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
     message = error_of("ROUTER_API_KEYS", wrong, monkeypatch)
     assert "ROUTER_API_KEYS" in message
     assert "name:key,name:key" in message
@@ -378,7 +378,7 @@ def test_two_keys_of_one_name_are_not_dropped_in_silence(monkeypatch: pytest.Mon
     error_of("ROUTER_API_KEYS", "alice:one,alice:two", monkeypatch)
 
 
-def test_secrets_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_27_secrets_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", SECRET)
     monkeypatch.setenv("ROUTER_API_KEYS", KEYS)
     settings = load_settings()
@@ -389,7 +389,7 @@ def test_secrets_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "wrong", [("PORT", "-1"), ("MODEL_LOAD_STRATEGY", "turbo"), ("ROUTER_API_KEYS", "NEVER-SHOWN")]
 )
-def test_no_error_shows_a_secret(wrong: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_27_no_error_shows_a_secret(wrong: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", SECRET)
     monkeypatch.setenv("ROUTER_API_KEYS", KEYS)
     monkeypatch.setenv(*wrong)

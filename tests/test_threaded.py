@@ -134,7 +134,7 @@ def test_slots_are_never_shared_after_cancels() -> None:
 
 
 @pytest.mark.parametrize("after", [0, 2])
-def test_exceptions_cross(after: int) -> None:
+def test_row_21_exceptions_cross(after: int) -> None:
     model = EchoModel(fail_after=after)
 
     async def use(engine: ThreadedEngine) -> None:
@@ -150,7 +150,7 @@ def test_exceptions_cross(after: int) -> None:
     with_engine(model, use)
 
 
-def test_an_abandoned_generator_cancels() -> None:
+def test_row_18_an_abandoned_generator_cancels() -> None:
     model = echo_model(slots=1, seconds_per_token=0.01)
 
     async def use(engine: ThreadedEngine) -> None:
@@ -163,7 +163,7 @@ def test_an_abandoned_generator_cancels() -> None:
     with_engine(model, use)
 
 
-def test_a_cancelled_task_cancels() -> None:
+def test_row_18_a_cancelled_task_cancels() -> None:
     model = echo_model(slots=1, seconds_per_token=0.01)
 
     async def use(engine: ThreadedEngine) -> None:
@@ -177,7 +177,7 @@ def test_a_cancelled_task_cancels() -> None:
     with_engine(model, use)
 
 
-def test_cancelled_while_it_waits_for_a_slot() -> None:
+def test_row_18_cancelled_while_it_waits_for_a_slot() -> None:
     model = echo_model(slots=1, seconds_per_token=0.01)
 
     async def use(engine: ThreadedEngine) -> None:

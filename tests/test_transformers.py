@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import gc
 import json
+import pickle
 import shutil
+import sys
 import traceback
 import weakref
 from collections.abc import Callable, Iterator
@@ -26,12 +28,13 @@ from router_backend.errors import (
     RungError,
     SettingsError,
 )
-from router_backend.ladder import Candidate, Rung
+from router_backend.ladder import Candidate, Loaded, Rung
 from router_backend.plan import grammar
 from router_backend.plan.prompt import router_prompt
 from router_backend.plan.rules import validate
 from router_backend.plan.write import PlanWriter
 from router_backend.settings import load_settings
+from router_backend.start import load_first
 from router_backend.types import Chunk, GenerateRequest, SamplingParams
 from tests import tiny
 
@@ -246,7 +249,7 @@ def test_characters_are_never_cut_in_the_stream(llama: DecodedModel) -> None:
     assert cut == "�", "what the limit cuts is shown as cut"
 
 
-def test_context_overflow_names_both_counts(llama: DecodedModel) -> None:
+def test_row_09_context_overflow_names_both_counts(llama: DecodedModel) -> None:
     with pytest.raises(ContextOverflow, match=r"prompt has \d{4} tokens .* may have 12: .* context of 2048"):
         llama.generate(request("word " * 3000), never)
     with pytest.raises(ContextOverflow, match="may have 5000"):
@@ -270,7 +273,7 @@ def ran(passes: list[int], count: int) -> bool:
 
 
 @pytest.mark.parametrize("prompt", ["Tell a story.", "prefill this. " * 130], ids=["decoding", "prefill"])
-def test_cancel_is_seen_within_a_pass(llama: DecodedModel, passes: list[int], prompt: str) -> None:
+def test_row_18_cancel_is_seen_within_a_pass(llama: DecodedModel, passes: list[int], prompt: str) -> None:
     llama.close()
     for after in (1, 2):
         passes.clear()
@@ -387,7 +390,9 @@ def broken() -> None:
 
 
 @pytest.mark.parametrize("trouble", [out_of_memory_on_a_card, out_of_memory_on_the_cpu])
-def test_out_of_memory_drops_one_request_and_frees_its_memory(llama: DecodedModel, trouble: Callable[[], None]) -> None:
+def test_row_21_out_of_memory_drops_one_request_and_frees_its_memory(
+    llama: DecodedModel, trouble: Callable[[], None]
+) -> None:
     expected, _ = run(llama, request())
     run(llama, request("Something else that is cached.", 3))
     failing = Passing(llama, trouble)
@@ -400,7 +405,7 @@ def test_out_of_memory_drops_one_request_and_frees_its_memory(llama: DecodedMode
     assert run(llama, request())[0] == expected
 
 
-def test_pass_that_breaks_leaves_nothing_half_done(llama: DecodedModel) -> None:
+def test_row_21_pass_that_breaks_leaves_nothing_half_done(llama: DecodedModel) -> None:
     """Some layers have seen the pass's tokens and some have not: such a cache must not be gone on with."""
     expected, _ = run(llama, request(tokens=30))
     for _ in range(2):
@@ -436,7 +441,7 @@ def altered(source: Path, folder: Path, **config: object) -> Path:
         ("chat_template.jinja", b"{{ bos_token }}", "leaves the user's text out"),
     ],
 )
-def test_broken_checkpoint_is_the_candidates_fault(
+def test_row_20_broken_checkpoint_is_the_candidates_fault(
     folders: dict[str, Path], tmp_path: Path, file: str, content: bytes | int | None, words: str
 ) -> None:
     path = altered(folders["llama31"], tmp_path) / file
@@ -459,7 +464,7 @@ def test_broken_checkpoint_is_the_candidates_fault(
         ({"auto_map": {"AutoModel": "code.Model"}}, "TRUST_REMOTE_CODE"),
     ],
 )
-def test_config_that_does_not_fit_is_the_candidates_fault(
+def test_row_20_config_that_does_not_fit_is_the_candidates_fault(
     folders: dict[str, Path], tmp_path: Path, config: dict[str, object], words: str
 ) -> None:
     """A layer that the weights lack above all: the library would make it up, and serve noise."""
@@ -496,7 +501,7 @@ def test_accelerator_that_is_not_there_is_the_rungs_fault(folders: dict[str, Pat
         (CandidateError("gated"), CandidateError, "gated"),
     ],
 )
-def test_libraries_errors_become_the_ladders(error: Exception, kind: type[LoadError], words: str) -> None:
+def test_row_20_libraries_errors_become_the_ladders(error: Exception, kind: type[LoadError], words: str) -> None:
     held: list[weakref.ref[torch.Tensor]] = []
 
     def fail() -> None:
@@ -515,7 +520,49 @@ def test_libraries_errors_become_the_ladders(error: Exception, kind: type[LoadEr
     assert held[0]() is None
 
 
-def test_failed_load_leaves_no_memory_behind(
+@pytest.mark.parametrize("trouble", [out_of_memory_on_a_card, out_of_memory_on_the_cpu])
+def test_row_20_no_memory_in_one_precision_leads_to_the_next(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, trouble: Callable[[], None]
+) -> None:
+    """It runs out in the middle of a real load; what is loaded instead answers."""
+    real = AutoModelForCausalLM.from_pretrained
+
+    def short(*args: object, **kwargs: object) -> object:
+        loaded = real(*args, **kwargs)
+        if "quantization_config" in kwargs:
+            trouble()
+        return loaded
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", short)
+    loaded = climb(str(folders["llama31"]))
+    assert [(each.strategy, each.outcome, each.reason) for each in loaded.attempts] == [
+        ("4bit", "failed", "out of memory while loading"),
+        ("bf16", "loaded", "ok"),
+    ]
+    assert run(loaded.model, request())[0]
+
+
+def test_row_20_a_broken_checkpoint_leads_to_the_next(folders: dict[str, Path], tmp_path: Path) -> None:
+    """The layer that it lacks is found out after a real load, so no other precision is tried."""
+    broken = str(altered(folders["llama31"], tmp_path, num_hidden_layers=3))
+    loaded = climb(broken, str(folders["llama31"]))
+    assert [(each.candidate, each.strategy, each.outcome) for each in loaded.attempts] == [
+        (broken, "4bit", "failed"),
+        (str(folders["llama31"]), "4bit", "loaded"),
+    ]
+    assert "missing or of another shape" in loaded.attempts[0].reason
+    assert run(loaded.model, request())[0]
+
+
+def climb(*names: str) -> Loaded[DecodedModel]:
+    """The ladder as the server walks it, with this engine."""
+    settings = load_settings(
+        model_fallbacks=",".join(names), model_load_strategies="4bit,bf16", model_device="cpu", threads=1, slots=2
+    )
+    return load_first(settings, lambda rung: engine.load(rung, settings), lambda attempt: None)
+
+
+def test_row_20_failed_load_leaves_no_memory_behind(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The weights are there when it fails, and gone when the ladder hears of it."""
@@ -542,3 +589,45 @@ def test_failed_load_leaves_no_memory_behind(
     del model
     gc.collect()
     assert models[1]() is None, "nor does one that is given up"
+
+
+# What must not be run
+
+
+class Bomb:
+    """Touches a file where it is unpickled."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def __reduce__(self) -> tuple[Callable[..., None], tuple[Path]]:
+        return Path.touch, (self._file,)
+
+
+def test_row_26_pickled_weights_are_never_opened(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder, ran = altered(folders["llama31"], tmp_path), tmp_path / "ran"
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb(ran)))
+    with pytest.raises(CandidateError, match="pickle files only"):
+        load(folder)
+    assert not ran.exists()
+    pickle.loads((folder / "pytorch_model.bin").read_bytes())
+    assert ran.exists(), "it was a live one"
+
+
+def test_row_26_code_of_a_checkpoint_runs_only_where_it_is_trusted(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    classes = {"AutoConfig": "code_of_its_own.Config", "AutoModelForCausalLM": "code_of_its_own.Model"}
+    folder, ran = altered(folders["llama31"], tmp_path, auto_map=classes), tmp_path / "ran"
+    (folder / "code_of_its_own.py").write_text(
+        f"from transformers import LlamaConfig, LlamaForCausalLM\nopen({str(ran)!r}, 'w').close()\n"
+        "class Config(LlamaConfig): pass\nclass Model(LlamaForCausalLM): config_class = Config\n"
+    )
+    with pytest.raises(CandidateError, match="set TRUST_REMOTE_CODE=1 if you trust it"):
+        load(folder)
+    assert not ran.exists()
+    assert run(load(folder, trust_remote_code=True), request())[0]
+    assert ran.exists()

@@ -21,6 +21,7 @@ from router_backend.service import GenerationService
 from router_backend.settings import load_settings
 from router_backend.types import GenerateRequest, ModelInfo, SamplingParams
 from router_backend.watchdog import Watchdog
+from tests.running import app, until
 
 RUNG = Rung(Candidate("echo", "echo"), "native")
 
@@ -172,6 +173,17 @@ def test_row_22_livez_fails_where_a_lost_engine_cannot_be_replaced(free: threadi
         await service.close()
 
     go(main)
+
+
+def test_row_22_livez_says_so_to_who_restarts_processes(free: threading.Event) -> None:
+    """A supervisor reads the status alone: this engine hangs, and so does the next, which is the same."""
+    with app(watchdog_timeout=0.4) as echo:
+        assert echo.client.get("/livez").status_code == 200
+        echo.model.stuck = free
+        assert echo.generate(output="text").status_code == 503
+        until(lambda: echo.service.health().status == "failed")
+        answer = echo.client.get("/livez")
+        assert (answer.status_code, answer.json()["state"]) == (503, "failed")
 
 
 def test_row_22_a_dead_engine_is_replaced() -> None:

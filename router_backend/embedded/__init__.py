@@ -21,7 +21,7 @@ def checkpoint() -> Path:
     """The GGUF that is served: base and adapter in one. Merged on first use, and again where it is damaged.
 
     Raises:
-        CandidateError: the base is not installed, or the merge fails.
+        CandidateError: the base is not installed, the merge fails, or there is no place for what it makes.
     """
     path = Path(constants.HF_HOME) / "router-backend" / f"smollm2-135m-router-{SHA256[:12]}.{KIND}.gguf"
     if not path.is_file() or _hash(path) != SHA256:
@@ -31,7 +31,13 @@ def checkpoint() -> Path:
             raise CandidateError(
                 f"the embedded model cannot be merged without {error.name} (pip install 'router-backend[llamacpp]')"
             ) from None
-        merge(base(), ADAPTER, path, kind=KIND, expect=SHA256)
+        try:
+            merge(base(), ADAPTER, path, kind=KIND, expect=SHA256)
+        except OSError as error:
+            raise CandidateError(
+                f"cannot keep the embedded model in {path.parent} ({error.strerror or error}): "
+                "make room there, or let HF_HOME name another folder"
+            ) from error
     return path
 
 

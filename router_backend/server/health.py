@@ -60,10 +60,11 @@ def health_router(service: GenerationService) -> APIRouter:
         now = service.health()
         return JSONResponse(_health_body(now), 200 if now.status in ("ok", "idle") else 503)
 
-    @router.get("/livez", response_model=Probe)
+    @router.get("/livez", response_model=Probe, responses=UNAVAILABLE)
     async def livez() -> JSONResponse:
-        """The process is alive."""
-        return JSONResponse(_probe(service.health()))
+        """The process is alive, and can help; where only a new one can, 503."""
+        now = service.health()
+        return JSONResponse(_probe(now), 200 if now.alive else 503)
 
     @router.get("/readyz", response_model=Probe, responses=UNAVAILABLE)
     async def readyz() -> JSONResponse:
