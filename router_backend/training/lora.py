@@ -86,7 +86,8 @@ def save(layers: dict[str, LoraLinear], folder: Path) -> None:
     for name, layer in layers.items():
         for letter, weight in (("A", layer.lora_a), ("B", layer.lora_b)):
             tensors[f"base_model.model.{name}.lora_{letter}.weight"] = weight.detach().half().cpu().contiguous()
-    save_file(tensors, folder / ADAPTER, {"format": "pt", BUDGET_KEY: "true"})
+    # One key alone: safetensors writes several in an order that changes from call to call.
+    save_file(tensors, folder / ADAPTER, {BUDGET_KEY: "true"})
     one = next(iter(layers.values()))
     rank = one.lora_a.shape[0]
     config = {
