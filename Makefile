@@ -36,8 +36,8 @@ fuzz: test-setup ## Send 20,000 requests made of our own OpenAPI
 	@$(BIN)/python -m tests.fuzz 20000
 
 soak: test-setup ## 15 minutes of different requests, with the echo engine and with the embedded model
-	@$(BIN)/python benchmarks/soak.py --minutes 7 --engine echo
-	@$(BIN)/python benchmarks/soak.py --minutes 8 --engine embedded
+	@$(BIN)/python benchmarks/soak.py --minutes 3 --engine echo
+	@$(BIN)/python benchmarks/soak.py --minutes 12 --engine embedded
 
 mutants: test-setup ## Take each fault's fix out and see its tests fail
 	@$(BIN)/python -m tests.mutants

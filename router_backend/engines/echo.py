@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from router_backend.ladder import Rung
     from router_backend.settings import Settings
 
+_SEEN = 1000
 _TOKEN = re.compile(r"\s*[\w-]+|\s*[^\w\s]|\s+")
 
 
@@ -32,7 +33,7 @@ class EchoModel:
         seconds_per_token: a pace, so that cancel and queues can be watched.
         fail_after: tokens after which a generation raises; None for never.
         stuck: while it is set to an event, a generation hangs until that is set, and asks nobody whether to go on.
-        seen: every request, in order.
+        seen: the last thousand requests, in order.
     """
 
     info: ModelInfo = field(default_factory=lambda: ModelInfo("echo", "native", "echo", 4096, 4))
@@ -55,6 +56,7 @@ class EchoModel:
 
     def generate(self, request: GenerateRequest, cancelled: Callable[[], bool], slot: int = 0) -> Iterator[Chunk]:
         self.seen.append(request)
+        del self.seen[:-_SEEN]
         if request.sampling.logprobs is not None:
             raise InvalidRequest("the echo engine gives no logprobs", param="logprobs")
         prompt = self.prompt_tokens(request) + self.count_tokens(request.prefix)
