@@ -158,7 +158,7 @@ def test_closing_the_iterator_frees_the_slot(embedded: LlamaCppModel) -> None:
     next(chunks)
     began = time.monotonic()
     chunks.close()  # type: ignore[attr-defined]
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 5, "a token or two, however busy the processor is"
     assert run(embedded, request("hi", 2), 2)[0]
 
 
