@@ -36,6 +36,8 @@
 written for the person who reads it and never holds a secret.
 """
 
+from __future__ import annotations
+
 from typing import ClassVar
 
 
@@ -73,6 +75,14 @@ class InvalidRequest(RouterError):
 
 class ContextOverflow(InvalidRequest):
     code = "context_length_exceeded"
+
+    @classmethod
+    def of(cls, prompt_tokens: int, budget: int, context: int) -> ContextOverflow:
+        return cls(
+            f"the prompt has {prompt_tokens} tokens and the answer may have {budget}: "
+            f"together more than the context of {context} tokens",
+            param="prompt",
+        )
 
 
 class BudgetTooSmall(InvalidRequest):

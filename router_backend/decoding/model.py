@@ -75,11 +75,7 @@ class DecodedModel:
         prompt = [*self._tokens.wrap(request.prompt, request.history), *self._tokens.encode(request.prefix)]
         sampling = request.sampling
         if len(prompt) + sampling.max_new_tokens > self.info.context_length:
-            raise ContextOverflow(
-                f"the prompt has {len(prompt)} tokens and the answer may have {sampling.max_new_tokens}: "
-                f"together more than the context of {self.info.context_length} tokens",
-                param="prompt",
-            )
+            raise ContextOverflow.of(len(prompt), sampling.max_new_tokens, self.info.context_length)
         if not prompt:
             raise ContextOverflow("the prompt has no tokens at all", param="prompt")
         guide = None if request.grammar is None else self._guides.begin(request.grammar)

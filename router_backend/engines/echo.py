@@ -61,11 +61,7 @@ class EchoModel:
             raise InvalidRequest("the echo engine gives no logprobs", param="logprobs")
         prompt = self.prompt_tokens(request) + self.count_tokens(request.prefix)
         if prompt + request.sampling.max_new_tokens > self.info.context_length:
-            raise ContextOverflow(
-                f"the prompt has {prompt} tokens and the answer may have {request.sampling.max_new_tokens}; "
-                f"the context has {self.info.context_length}",
-                param="prompt",
-            )
+            raise ContextOverflow.of(prompt, request.sampling.max_new_tokens, self.info.context_length)
         self.active.add(slot)
         start = time.monotonic()
         said = 0

@@ -147,11 +147,7 @@ class LlamaCppModel:
         prompt = (*self.prompt_ids(request.prompt, request.history), *self._tokenize(request.prefix))
         sampling = request.sampling
         if len(prompt) + sampling.max_new_tokens > self.info.context_length:
-            raise ContextOverflow(
-                f"the prompt has {len(prompt)} tokens and the answer may have {sampling.max_new_tokens}: "
-                f"together more than the context of {self.info.context_length} tokens",
-                param="prompt",
-            )
+            raise ContextOverflow.of(len(prompt), sampling.max_new_tokens, self.info.context_length)
         call: dict[str, Any] = {
             "prompt": prompt,
             "n_predict": sampling.max_new_tokens,

@@ -47,11 +47,7 @@ class PlanWriter:
         prompt_tokens = self._model.prompt_tokens(self._told(request))
         context = self._model.info.context_length
         if prompt_tokens + limit > context:
-            raise ContextOverflow(
-                f"the prompt has {prompt_tokens} tokens and the answer may have {limit}: "
-                f"together more than the context of {context} tokens",
-                param="prompt",
-            )
+            raise ContextOverflow.of(prompt_tokens, limit, context)
         return prompt_tokens
 
     def write(self, request: GenerateRequest, cancelled: Callable[[], bool], slot: int = 0) -> Iterator[Chunk]:

@@ -49,11 +49,7 @@ class SchemaWriter:
         prompt_tokens = self._model.prompt_tokens(request)
         context = self._model.info.context_length
         if prompt_tokens + limit > context:
-            raise ContextOverflow(
-                f"the prompt has {prompt_tokens} tokens and the answer may have {limit}: "
-                f"together more than the context of {context} tokens",
-                param="prompt",
-            )
+            raise ContextOverflow.of(prompt_tokens, limit, context)
         script = SchemaScript(root, limit, sizes, self._model.count_tokens)
         run = StageRun(self._model, request, prompt_tokens, cancelled, slot)
         yield from run.chunks(script)
