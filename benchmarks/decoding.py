@@ -224,7 +224,7 @@ class LibraryModel:
             }
         out = self._model.generate(
             torch.tensor([prompt], device=self._model.device),
-            past_key_values=self._cache,
+            **{cache_argument(self._model): self._cache},
             max_new_tokens=sampling.max_new_tokens,
             logits_processor=[_Masked(self._guides.begin(request.grammar), len(prompt))],
             eos_token_id=sorted(self._tokens.ends),

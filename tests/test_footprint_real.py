@@ -13,7 +13,9 @@ from router_backend.footprint import estimate
 
 pytest.importorskip("torch")
 import torch
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, DynamicCache
+
+from router_backend.decoding.runner import cache_argument
 
 pytestmark = pytest.mark.real
 
@@ -75,7 +77,8 @@ def test_weights_are_foreseen(
     assert foreseen.weights == pytest.approx(measured(model), rel=0.001)
     # And after a pass, where the engine's own kernels may have packed the weights anew; with the pass's own cache.
     with torch.inference_mode():
-        cache = model(torch.arange(64)[None], use_cache=True).past_key_values
+        cache = DynamicCache()
+        model(torch.arange(64)[None], use_cache=True, **{cache_argument(model): cache})
     assert foreseen.weights == pytest.approx(measured(model), rel=0.02)
     kept = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     assert kept * 2048 // 64 == foreseen.cache

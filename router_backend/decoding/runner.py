@@ -6,6 +6,7 @@ that goes on as the last pass foresaw costs nothing at all, also across the stag
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +22,11 @@ from router_backend.decoding.drafts import Pace, shared
 
 # The pace is measured behind so many tokens, in turns: two at least, and no more after so many seconds.
 _PACE_CONTEXT, _PACE_TURNS, _PACE_SECONDS = 64, 8, 0.5
+
+
+def cache_argument(model: Any) -> str:  # noqa: ANN401 - the library's models have no type in common
+    """The name under which `model` takes its keys and values: `cache`, before transformers 5.24 `past_key_values`."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 class Runner(Protocol):
@@ -79,7 +85,7 @@ class TorchRunner:
         chunk: int = 512,
     ) -> None:
         """`kept_tokens`: keys and values of at most as many tokens are kept; `chunk`: tokens of a prefill pass."""
-        self._model = model
+        self._model, self._cache_argument = model, cache_argument(model)
         self._kept_tokens, self._most, self._chunk = kept_tokens, max(1, branches), chunk
         self._branches: list[_Branch] = [_Branch()]  # the one in use first
         self._rows: torch.Tensor | None = None
@@ -111,7 +117,8 @@ class TorchRunner:
                 end = len(whole)
             wanted = end - max(start, len(sequence) - 1) if end == len(whole) else 1
             inputs = torch.tensor([whole[start:end]], device=self._model.device)
-            output = self._model(input_ids=inputs, past_key_values=branch.cache, use_cache=True, logits_to_keep=wanted)
+            cache = {self._cache_argument: branch.cache}
+            output = self._model(input_ids=inputs, use_cache=True, logits_to_keep=wanted, **cache)
             branch.ids = whole[:end]
             passes += 1
             if end == len(whole):

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, GgufConfig
 
 from router_backend import embedded
+from router_backend.decoding.runner import cache_argument
 from router_backend.errors import CandidateError
 from router_backend.training import attention, lora
 from router_backend.training.loss import head_loss
@@ -85,10 +86,10 @@ class Student:
         """What the model answers, greedily and without a grammar."""
         self.model.eval()
         ids = torch.tensor([prompt], device=self._device)
-        past, said = None, []
+        past = {cache_argument(self.model): DynamicCache()}
+        said = []
         for _ in range(tokens):
-            out = self.model(input_ids=ids, past_key_values=past, use_cache=True)
-            past, ids = out.past_key_values, out.logits[:, -1:].argmax(-1)
+            ids = self.model(input_ids=ids, use_cache=True, **past).logits[:, -1:].argmax(-1)
             said.append(int(ids))
         self.model.train()
         return said
