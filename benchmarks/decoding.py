@@ -26,6 +26,7 @@ from router_backend import engines
 from router_backend.decoding.drafts import shared
 from router_backend.decoding.guide import Guide, Guides
 from router_backend.decoding.model import DecodedModel
+from router_backend.decoding.runner import cache_argument
 from router_backend.decoding.tokens import Tokens
 from router_backend.engines.transformers import precision
 from router_backend.ladder import Candidate, Rung
