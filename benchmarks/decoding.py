@@ -23,13 +23,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, LogitsProcessor, StoppingCriteria
 
 from router_backend import engines
-from router_backend.decoding.drafts import shared
-from router_backend.decoding.guide import Guide, Guides
-from router_backend.decoding.model import DecodedModel
-from router_backend.decoding.runner import cache_argument
-from router_backend.decoding.tokens import Tokens
-from router_backend.engines.transformers import precision
-from router_backend.ladder import Candidate, Rung
+from router_backend.checkpoints.ladder import Candidate, Rung
+from router_backend.engines.transformers.drafts import shared
+from router_backend.engines.transformers.guide import Guide, Guides
+from router_backend.engines.transformers.load import precision
+from router_backend.engines.transformers.model import DecodedModel
+from router_backend.engines.transformers.runner import cache_argument
+from router_backend.engines.transformers.tokens import Tokens
 from router_backend.plan.rules import validate
 from router_backend.plan.write import PlanWriter
 from router_backend.settings import Settings, load_settings

@@ -24,10 +24,10 @@ import httpx
 from rich.console import Console
 
 from router_backend.client import RouterClient
-from router_backend.evaluation.predictions import Prediction, Store, predict_all, predict_with
-from router_backend.evaluation.results import Evaluation, ScoredRow, score
-from router_backend.evaluation.rows import GoldRow, read_gold
-from router_backend.evaluation.thresholds import load_thresholds
+from router_tools.evaluate.predictions import Prediction, Store, predict_all, predict_with
+from router_tools.evaluate.results import Evaluation, ScoredRow, score
+from router_tools.evaluate.rows import GoldRow, read_gold
+from router_tools.evaluate.thresholds import load_thresholds
 
 TOOLS = ("/general-search", "/math", "/code")
 HEADER = (

@@ -17,7 +17,8 @@ from pathlib import Path
 import psutil
 from replay import Reference
 
-from router_backend import embedded, engines, ladder
+from router_backend import engines
+from router_backend.checkpoints import embedded, ladder
 from router_backend.engines.echo import EchoModel
 from router_backend.engines.llamacpp import check_grammar
 from router_backend.plan import grammar

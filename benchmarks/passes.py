@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
-from router_backend.decoding.drafts import Drafter, NgramTable
-from router_backend.decoding.model import DecodedModel
-from router_backend.decoding.tokens import Tokens
+from router_backend.engines.transformers.drafts import Drafter, NgramTable
+from router_backend.engines.transformers.model import DecodedModel
+from router_backend.engines.transformers.tokens import Tokens
 from router_backend.errors import PlanError
 from router_backend.plan.rules import QA, tool_of, validate
 from router_backend.plan.write import PlanWriter

@@ -18,7 +18,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from router_backend import engines, ladder
+from router_backend import engines
+from router_backend.checkpoints import ladder
 from router_backend.engines.llamacpp import LlamaCppModel
 from router_backend.errors import PlanError
 from router_backend.plan.rules import validate

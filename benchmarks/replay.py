@@ -15,13 +15,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from router_backend import engines, ladder
+from router_backend import engines
+from router_backend.checkpoints import ladder
 from router_backend.plan.budget import Costs
-from router_backend.plan.clip import escape
 from router_backend.plan.rules import QA, tool_of, validate
 from router_backend.plan.script import PlanScript
 from router_backend.settings import load_settings
-from router_backend.stages import Ask, Reply
+from router_backend.writing.clip import escape
+from router_backend.writing.stages import Ask, Reply
 
 _PLACE = re.compile(r"([\w.]+)(?:\[(\d+)\])?")
 

@@ -23,11 +23,11 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from router_backend import embedded
-from router_backend.engines.transformers import load
-from router_backend.footprint import estimate
-from router_backend.hub import Hub
-from router_backend.ladder import Candidate, Rung
+from router_backend.checkpoints import embedded
+from router_backend.checkpoints.footprint import estimate
+from router_backend.checkpoints.hub import Hub
+from router_backend.checkpoints.ladder import Candidate, Rung
+from router_backend.engines.transformers.load import load
 from router_backend.settings import load_settings
 
 # Out of the public configurations.

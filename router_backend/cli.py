@@ -39,7 +39,7 @@ def serve(
         if load_settings().spaces_zero_gpu:
             from router_backend.space import serve as serve_here
         else:
-            from router_backend.serve import serve as serve_here
+            from router_backend.server.serve import serve as serve_here
         return serve_here(host=host, port=port)
 
     raise typer.Exit(_readable(run))
@@ -54,7 +54,7 @@ def generate(
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Answer one prompt without a server; a bare query becomes the canonical router prompt."""
-    from router_backend.once import answer_once
+    from router_backend.service.once import answer_once
 
     def run() -> int:
         said = _read_prompt(prompt)
@@ -67,7 +67,7 @@ def generate(
 @app.command()
 def doctor() -> None:
     """Show the machine and what would be loaded, in order, and why. Loads nothing."""
-    from router_backend.doctor import report
+    from router_backend.service.doctor import report
     from router_backend.settings import load_settings
 
     raise typer.Exit(_readable(lambda: report(load_settings())))
@@ -91,10 +91,10 @@ def evaluate(
     api_key: Annotated[str | None, typer.Option(envvar="ROUTER_API_KEY", help="Better in the environment.")] = None,
 ) -> None:
     """Score a router on a benchmark file; exit code 1 when a threshold fails."""
-    from router_backend.evaluation import EvaluateOptions
-    from router_backend.evaluation import evaluate as run
-    from router_backend.once import predictor
     from router_backend.settings import load_settings
+    from router_tools.evaluate import EvaluateOptions
+    from router_tools.evaluate import evaluate as run
+    from router_tools.evaluate.local import predictor
 
     def work() -> int:
         options = make(tools=load_settings().tools)
@@ -131,7 +131,7 @@ def smoke(
 ) -> None:
     """Check a deployment: exit code 0 when all is well, 1 when a check failed, 2 when nothing could be checked."""
     from router_backend.settings import load_settings
-    from router_backend.smoke import run_smoke
+    from router_tools.smoke import run_smoke
 
     def work() -> int:
         return run_smoke(url, api_key, within=within, tools=load_settings().tools)
@@ -145,7 +145,7 @@ def drafter_build(
     out: Annotated[Path, typer.Option(help="What to write; DRAFTER names it when serving.")] = Path("drafter.jsonl"),
 ) -> None:
     """Collect earlier plans, so that the transformers engine drafts well from its first answer on."""
-    from router_backend.drafter import build
+    from router_backend.engines.transformers.drafter import build
     from router_backend.settings import load_settings
 
     def work() -> int:
@@ -175,8 +175,8 @@ def train(
 ) -> None:
     """Train a LoRA adapter on router data. SIGINT and SIGTERM stop it between two steps, ready for --resume."""
     from router_backend.settings import load_settings
-    from router_backend.training import TrainOptions
-    from router_backend.training import train as run
+    from router_tools.train import TrainOptions
+    from router_tools.train import train as run
 
     make = partial(
         TrainOptions,
@@ -214,9 +214,9 @@ def merge(
     """Make a merged router checkpoint; exit code 1 when it does not compute what base and adapter compute."""
 
     def work() -> int:
-        from router_backend.merging import MergeOptions
-        from router_backend.merging import merge as run
         from router_backend.settings import load_settings
+        from router_tools.merge import MergeOptions
+        from router_tools.merge import merge as run
 
         copies, size = tuple(copy or ()), int(memory * 1e9)
         options = MergeOptions(base, adapter, out, dtype, copies, gguf, size, verify, push, private)
@@ -237,9 +237,9 @@ def deploy(
     """Bring a Space to the declared state and check it: 0 well, 1 it fails, 2 not possible, 3 hardware refused."""
 
     def work() -> int:
-        from router_backend.deploy import DeployOptions
-        from router_backend.deploy import deploy as run
         from router_backend.settings import load_settings
+        from router_tools.deploy import DeployOptions
+        from router_tools.deploy import deploy as run
 
         options = DeployOptions(
             space, dry_run=dry_run, wait=wait, private=private, all_secrets=all_secrets, timeout=timeout

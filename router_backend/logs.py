@@ -7,7 +7,7 @@ import logging
 import sys
 from datetime import datetime, timezone
 
-from router_backend.caller import caller
+from router_backend.service.caller import caller
 from router_backend.settings import Settings
 
 _STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "taskName"}

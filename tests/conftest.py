@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from router_backend.embedded import base
+from router_backend.checkpoints.embedded import base
+from router_backend.checkpoints.ladder import Candidate, Rung
 from router_backend.engines.llamacpp import LlamaCppModel, load
-from router_backend.ladder import Candidate, Rung
 from router_backend.settings import Settings, load_settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.running import echo_model, says_plans, served
+from tests.fakes.running import echo_model, says_plans, served
 
 # That positive data is accepted is not among them: whether a budget is too small depends on the checkpoint.
 CHECKS = ",".join(

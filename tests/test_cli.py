@@ -11,7 +11,7 @@ from router_backend.cli import app
 from router_backend.engines.echo import EchoModel
 from router_backend.plan.prompt import router_prompt
 from router_backend.plan.rules import validate
-from tests.running import echo_model, process
+from tests.fakes.running import echo_model, process
 
 COMMANDS = ("serve", "generate", "doctor", "evaluate", "smoke", "version")
 
@@ -172,7 +172,7 @@ def test_ctrl_c_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(**_: object) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("router_backend.serve.serve", interrupted)
+    monkeypatch.setattr("router_backend.server.serve.serve", interrupted)
     assert run("serve").exit_code == 130
 
 
@@ -183,7 +183,7 @@ def test_options_of_serve(monkeypatch: pytest.MonkeyPatch) -> None:
         calls.append(options)
         return 0
 
-    monkeypatch.setattr("router_backend.serve.serve", serve)
+    monkeypatch.setattr("router_backend.server.serve.serve", serve)
     assert run("serve").exit_code == run("serve", "--host", "::1", "--port", "0").exit_code == 0
     assert calls == [{"host": None, "port": None}, {"host": "::1", "port": 0}]
 

@@ -33,13 +33,13 @@ def test_the_table_of_rows_names_the_files_of_their_tests() -> None:
     told: dict[int, set[str]] = {}
     for line in (ROOT / "docs/reliability.md").read_text(encoding="utf-8").splitlines():
         if found := re.match(r"\| ([\d, –]+) \|.*\|(.*)\|$", line):
-            files = set(re.findall(r"`(test_\w+\.py)`", found[2]))
+            files = set(re.findall(r"`([\w/]*test_\w+\.py)`", found[2]))
             told |= dict.fromkeys(numbers(found[1]), files) if files else {}
     there: dict[int, set[str]] = {}
-    for path in (ROOT / "tests").glob("test_*.py"):
+    for path in (ROOT / "tests").rglob("test_*.py"):
         for name in re.findall(r"^def test_row_(\d\d(?:_\d\d)*)_", path.read_text(encoding="utf-8"), re.MULTILINE):
             for row in name.split("_"):
-                there.setdefault(int(row), set()).add(path.name)
+                there.setdefault(int(row), set()).add(path.relative_to(ROOT / "tests").as_posix())
     assert told == there
 
 

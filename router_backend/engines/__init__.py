@@ -15,13 +15,13 @@ from router_backend.errors import CandidateError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from router_backend.checkpoints.ladder import Rung
     from router_backend.engines.base import LocalModel
-    from router_backend.ladder import Rung
     from router_backend.settings import Settings
 
 ENGINES = {
     "llamacpp": "router_backend.engines.llamacpp:load",
-    "transformers": "router_backend.engines.transformers:load",
+    "transformers": "router_backend.engines.transformers.load:load",
     "echo": "router_backend.engines.echo:load",
 }
 PACKAGES = {"llamacpp": "xllamacpp", "transformers": "torch"}

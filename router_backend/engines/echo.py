@@ -17,7 +17,7 @@ from router_backend.errors import ContextOverflow, EngineError, InvalidRequest
 from router_backend.types import Chunk, FinishReason, GenerateRequest, ModelInfo, Timings, Usage
 
 if TYPE_CHECKING:
-    from router_backend.ladder import Rung
+    from router_backend.checkpoints.ladder import Rung
     from router_backend.settings import Settings
 
 _SEEN = 1000

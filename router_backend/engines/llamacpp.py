@@ -22,8 +22,8 @@ import httpx
 import xllamacpp
 from llguidance import LLMatcher
 
-from router_backend import embedded, machine
-from router_backend.conversation import Message, around, without_template
+from router_backend.checkpoints import embedded, machine
+from router_backend.engines.conversation import Message, around, without_template
 from router_backend.errors import CandidateError, ContextOverflow, EngineError, InvalidRequest, RungError
 from router_backend.plan.prompt import BUDGET_KEY
 from router_backend.types import (
@@ -39,7 +39,7 @@ from router_backend.types import (
 )
 
 if TYPE_CHECKING:
-    from router_backend.ladder import Candidate, Rung
+    from router_backend.checkpoints.ladder import Candidate, Rung
     from router_backend.settings import Settings
 
 # As it stands in a GGUF's head: the key with its length before it, the type (7: a truth value), the value.
@@ -69,7 +69,7 @@ def _file(candidate: Candidate, settings: Settings) -> Path:
     if candidate.kind == "embedded":
         return embedded.checkpoint()
     if candidate.kind == "hub-gguf":
-        from router_backend.hub import fetch_gguf  # as late as this: a file of one's own needs no hub
+        from router_backend.checkpoints.hub import fetch_gguf  # as late as this: a file of one's own needs no hub
 
         return fetch_gguf(candidate, settings)
     return Path(candidate.name)

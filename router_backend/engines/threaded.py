@@ -10,8 +10,8 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol
 
-from router_backend.daemon import in_daemon_thread, tell
 from router_backend.schema.write import SchemaWriter
+from router_backend.service.daemon import in_daemon_thread, tell
 from router_backend.types import Chunk, GenerateRequest, LentGpu, ModelInfo
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Literal
 
 from router_backend.errors import PlanError
-from router_backend.plan import budget, clip, grammar
+from router_backend.plan import budget, grammar
 from router_backend.plan.budget import (
     CLOSING,
     LEVEL_FOR_MORE,
@@ -28,8 +28,9 @@ from router_backend.plan.budget import (
 )
 from router_backend.plan.rules import QA
 from router_backend.plan.schema import DIFFICULTIES, OPTIONAL_METRICS
-from router_backend.stages import Ask, Reply, Stages
 from router_backend.types import FieldBudget
+from router_backend.writing import clip
+from router_backend.writing.stages import Ask, Reply, Stages
 
 # A text's last token may be the one that holds its closing quote.
 _QUOTE = 1

@@ -12,8 +12,8 @@ from router_backend.plan.budget import Costs
 from router_backend.plan.prompt import with_budget
 from router_backend.plan.rules import validate
 from router_backend.plan.script import PlanScript
-from router_backend.stages import StageRun
 from router_backend.types import Budget, Chunk, GenerateRequest, Usage
+from router_backend.writing.stages import StageRun
 
 if TYPE_CHECKING:
     from router_backend.engines.base import LocalModel

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from router_backend.errors import AnswerError
-from router_backend.plan import clip
 from router_backend.schema import grammar
 from router_backend.schema.nodes import Array, Choice, Field, Node, Number, Object, Pattern, Text, Union, resolved
 from router_backend.schema.read import MOST_DEPTH, within
 from router_backend.schema.size import CHARACTER, JOIN, TEXT_LEAST, Count, Sizes, Skeleton
-from router_backend.stages import Ask, Reply, Stages
+from router_backend.writing import clip
+from router_backend.writing.stages import Ask, Reply, Stages
 
 _TRIES = 2
 # A text's last token may be the one that holds its closing quote.

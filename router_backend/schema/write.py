@@ -13,8 +13,8 @@ from router_backend.errors import AnswerError, BudgetTooSmall, ContextOverflow
 from router_backend.schema.read import ANYTHING, read
 from router_backend.schema.script import SchemaScript
 from router_backend.schema.size import JOIN, Sizes, measure
-from router_backend.stages import StageRun
 from router_backend.types import Chunk, GenerateRequest, Usage
+from router_backend.writing.stages import StageRun
 
 if TYPE_CHECKING:
     from router_backend.engines.base import LocalModel

@@ -5,10 +5,10 @@ from __future__ import annotations
 from fastapi import APIRouter
 from pydantic import BaseModel
 
-from router_backend.caller import caller
 from router_backend.errors import Forbidden
 from router_backend.server.errors import ErrorBody
-from router_backend.service import GenerationService
+from router_backend.service.caller import caller
+from router_backend.service.service import GenerationService
 
 
 class Reloaded(BaseModel):

@@ -11,17 +11,17 @@ from fastapi_offline import FastAPIOffline
 
 from router_backend import __version__
 from router_backend.server import errors
-from router_backend.server.access_log import AccessLog
 from router_backend.server.admin import admin_router
-from router_backend.server.door import Door
-from router_backend.server.guard import Guard, Keys
-from router_backend.server.health import health_router
-from router_backend.server.login import login_router
 from router_backend.server.metrics import metrics_router
+from router_backend.server.middleware.access_log import AccessLog
+from router_backend.server.middleware.door import Door
+from router_backend.server.middleware.guard import Guard, Keys
+from router_backend.server.middleware.login import login_router
 from router_backend.server.native import native_router
 from router_backend.server.openai.routes import openai_router
 from router_backend.server.pages import pages_router
-from router_backend.service import GenerationService
+from router_backend.server.probes import health_router
+from router_backend.service.service import GenerationService
 from router_backend.settings import split_list
 from router_backend.ui.mount import LazyUI, mount_ui
 

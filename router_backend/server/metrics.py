@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from router_backend.service import GenerationService
+from router_backend.service.service import GenerationService
 
 
 def metrics_router(service: GenerationService) -> APIRouter:

@@ -7,7 +7,7 @@ from pathlib import Path
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, RedirectResponse
 
-from router_backend.server.headers import page_policy
+from router_backend.server.middleware.headers import page_policy
 
 CONSOLE = Path(__file__).with_name("console.html")
 

@@ -23,19 +23,21 @@ from starlette.middleware import Middleware
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from router_backend import engines, logs, machine, tracing
+from router_backend import engines, logs
+from router_backend.checkpoints import machine
+from router_backend.checkpoints.ladder import Attempt, Loaded, NothingLoads
+from router_backend.checkpoints.machine import Accelerator
 from router_backend.engines.base import Engine, LocalModel
 from router_backend.engines.threaded import ThreadedEngine
 from router_backend.errors import NotReady
-from router_backend.ladder import Attempt, Loaded, NothingLoads
-from router_backend.machine import Accelerator
 from router_backend.plan.write import PlanWriter
-from router_backend.serve import bind
 from router_backend.server.app import create_app
-from router_backend.service import GenerationService
+from router_backend.server.serve import bind
+from router_backend.service import tracing
+from router_backend.service.loader import load_first, logged
+from router_backend.service.service import GenerationService
 from router_backend.settings import Settings, load_settings
 from router_backend.space.engine import SpaceEngine, memory_gb
-from router_backend.start import load_first, logged
 from router_backend.ui.blocks import build_blocks
 from router_backend.ui.look import options
 from router_backend.ui.mount import PATH

@@ -1,6 +1,6 @@
 """Refusals: what ZeroGPU's errors mean to the caller.
 
-`spaces` raises `gr.Error`s that differ by their titles and texts alone. tests/test_space_parts.py pins those.
+`spaces` raises `gr.Error`s that differ by their titles and texts alone. tests/space/test_parts.py pins those.
 """
 
 from __future__ import annotations

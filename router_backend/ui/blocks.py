@@ -16,7 +16,7 @@ from router_backend.errors import InvalidRequest, RouterError
 from router_backend.plan.parse import NoPlanFound, parse
 from router_backend.plan.prompt import INSTRUCTIONS, router_prompt
 from router_backend.plan.rules import validate
-from router_backend.service import GenerationService, Health
+from router_backend.service.service import GenerationService, Health
 from router_backend.types import Chunk, GenerateRequest, Output, SamplingParams
 from router_backend.ui.plan_view import render_plan
 

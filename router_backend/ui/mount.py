@@ -14,7 +14,7 @@ from starlette.responses import HTMLResponse, RedirectResponse
 from starlette.routing import Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from router_backend.service import GenerationService
+from router_backend.service.service import GenerationService
 
 PATH = "/gradio"
 _log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from router_backend.errors import InvalidRequest, UnknownModel
 from router_backend.plan.schema import Plan
 from router_backend.schema.read import ANYTHING, LONGEST_SCHEMA, read
 from router_backend.server.openai.bodies import ChatBody, CompletionBody, SchemaFormat
-from router_backend.service import GenerationService
+from router_backend.service.service import GenerationService
 from router_backend.settings import Settings
 from router_backend.types import GenerateRequest, Output, Role, SamplingParams, Turn
 

@@ -1,0 +1,1 @@
+"""Which checkpoint, in which precision, whether it fits, and where its files are."""

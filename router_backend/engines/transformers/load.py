@@ -1,0 +1,182 @@
+"""The transformers engine: merged checkpoints in safetensors, in every precision of the ladder.
+
+The library loads the weights and computes the logits; the decoding is ours (`router_backend.engines.transformers`).
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
+from transformers.utils.logging import disable_progress_bar
+
+from router_backend.checkpoints import footprint, hub, machine
+from router_backend.engines.transformers import drafter
+from router_backend.engines.transformers.model import DecodedModel, is_out_of_memory, release_memory
+from router_backend.engines.transformers.runner import TorchRunner
+from router_backend.engines.transformers.tokens import Tokens
+from router_backend.errors import CandidateError, LoadError, RungError
+from router_backend.plan.prompt import BUDGET_KEY
+from router_backend.types import ModelInfo
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+    from router_backend.checkpoints.ladder import Rung
+    from router_backend.settings import Settings
+
+T = TypeVar("T")
+# It says at every multiplication that it casts.
+logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def load(rung: Rung, settings: Settings) -> DecodedModel:
+    """Loads a hub repo or a local folder.
+
+    Raises:
+        CandidateError: it cannot be fetched, or is broken, or needs code of its own that is not trusted.
+        RungError: it does not load in this precision. Nothing of it stays in memory.
+        SettingsError: the drafter file is wrong.
+    """
+    folder = hub.fetch(rung.candidate, settings)
+    device = "cpu" if rung.strategy == "cpu" or settings.model_device == "cpu" or not _has_cuda() else "cuda"
+    if settings.model_device == "cuda" and device == "cpu":
+        raise RungError("MODEL_DEVICE=cuda, and torch sees no accelerator here")
+    if not sys.stderr.isatty():
+        disable_progress_bar()
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    remembered = list(drafter.read(settings.drafter)) if settings.drafter else []
+    return explained(lambda: _load(folder, device, rung, settings, remembered))
+
+
+def _load(folder: Path, device: str, rung: Rung, settings: Settings, remembered: list[str]) -> DecodedModel:
+    config, tokens = _read(folder, settings)
+    model = _weights(folder, config, trust_remote_code=settings.trust_remote_code, **precision(rung.strategy, device))
+    longest = getattr(config.get_text_config(), "max_position_embeddings", settings.context_length)
+    context = min(settings.context_length, longest)
+    # It decodes one request at a time, and keeps the prefixes of as many as there are slots.
+    runner = TorchRunner(model, kept_tokens=context * settings.slots, branches=settings.slots)
+    return DecodedModel(
+        ModelInfo(
+            rung.candidate.name,
+            rung.strategy,
+            "transformers",
+            context,
+            budget_line=bool(getattr(config, BUDGET_KEY, False)),
+        ),
+        tokens,
+        runner,
+        draft_tokens=settings.draft_tokens,
+        lookup=settings.prompt_lookup,
+        history_bits=settings.draft_history_bits,
+        forcing=settings.forced_tokens,
+        prefix_cache=settings.prefix_cache,
+        # Without a GPU at start there is nothing to measure, and with one passes are what counts.
+        pace=runner.pace(1 + settings.draft_tokens) if settings.draft_tokens and not settings.spaces_zero_gpu else None,
+        remembered=remembered,
+    )
+
+
+def _read(folder: Path, settings: Settings) -> tuple[PreTrainedConfig, Tokens]:
+    """All but the weights. Raises CandidateError: what is wrong here is wrong in every precision."""
+    trusted = settings.trust_remote_code
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted)
+        width = config.get_text_config().vocab_size
+        ends = _end_tokens(folder, config)
+        return config, Tokens(tokenizer, ends, vocabulary=width, prompt_format=settings.prompt_format)
+    except LoadError:
+        raise
+    except Exception as error:
+        raise CandidateError(f"its config, tokenizer or chat template cannot be used: {_words(error)}") from None
+
+
+def _end_tokens(folder: Path, config: PreTrainedConfig) -> set[int]:
+    """Those that the configurations name."""
+    named = [config.get_text_config().eos_token_id]
+    if (folder / "generation_config.json").is_file():
+        named.append(GenerationConfig.from_pretrained(folder).eos_token_id)
+    return {token for ids in named if ids is not None for token in ([ids] if isinstance(ids, int) else ids)}
+
+
+def _weights(folder: Path, config: PreTrainedConfig, **told: Any) -> PreTrainedModel:  # noqa: ANN401 - the library's
+    """The model. Raises CandidateError where the files lack some of it: the library would make up the rest."""
+    model, report = AutoModelForCausalLM.from_pretrained(
+        folder,
+        config=config,
+        use_safetensors=True,
+        local_files_only=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+        **told,
+    )
+    wrong = sorted([*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])])
+    if wrong:
+        raise CandidateError(
+            f"broken checkpoint: {len(wrong)} of the tensors that its config asks for are missing or of another "
+            f"shape ({wrong[0]})"
+        )
+    return model.eval()
+
+
+def precision(strategy: str, device: str) -> dict[str, Any]:
+    """What `from_pretrained` is told for a rung. `native` is left to the checkpoint's own configuration."""
+    best = torch.bfloat16 if device == "cpu" or torch.cuda.is_bf16_supported() else torch.float16
+    if device == "cpu":
+        best = getattr(torch, footprint.cpu_dtype(machine.inspect())[0])
+    told: dict[str, Any] = {"dtype": _DTYPES.get(strategy, best)}
+    if strategy == "8bit":
+        told["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=6.0)
+    elif strategy == "4bit":
+        told["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=best,
+        )
+    elif strategy == "native":
+        told["dtype"] = "auto"
+    several = device == "cuda" and torch.cuda.device_count() > 1
+    told["device_map"] = "auto" if several else {"": 0 if device == "cuda" else "cpu"}
+    return told
+
+
+def explained(load: Callable[[], T]) -> T:
+    """Calls `load` and turns the libraries' errors into the ladder's. Holds on to nothing of a load that failed."""
+    try:
+        return load()
+    except Exception as error:
+        failure = _failure(error)
+    # Only here is the failed load's traceback gone, and with it the tensors in its frames.
+    release_memory()
+    raise failure
+
+
+def _failure(error: Exception) -> LoadError:
+    if isinstance(error, LoadError):
+        return type(error)(error.message)
+    if is_out_of_memory(error):
+        return RungError("out of memory while loading")
+    if isinstance(error, ImportError):
+        return RungError(f"not installed here: {_words(error)}")
+    if isinstance(error, OSError | SafetensorError):
+        return CandidateError(f"broken checkpoint: {_words(error)}")
+    return RungError(_words(error))
+
+
+def _words(error: Exception) -> str:
+    """The error in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def _has_cuda() -> bool:
+    return torch.cuda.is_available()

@@ -1,0 +1,150 @@
+"""Tokens: a checkpoint's tokenizer, its chat template and the tokens that end its answers."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, cast
+
+import llguidance.hf
+from jinja2 import TemplateError
+from tokenizers import Tokenizer
+
+from router_backend.engines.conversation import Message, around, refused, without_template
+from router_backend.errors import CandidateError, InvalidRequest
+from router_backend.types import Role, Turn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+_REMEMBERED_TEXTS = 512
+_SAMPLE = "a plan"
+
+
+class Tokens:
+    """Text to token ids and back. Thread-safe.
+
+    Attributes:
+        ends: ids of the tokens that end an answer.
+        grammar: the same tokenizer as llguidance reads it.
+        vocabulary: width of the model's logits. Most models have more than the tokenizer has tokens, some have fewer.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, ends: Iterable[int], *, vocabulary: int, prompt_format: str = "auto"
+    ) -> None:
+        """
+        Raises:
+            CandidateError: the tokenizer is empty or none of the fast ones, or a wanted chat template is missing.
+        """
+        if not getattr(tokenizer, "is_fast", False):
+            raise CandidateError("the checkpoint has no fast tokenizer (tokenizer.json)")
+        serialized = tokenizer.backend_tokenizer.to_str()
+        # Two of them, since whether special tokens in a text are text is a state of the tokenizer.
+        self._special = Tokenizer.from_str(serialized)
+        self._plain = Tokenizer.from_str(serialized)
+        self._plain.encode_special_tokens = True
+        for each in (self._special, self._plain):
+            each.no_truncation()
+            each.no_padding()
+        added = self._special.get_added_tokens_decoder()
+        specials = (token for token, each in added.items() if each.special)
+        self._mute = frozenset({*specials, *range(self._special.get_vocab_size(), vocabulary)})
+        self.vocabulary = vocabulary
+        self._remembered = lru_cache(maxsize=_REMEMBERED_TEXTS)(self._encode)
+        self._tokenizer = tokenizer
+        self._pieces = lru_cache(maxsize=64)(self._read_pieces)
+        self._chat = self._has_template(tokenizer, prompt_format)
+        self._trims = self._strips()
+        found = (tokenizer.eos_token_id, self._end_of_turn(tokenizer))
+        self.ends = frozenset({*ends, *(token for token in found if token is not None)})
+        self.grammar = llguidance.hf.from_tokenizer(
+            tokenizer, n_vocab=max(vocabulary, len(tokenizer)), eos_token=sorted(self.ends)
+        )
+        if self.bytes_of(self.encode(_SAMPLE)).strip() != _SAMPLE.encode():  # the library makes up empty ones
+            raise CandidateError(
+                "the checkpoint's tokenizer cannot write plain text: tokenizer.json is missing or broken"
+            )
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Ids of a text; what looks like a special token in it is text too."""
+        return self._remembered(text)
+
+    def count(self, text: str) -> int:
+        return len(self._remembered(text))
+
+    def wrap(self, prompt: str, history: Sequence[Turn] = ()) -> list[int]:
+        """Ids of the prompt, after the conversation before it, inside the checkpoint's chat template.
+
+        Raises InvalidRequest where the template does not take such a conversation.
+        """
+        head, *rest = self._pieces((*(turn.role for turn in history), "user"))
+        ids = list(head)
+        for text, after in zip((*(turn.content for turn in history), prompt), rest, strict=True):
+            ids += self._remembered(text.strip() if self._trims else text)
+            ids += after
+        return ids
+
+    def bytes_of(self, ids: Sequence[int]) -> bytes:
+        """UTF-8, whose first and last character may be cut. Special tokens have none."""
+        return self.grammar.decode_bytes([token for token in ids if token not in self._mute])
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        return tuple(self._plain.encode(text, add_special_tokens=False).ids)
+
+    def _has_template(self, tokenizer: PreTrainedTokenizerFast, wanted: str) -> bool:
+        """Whether prompts go through a chat template. Raises CandidateError where one is wanted and there is none."""
+        found = bool(getattr(tokenizer, "chat_template", None))
+        if wanted == "chat" and not found:
+            raise CandidateError("PROMPT_FORMAT=chat, but the checkpoint has no chat template")
+        if wanted == "raw" or not found:
+            return False
+        try:
+            around(("user",), self._render)
+        except InvalidRequest:
+            raise CandidateError(
+                "the checkpoint's chat template leaves the user's text out: try PROMPT_FORMAT=raw"
+            ) from None
+        return True
+
+    def _render(self, messages: list[Message]) -> str:
+        # A checkpoint that thinks aloud (Qwen 3) is told not to: a plan has no place for it.
+        text = self._tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
+        return cast("str", text)
+
+    def _read_pieces(self, roles: tuple[Role, ...]) -> tuple[tuple[int, ...], ...]:
+        """Ids before, between and after the texts of such turns."""
+        if not self._chat:
+            begin = self._special.encode("", add_special_tokens=True).ids
+            head = tuple(token for token in begin if token == self._tokenizer.bos_token_id)
+            return (head, *(self._encode_special(piece) for piece in without_template(roles)[1:]))
+        try:
+            pieces = around(roles, self._render)
+        except TemplateError:  # the template's own refusal
+            raise refused(roles) from None
+        return tuple(self._encode_special(piece) for piece in pieces)
+
+    def _strips(self) -> bool:
+        """Whether the template takes the blanks around a text away."""
+        if not self._chat:
+            return False
+        wide = "\n{}\n"
+        (head, tail) = around(("user",), self._render)
+        mark = secrets.token_hex(16)
+        return self._render([{"role": "user", "content": wide.format(mark)}]) != head + wide.format(mark) + tail
+
+    def _encode_special(self, text: str) -> tuple[int, ...]:
+        return tuple(self._special.encode(text, add_special_tokens=False).ids)
+
+    def _end_of_turn(self, tokenizer: PreTrainedTokenizerFast) -> int | None:
+        """The special token that the template puts after an answer; not every checkpoint's configuration names it."""
+        if not getattr(tokenizer, "chat_template", None):
+            return None
+        mark = secrets.token_hex(16)
+        turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": mark}]
+        text = cast("str", tokenizer.apply_chat_template(turns, tokenize=False))
+        after = self._encode_special(text.rpartition(mark)[2].lstrip())
+        return after[0] if after and self._special.get_added_tokens_decoder().get(after[0]) is not None else None

@@ -1,5 +1,0 @@
-"""`merge`: a router checkpoint out of a base and a LoRA adapter."""
-
-from router_backend.merging.run import MergeOptions, merge
-
-__all__ = ["MergeOptions", "merge"]

@@ -1,0 +1,113 @@
+"""Gives each request an id, a log line, its count and its span, and answers what nobody else caught."""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import time
+from typing import Any
+
+from fastapi import Request
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from router_backend.server.disconnect import ClientGone
+from router_backend.server.errors import describe
+from router_backend.server.middleware.headers import first_of_each, hardened
+from router_backend.service import tracing
+from router_backend.service.caller import Caller, caller
+from router_backend.service.metrics import Metrics
+from router_backend.types import Chunk
+
+_log = logging.getLogger("router_backend.access")
+_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
+_QUIET = {"/livez", "/readyz", "/startupz", "/health"}
+
+
+def request_id(request: Request) -> str:
+    return str(request.scope["state"]["request_id"])
+
+
+def note(request: Request, last: Chunk, prompt: str | None = None) -> None:
+    """Remembers an answer's sums for the request's log line; the prompt only where the operator asked for it."""
+    request.scope["state"]["note"] = {
+        "prompt_tokens": last.usage.prompt_tokens,
+        "completion_tokens": last.usage.completion_tokens,
+        "finish_reason": last.finish_reason,
+        "queue_seconds": last.timings.queue_seconds,
+        "decode_seconds": last.timings.decode_seconds,
+        **({"prompt": prompt} if prompt is not None else {}),
+    }
+
+
+class AccessLog:
+    """ASGI middleware; the outermost. Probes are logged at DEBUG, so that they do not bury the rest."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, frame_ancestors: str = "'self'") -> None:
+        self._app = app
+        self._metrics = metrics
+        self._frame_ancestors = frame_ancestors
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = first_of_each(scope)
+        sent = headers.get(b"x-request-id", b"").decode("latin-1")
+        traceparent = headers.get(b"traceparent", b"").decode("latin-1")
+        state: dict[str, Any] = scope.setdefault("state", {})
+        state["request_id"] = sent if _ID.fullmatch(sent) else f"req-{secrets.token_hex(8)}"
+        span = tracing.begin_request(scope["method"], traceparent)
+        trace_id = tracing.trace_id(span) if span else tracing.trace_id_of(traceparent)
+        caller.set(Caller(state["request_id"], trace_id=trace_id))
+        status = 0
+        start = time.monotonic()
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                more = [
+                    (b"x-request-id", state["request_id"].encode()),
+                    *hardened(message["headers"], self._frame_ancestors),
+                ]
+                message["headers"] = [*message["headers"], *more]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except (ClientGone, ClientDisconnect):
+            if not status:
+                await Response(status_code=499)(scope, receive, send_with_id)
+        except Exception as error:
+            _log.exception("unhandled error", extra={"request_id": state["request_id"]})
+            if status:
+                raise  # the headers are out: only a broken connection tells the client
+            await JSONResponse(describe(error), 500)(scope, receive, send_with_id)
+        finally:
+            route = _route(scope)
+            self._metrics.http_request(scope["method"], route, status)
+            if span is not None:
+                what = {"http.response.status_code": status, "http.route": route, "router.key": state.get("key") or ""}
+                tracing.end_request(span, f"{scope['method']} {route}", what)
+            level = logging.DEBUG if scope["path"] in _QUIET else logging.INFO
+            if _log.isEnabledFor(level):
+                fields = {
+                    "request_id": state["request_id"],
+                    "key": state.get("key"),
+                    "method": scope["method"],
+                    "path": scope["path"],
+                    "status": status,
+                    "seconds": round(time.monotonic() - start, 4),
+                    **state.get("note", {}),
+                }
+                _log.log(level, "request", extra=fields)
+
+
+def _route(scope: Scope) -> str:
+    """The path as the API declares it: few values, whatever clients ask for."""
+    if scope["path"].startswith("/gradio"):
+        return "/gradio"
+    return str(getattr(scope.get("route"), "path", "other"))

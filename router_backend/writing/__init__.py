@@ -1,0 +1,1 @@
+"""Text under a token budget: what plans and JSON for a client's schema have in common."""

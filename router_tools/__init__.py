@@ -1,0 +1,1 @@
+"""Commands around a router that a server does not need: train, merge, deploy, evaluate, smoke."""

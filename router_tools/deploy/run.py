@@ -1,0 +1,254 @@
+"""One deployment: compare, apply what differs, wait for the Space, check it at its address."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import typer
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import HfHubHTTPError
+from pydantic import SecretStr
+
+from router_backend.checkpoints.hub.write import hub_access, refusals, words
+from router_backend.client import ClientError, RouterClient
+from router_backend.errors import HubError, InvalidRequest
+from router_backend.settings import Settings
+from router_tools.deploy import declared, files
+from router_tools.deploy.there import Changes, There, compare, diff, look
+from router_tools.smoke import run_smoke
+
+DONE, FAILED, NOT_RUN, REFUSED = 0, 1, 2, 3
+_ON_THE_WAY = ("BUILDING", "RUNNING_BUILDING", "APP_STARTING", "RUNNING_APP_STARTING")
+_ASLEEP = ("SLEEPING", "PAUSED", "STOPPED")
+_LOG_LINES = 60
+# Where a secret's value stands under another name, since its own means something else here.
+_VARIABLES = {"HF_TOKEN": "SPACE_HF_TOKEN"}
+
+
+@dataclass(frozen=True)
+class DeployOptions:
+    """What is deployed, and how.
+
+    Attributes:
+        space: `owner/name`.
+        root: the clone whose files go there.
+        dry_run: only show what would be changed.
+        wait: until it runs; then check it.
+        private: of a Space that is created. One that is there stays as it is.
+        all_secrets: set those anew that the Space has already.
+        timeout: seconds that are waited for.
+        settle: seconds in which a hub may still show the state from before a change.
+        poll: seconds between two looks.
+    """
+
+    space: str
+    root: Path = Path(__file__).parent.parent.parent
+    dry_run: bool = False
+    wait: bool = True
+    private: bool = False
+    all_secrets: bool = False
+    timeout: float = 1800
+    settle: float = 15
+    poll: float = 3
+
+
+def deploy(options: DeployOptions, settings: Settings, out: Callable[[str], object] = print) -> int:
+    """Brings the Space to the state that is declared. Done twice it changes nothing the second time.
+
+    Returns:
+        0: it is as declared (or only shown), and well. 1: it does not build or start, or a check failed. 3: the hub
+        refuses the hardware; all else is done. (2, the command's own: nothing could be done.)
+
+    Raises:
+        HubError: the hub cannot be used: offline, no token, no access, no connection, a change refused.
+        InvalidRequest: the name is none, or this is no clone of the project.
+        SettingsError: the declared state is wrong.
+    """
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", options.space, re.ASCII):
+        raise InvalidRequest(f"{options.space} is no name of a Space: write owner/name")
+    return _Deployment(options, settings, out).run()
+
+
+class _Deployment:
+    def __init__(self, options: DeployOptions, settings: Settings, out: Callable[[str], object]) -> None:
+        self._options, self._settings, self._out = options, settings, out
+        self._space = options.space
+        self._api: HfApi = hub_access(settings)
+        self._declared = declared.read(options.root)
+        given = {value for name in self._declared.secrets if (value := self._given(name))}
+        self._hidden = {str(self._api.token), *settings.api_keys.values(), *given}
+
+    def run(self) -> int:
+        content = {name: (self._options.root / name).read_bytes() for name in files.listed(self._options.root)}
+        hashes = {name: frozenset((files.blob_id(data), _sha256(data))) for name, data in content.items()}
+        with refusals(f"{self._space} cannot be read"):
+            there = look(self._api, self._space)
+        changes = compare(there, self._declared, hashes, all_secrets=self._options.all_secrets)
+        self._show(there, changes, content)
+        if self._options.dry_run:
+            return DONE
+        refused = self._apply(there, changes, content)
+        if refused or not self._options.wait:
+            return REFUSED if refused else DONE
+        return self._wait_and_check(changed=bool(changes) or there.stage in _ASLEEP)
+
+    def _show(self, there: There, changes: Changes, content: dict[str, bytes]) -> None:
+        size = sum(map(len, content.values())) / 1e6
+        self._say(f"{self._space}: {len(content)} files ({size:.1f} MB) as the Space should have them")
+        for line in diff(self._space, there, changes):
+            self._say(f"  {line}")
+        if not changes:
+            self._say("  nothing to change")
+
+    def _apply(self, there: There, changes: Changes, content: dict[str, bytes]) -> bool:
+        """Whether the hardware was refused."""
+        space, api = self._space, self._api
+        secrets = {name: value for name in changes.secrets if (value := self._secret(name)) is not None}
+        self._hidden.update(secrets.values())
+        with refusals(f"{space} could not be changed"):
+            if changes.create:
+                api.create_repo(
+                    space, repo_type="space", space_sdk="gradio", private=self._options.private, exist_ok=True
+                )
+                self._say(f"{space}: created")
+            refused = self._hardware(changes.hardware)
+            self._sleep(changes.sleep_time)
+            for key, value in changes.variables.items():
+                api.add_space_variable(space, key, value)
+            for key, value in secrets.items():
+                api.add_space_secret(space, key, value)
+        with refusals(f"{space}: the upload failed, and nothing of it is there"):
+            self._upload(there, changes, content)
+        if there.stage in _ASLEEP and not changes:
+            with refusals(f"{space} could not be started"):
+                api.restart_space(space)
+            self._say(f"{space}: it was {there.stage.lower()}, and is started again")
+        return refused
+
+    def _upload(self, there: There, changes: Changes, content: dict[str, bytes]) -> None:
+        """One commit, so that the Space never has some of the files."""
+        added = [CommitOperationAdd(path, content[path]) for path in changes.upload]
+        gone = [CommitOperationDelete(path) for path in changes.delete]
+        if not (added or gone):
+            return
+        message = f"Deploy router-backend ({len(added)} files, {len(gone)} removed)"
+        done = self._api.create_commit(
+            self._space, [*added, *gone], commit_message=message, repo_type="space", parent_commit=there.commit
+        )
+        self._say(f"{self._space}: {len(added)} files uploaded, {len(gone)} removed, commit {done.oid[:12]}")
+
+    def _hardware(self, wanted: str | None) -> bool:
+        if wanted is None:
+            return False
+        try:
+            self._api.request_space_hardware(self._space, wanted)  # type: ignore[arg-type] # new ones need no new library
+        except HfHubHTTPError as error:
+            self._say(
+                f"{self._space}: the hub refuses the hardware {wanted} ({words(error)}). ZeroGPU is for PRO accounts "
+                f"and paying organisations; `hardware: cpu-basic` in {declared.PLACE} asks for none"
+            )
+            return True
+        self._say(f"{self._space}: hardware {wanted} asked for")
+        return False
+
+    def _sleep(self, wanted: int | None) -> None:
+        if wanted is None:
+            return
+        try:
+            self._api.set_space_sleep_time(self._space, wanted)
+        except HfHubHTTPError as error:
+            self._say(f"{self._space}: the hub refuses the sleep time of {wanted} s ({words(error)}); it keeps its own")
+
+    def _secret(self, name: str) -> str | None:
+        """From the environment, or asked for on a terminal. The token that deploys never becomes the Space's own."""
+        given = self._given(name)
+        if given is not None:
+            return given
+        if not sys.stdin.isatty():
+            self._say(f"{self._space}: the secret {name} is not set, since {_VARIABLES.get(name, name)} is not")
+            return None
+        asked: str = typer.prompt(f"{name} of the Space (Enter: none)", default="", hide_input=True, show_default=False)
+        return asked.strip() or None
+
+    def _given(self, name: str) -> str | None:
+        value = getattr(self._settings, _VARIABLES.get(name, name).lower(), None)
+        return value.get_secret_value() if isinstance(value, SecretStr) else None
+
+    def _wait_and_check(self, *, changed: bool) -> int:
+        stage = self._await_stage(changed=changed)
+        if stage != "RUNNING":
+            self._say(f"{self._space}: {stage}, and not running")
+            self._show_logs(build=stage in ("BUILD_ERROR", "CONFIG_ERROR"))
+            return FAILED
+        with refusals(f"{self._space}: its address is not known"):
+            info = self._api.space_info(self._space)
+        url = str(info.host or f"https://{info.subdomain}.hf.space")
+        key = self._key(private=bool(info.private))
+        self._await_model(url, key)
+        code = run_smoke(url, key, tools=self._settings.tools, out=self._say)
+        self._say(f"HF_ROUTER_API={url.rstrip('/')}/v1/generate")
+        return DONE if code == 0 else FAILED
+
+    def _await_stage(self, *, changed: bool) -> str:
+        """The stage in which it stays. One from before the change does not count, while `settle` lasts."""
+        began, last = time.monotonic(), ""
+        while True:
+            with refusals(f"{self._space}: its stage is not known"):
+                stage = str(self._api.get_space_runtime(self._space).raw["stage"])
+            passed = time.monotonic() - began
+            if stage != last:
+                self._say(f"{self._space}: {stage} ({passed:.0f} s)")
+            changed = changed and stage not in _ON_THE_WAY
+            last = stage
+            if stage not in _ON_THE_WAY and (not changed or passed > self._options.settle):
+                return stage
+            if passed > self._options.timeout:
+                raise HubError(f"{self._space} is still {stage} after {passed:.0f} s; it goes on without being watched")
+            time.sleep(self._options.poll)
+
+    def _await_model(self, url: str, key: str | None) -> None:
+        """Until no model is being loaded any more: a fresh Space fetches its checkpoint first."""
+        deadline, last = time.monotonic() + self._options.timeout, ""
+        with RouterClient(url, key, timeout=30) as client:
+            while time.monotonic() < deadline:
+                try:
+                    status = client.health()["status"]
+                except ClientError:  # the checks say what is wrong
+                    return
+                if status != "loading":
+                    return
+                if status != last:
+                    self._say(f"{self._space}: the checkpoint is being loaded")
+                last = status
+                time.sleep(self._options.poll)
+
+    def _key(self, *, private: bool) -> str | None:
+        """A private Space is opened by the hub's token, which then takes the place of a key of ours."""
+        keys = list(self._settings.api_keys.values())
+        return str(self._api.token) if private else (keys[0] if keys else None)
+
+    def _show_logs(self, *, build: bool) -> None:
+        try:
+            lines = [
+                line for text in self._api.fetch_space_logs(self._space, build=build) for line in text.splitlines()
+            ]
+        except HfHubHTTPError as error:
+            self._say(f"the logs cannot be had: {words(error)}")
+            return
+        for line in lines[-_LOG_LINES:]:
+            self._say(f"  | {line}")
+
+    def _say(self, line: str) -> None:
+        for secret in self._hidden:
+            line = line.replace(secret, "***")
+        self._out(line)
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

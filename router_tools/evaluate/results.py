@@ -1,0 +1,83 @@
+"""Results: every row with its figures and findings, and what they come to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from router_backend.plan.rules import validate
+from router_tools.evaluate.metrics import BucketScores, aggregate, read_plan, score_row
+from router_tools.evaluate.predictions import Prediction
+from router_tools.evaluate.rows import GoldRow
+from router_tools.evaluate.thresholds import Threshold, Verdict, judge
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredRow:
+    """A gold row with what was predicted, its figures and what is wrong with it."""
+
+    gold: GoldRow
+    prediction: Prediction
+    predicted: dict[str, Any] | None
+    scores: dict[str, float]
+    findings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """All that the reports tell. `generation` is what the answers cost, as far as that is known."""
+
+    source: str
+    sampling: dict[str, object]
+    rows: tuple[ScoredRow, ...]
+    buckets: dict[str, BucketScores]
+    verdicts: tuple[Verdict, ...]
+    generation: dict[str, float]
+
+    @classmethod
+    def of(
+        cls, rows: Sequence[ScoredRow], thresholds: Sequence[Threshold], *, source: str, sampling: dict[str, object]
+    ) -> Evaluation:
+        buckets = aggregate((row.gold.plan, row.scores) for row in rows)
+        verdicts = tuple(judge(buckets, thresholds))
+        return cls(source, sampling, tuple(rows), buckets, verdicts, _generation([row.prediction for row in rows]))
+
+    @property
+    def passed(self) -> bool:
+        return all(verdict.passed is not False for verdict in self.verdicts)
+
+
+def score(row: GoldRow, prediction: Prediction, tools: Sequence[str], *, lenient: bool = False) -> ScoredRow:
+    """One row's figures, and in words what keeps its plan from being a good one."""
+    predicted = read_plan(prediction.text, lenient=lenient)
+    scores = score_row(row.plan, predicted, prediction.text, tools)
+    if prediction.error is not None:
+        findings: tuple[str, ...] = (prediction.error,)
+    elif predicted is None:
+        findings = ("the text is no JSON object",)
+    else:
+        findings = tuple(map(str, validate(predicted, tools)[1]))
+    return ScoredRow(row, prediction, predicted, scores, findings)
+
+
+def _generation(predictions: Sequence[Prediction]) -> dict[str, float]:
+    seconds = sorted(each.seconds for each in predictions if each.seconds is not None and each.error is None)
+    tokens = sorted(each.completion_tokens for each in predictions if each.completion_tokens is not None)
+    clipped = [len(each.clipped) for each in predictions if each.clipped is not None]
+    figures: dict[str, float] = {"failed": sum(each.error is not None for each in predictions)}
+    for name, values in (("seconds", seconds), ("completion_tokens", tokens)):
+        if values:
+            figures[f"{name}_mean"] = math.fsum(values) / len(values)
+            figures[f"{name}_p50"] = _percentile(values, 0.5)
+            figures[f"{name}_p95"] = _percentile(values, 0.95)
+            figures[f"{name}_max"] = values[-1]
+    if clipped:
+        figures["clipped_rows_share"] = sum(map(bool, clipped)) / len(clipped)
+        figures["clipped_texts_mean"] = sum(clipped) / len(clipped)
+    return figures
+
+
+def _percentile(ordered: Sequence[float], share: float) -> float:
+    return ordered[math.ceil(share * len(ordered)) - 1]

@@ -1,0 +1,77 @@
+"""The files that an evaluation reads: JSONL, each wrong line named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from router_tools.evaluate.metrics import read_plan, refuse, route_of
+
+
+class UsageError(Exception):
+    """What the caller handed in cannot be used; the message says what and where."""
+
+
+@dataclass(frozen=True, slots=True)
+class GoldRow:
+    """A prompt with its gold plan. `line` is its place in the file, from 1."""
+
+    line: int
+    prompt: str
+    plan: dict[str, Any]
+
+
+def read_gold(path: Path, limit: int | None = None) -> list[GoldRow]:
+    """The first `limit` rows `{"prompt", "completion"}`; further keys are ignored.
+
+    Raises:
+        UsageError: no such file, no row, or a row that is wrong.
+    """
+    rows: list[GoldRow] = []
+    for line, value in json_lines(path):
+        where = f"{path}, line {line}"
+        prompt, completion = value.get("prompt"), value.get("completion")
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise UsageError(f"{where}: prompt must be a text that is not blank")
+        if not isinstance(completion, str):
+            raise UsageError(f"{where}: completion must be the gold plan as JSON text")
+        plan = read_plan(completion)
+        if plan is None:
+            raise UsageError(f"{where}: completion is no JSON object")
+        if not route_of(plan) or None in route_of(plan):
+            raise UsageError(f"{where}: the gold route_plan must be a list of /tool(arguments)")
+        rows.append(GoldRow(line, prompt, plan))
+        if len(rows) == limit:
+            break
+    if not rows:
+        raise UsageError(f"{path} has no rows")
+    return rows
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line numbers and JSON objects; blank lines are skipped.
+
+    Raises:
+        UsageError: no such file, or a line that is no JSON object.
+    """
+    try:
+        with path.open("rb") as file:
+            for line, raw in enumerate(file, 1):
+                text = raw.removeprefix(b"\xef\xbb\xbf") if line == 1 else raw
+                if text.strip():
+                    yield line, _object(path, line, text)
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or 'cannot be read'}") from None
+
+
+def _object(path: Path, line: int, raw: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(raw, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path}, line {line}: no JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise UsageError(f"{path}, line {line}: must be a JSON object")
+    return value

@@ -1,0 +1,147 @@
+"""evaluate: from the gold file to the exit code."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+
+from router_backend.client import ClientError, RouterClient
+from router_backend.types import Output
+from router_tools.evaluate import report
+from router_tools.evaluate.predictions import Predict, Prediction, Store, predict_all, predict_with, read_predictions
+from router_tools.evaluate.results import Evaluation, score
+from router_tools.evaluate.rows import GoldRow, UsageError, read_gold
+from router_tools.evaluate.thresholds import load_thresholds
+
+PASSED, FAILED, NOT_RUN = 0, 1, 2
+LARGEST_CONCURRENCY = 256
+MISSING = Prediction(error="there is no prediction for this prompt")
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateOptions:
+    """One evaluation. The predictions come from `url`, from `candidate` or from a file: exactly one of them.
+
+    Attributes:
+        gold: JSONL rows `{"prompt", "completion"}`.
+        out: folder for predictions.jsonl, scores.json and report.html.
+        url: a deployed router.
+        candidate: the name of what the function handed to `evaluate` runs.
+        predictions: JSONL rows `{"prompt", "text"}`, to score only.
+        limit: the first rows only.
+        tools: the specialists that `rules_ok` knows.
+        lenient: reads a plan out of prose and fences too; `json_valid` stays strict.
+        thresholds: a JSON file instead of the packaged one.
+        concurrency: prompts in flight at once.
+        timeout: seconds for one answer of the URL.
+        retries: of answers 429 and 503.
+    """
+
+    gold: Path
+    out: Path
+    url: str | None = None
+    api_key: str | None = field(default=None, repr=False)
+    candidate: str | None = None
+    predictions: Path | None = None
+    limit: int | None = None
+    max_new_tokens: int = 600
+    temperature: float = 0.2
+    seed: int = 0
+    output: Output = "plan"
+    tools: tuple[str, ...] = ("/general-search", "/math", "/code")
+    lenient: bool = False
+    thresholds: Path | None = None
+    concurrency: int = 1
+    timeout: float = 300.0
+    retries: int = 5
+
+
+def evaluate(options: EvaluateOptions, predict: Predict | None = None, *, console: Console | None = None) -> int:
+    """Predicts (or goes on predicting), scores, prints, and writes `scores.json` and `report.html`.
+
+    Args:
+        predict: answers a prompt in this process, for `candidate`; called from `concurrency` threads.
+
+    Returns:
+        0: every threshold holds. 1: one does not. 2: wrong usage, or the predictions could not be had.
+    """
+    console = console or Console()
+    try:
+        _check(options, predict)
+        thresholds = load_thresholds(options.thresholds)
+        gold = read_gold(options.gold, options.limit)
+        options.out.mkdir(parents=True, exist_ok=True)
+        source, sampling, predictions = _predict(options, gold, predict, console)
+        rows = [
+            score(row, predictions.get(row.prompt, MISSING), options.tools, lenient=options.lenient) for row in gold
+        ]
+        result = Evaluation.of(rows, thresholds, source=source, sampling=sampling)
+        report.show(result, console)
+        report.write(result, options.out)
+    except (UsageError, ClientError, OSError) as error:
+        console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        return NOT_RUN
+    console.print(
+        f"written: {options.out / 'scores.json'} and report.html", markup=False, highlight=False, soft_wrap=True
+    )
+    return PASSED if result.passed else FAILED
+
+
+def _check(options: EvaluateOptions, predict: Predict | None) -> None:
+    given = [each for each in (options.url, options.candidate, options.predictions) if each]
+    if len(given) != 1:
+        raise UsageError("give one of url, candidate and predictions")
+    if (predict is None) != (options.candidate is None):
+        raise UsageError("a candidate and its predict function go together")
+    for name, least in (("limit", 1), ("max_new_tokens", 1), ("concurrency", 1), ("seed", 0), ("retries", 0)):
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise UsageError(f"{name} is {value}; at least {least} is needed")
+    if options.concurrency > LARGEST_CONCURRENCY:
+        raise UsageError(f"concurrency is {options.concurrency}; at most {LARGEST_CONCURRENCY} is possible")
+    if not 0 <= options.temperature <= 2:
+        raise UsageError(f"temperature is {options.temperature}; it must be from 0 to 2")
+    if not (options.timeout > 0 and math.isfinite(options.timeout)):
+        raise UsageError(f"timeout is {options.timeout}; it must be a time in seconds")
+
+
+def _predict(
+    options: EvaluateOptions, gold: Sequence[GoldRow], predict: Predict | None, console: Console
+) -> tuple[str, dict[str, object], dict[str, Prediction]]:
+    """Who was asked, how, and prompt → prediction."""
+    if options.predictions is not None:
+        predictions = read_predictions(options.predictions)
+        if not any(row.prompt in predictions for row in gold):
+            raise UsageError(f"{options.predictions} has none of the prompts of {options.gold}")
+        return str(options.predictions), {}, predictions
+    fields: dict[str, object] = {
+        "max_new_tokens": options.max_new_tokens,
+        "temperature": options.temperature,
+        "seed": options.seed,
+        "output": options.output,
+    }
+    prompts = [row.prompt for row in gold]
+    store = Store(options.out / "predictions.jsonl")
+    if predict is not None:
+        source = str(options.candidate)
+        sampling = {"source": source, **fields}
+        found = predict_all(prompts, predict, store, sampling, concurrency=options.concurrency, console=console)
+        return source, fields, found
+    try:
+        client = RouterClient(str(options.url), options.api_key, options.timeout, options.retries)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    with client:
+        found = predict_all(
+            prompts,
+            predict_with(client, fields),
+            store,
+            {"source": client.url, **fields},
+            concurrency=options.concurrency,
+            console=console,
+        )
+    return client.url, fields, found

@@ -1,0 +1,251 @@
+"""One merge: from base and adapter to the folders, the file and the card, each whole or not there at all."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers.utils.logging import disable_progress_bar
+
+from router_backend.checkpoints import embedded, hub
+from router_backend.checkpoints.description import Folder, describe
+from router_backend.checkpoints.gguf_merge import merge as merge_gguf
+from router_backend.checkpoints.hub.write import hub_access, refusals
+from router_backend.checkpoints.ladder import parse_candidate
+from router_backend.errors import CandidateError, InvalidRequest
+from router_backend.plan.prompt import BUDGET_KEY
+from router_tools.merge import adapter, gguf_file, quantized, shards, verify
+from router_tools.merge.card import card
+
+if TYPE_CHECKING:
+    from router_backend.checkpoints.ladder import Candidate
+    from router_backend.settings import Settings
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class MergeOptions:
+    """What is merged, and what is made of it.
+
+    Attributes:
+        base: a folder of safetensors, a hub repo, a GGUF file, `repo:file.gguf` or `embedded`.
+        adapter: a folder with a LoRA adapter in PEFT's format.
+        out: the folder to make; or, out of a GGUF, a `.gguf` file.
+        dtype: of the weights: `bf16`, `fp16`, `fp32`; None: as in the base, and bf16 where that is a GGUF.
+        copies: `4bit`, `8bit`: quantised copies, in folders beside `out`.
+        gguf: the kind of a GGUF beside the weights, such as Q8_0.
+        memory: bytes that weights may take at once.
+        check: whether logits are compared.
+        push: the repository on a hub that it goes to; a copy goes to one of the same name with `-4bit` or `-8bit`.
+    """
+
+    base: str
+    adapter: Path
+    out: Path
+    dtype: str | None = None
+    copies: tuple[str, ...] = ()
+    gguf: str | None = None
+    memory: int = 4 << 30
+    check: bool = True
+    push: str | None = None
+    private: bool = False
+
+
+def merge(options: MergeOptions, settings: Settings, say: Callable[[str], object] = print) -> int:
+    """Does it all, and says what it does.
+
+    Returns:
+        The exit code: 0, or 1 where logits differ by more than rounding explains; nothing is pushed then.
+
+    Raises:
+        InvalidRequest: the options contradict each other, or `out` is there already.
+        CandidateError: base or adapter cannot be read, do not fit together, or cannot be written as asked.
+    """
+    disable_progress_bar()
+    _refuse_contradictions(options)
+    candidate = parse_candidate(options.base, settings.model_owner)
+    if options.out.suffix == ".gguf":
+        if candidate.kind not in ("gguf", "hub-gguf", "embedded"):
+            raise InvalidRequest("a .gguf file is made out of a GGUF base; of others name a folder, and --gguf")
+        digest = merge_gguf(_gguf(candidate, settings), options.adapter, options.out, kind=options.gguf or "Q8_0")
+        say(f"{options.out}: SHA-256 {digest}")
+        return 0
+    with _being_made(options.out) as new:
+        code = _Merge(options, settings, candidate, new, say).run()
+    if options.push and code == 0:
+        _push(options, options.push, settings, say)
+    return code
+
+
+def _push(options: MergeOptions, repo: str, settings: Settings, say: Callable[[str], object]) -> None:
+    """Uploads the folder and its copies, each to a repository of its own. What is there already is not sent again."""
+    api = hub_access(settings)
+    made = {repo: options.out} | {f"{repo}-{each}": _beside(options.out, each) for each in options.copies}
+    for name, folder in made.items():
+        with refusals(f"{name} could not be pushed"):
+            api.create_repo(name, private=options.private, exist_ok=True)
+            done = api.upload_folder(repo_id=name, folder_path=folder, commit_message="A merged router checkpoint")
+        say(f"{name}: pushed, commit {done.oid[:12]}")
+
+
+def _refuse_contradictions(options: MergeOptions) -> None:
+    if options.dtype not in (None, *DTYPES):
+        raise InvalidRequest(f"{options.dtype} is no dtype to merge to: choose from {', '.join(DTYPES)}")
+    if wrong := set(options.copies) - set(quantized.PRECISIONS):
+        raise InvalidRequest(f"no copy can be made in {min(wrong)}: choose from {', '.join(quantized.PRECISIONS)}")
+    for place in (options.out, *(_beside(options.out, precision) for precision in options.copies)):
+        if place.exists() and not (place.is_dir() and not any(place.iterdir())):
+            raise InvalidRequest(f"{place} is there already: name another, or remove it")
+
+
+def _beside(out: Path, precision: str) -> Path:
+    return out.with_name(f"{out.name}-{precision}")
+
+
+@contextlib.contextmanager
+def _being_made(out: Path) -> Iterator[Path]:
+    """A folder that becomes `out` when the block ends well, and else is gone."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    new = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        yield new
+        if out.is_dir():
+            out.rmdir()
+        new.chmod(0o755)
+        new.replace(out)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _gguf(candidate: Candidate, settings: Settings) -> Path:
+    if candidate.kind == "embedded":
+        return embedded.base()
+    return hub.fetch_gguf(candidate, settings) if candidate.kind == "hub-gguf" else Path(candidate.name)
+
+
+class _Merge:
+    """The steps of one merge into a folder, in order."""
+
+    def __init__(
+        self, options: MergeOptions, settings: Settings, candidate: Candidate, out: Path, say: Callable[[str], object]
+    ) -> None:
+        self._options, self._settings, self._candidate, self._out, self._say = options, settings, candidate, out, say
+        self._layers = adapter.read(options.adapter)
+        self._figures: list[tuple[str, str]] = []
+        self._differs = False
+        self._merged: torch.Tensor | None = None
+
+    def run(self) -> int:
+        with self._base() as base:
+            known = describe(Folder(base))
+            if known.quantized:
+                raise CandidateError(f"the base is quantised ({known.quantized}): merge into it as it was before")
+            self._weights(base)
+            if self._options.check:
+                self._verify(base)
+        if self._options.gguf:
+            self._gguf_beside(self._options.gguf)
+        for precision in self._options.copies:
+            self._copy(precision)
+        self._write_card(self._out, self._options.out.name, self._options.push)
+        self._say(f"{self._options.out}: {'merged, but see above' if self._differs else 'merged'}")
+        return int(self._differs)
+
+    @contextlib.contextmanager
+    def _base(self) -> Iterator[Path]:
+        """A folder of safetensors. A GGUF becomes one for a while, in fp32: as a whole, so it has to fit in memory."""
+        if self._candidate.kind in ("folder", "hub"):
+            yield hub.fetch(self._candidate, self._settings)
+            return
+        path = _gguf(self._candidate, self._settings)
+        with tempfile.TemporaryDirectory(dir=self._out.parent) as folder:
+            try:
+                model = AutoModelForCausalLM.from_pretrained(
+                    path.parent,
+                    gguf_file=path.name,
+                    dtype=torch.float32,
+                    quantization_config=GgufConfig(dequantize=True),
+                )
+                model.save_pretrained(folder)
+                AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(folder)
+            except (OSError, ValueError, KeyError) as error:
+                raise CandidateError(f"{path.name} does not load as a base: {type(error).__name__}: {error}") from None
+            yield Path(folder)
+
+    def _weights(self, base: Path) -> None:
+        options = self._options
+        plain = self._candidate.kind in ("folder", "hub")
+        dtype = DTYPES[options.dtype] if options.dtype else (None if plain else torch.bfloat16)
+        shards.write(base, self._out, self._layers, dtype=dtype, memory=options.memory, note=self._say)
+        for path in quantized.beside_weights(base):
+            shutil.copyfile(path, self._out / path.name)
+        changes: dict[str, Any] = {"dtype": str(dtype).removeprefix("torch.")} if dtype else {}
+        if adapter.knows_budgets(options.adapter):
+            changes[BUDGET_KEY] = True
+        config = json.loads((base / "config.json").read_text("utf-8"))
+        if dtype:
+            config.pop("torch_dtype", None)
+        (self._out / "config.json").write_text(json.dumps(config | changes, indent=2) + "\n", "utf-8")
+        rank = max(lora.lower.shape[0] for lora in self._layers.values())
+        kept = options.dtype or ("as in the base" if plain else "bf16")
+        self._figure("weights", f"{kept}; {len(self._layers)} layers, rank {rank}")
+
+    def _verify(self, base: Path) -> None:
+        memory, ids = self._options.memory, verify.prompt_ids(self._out)
+        together = verify.logits(base, ids, memory=memory, layers=self._layers)
+        self._merged = verify.logits(self._out, ids, memory=memory)
+        found = verify.agreement(self._merged, together)
+        with shards.Weights(self._out) as weights:
+            kinds = {shards.DTYPES.get(kind, torch.float32) for kind in weights.kinds.values()}
+        allowed = max(verify.TOLERANCE[kind] for kind in kinds & verify.TOLERANCE.keys())
+        self._figure("merged, beside base and adapter", str(found))
+        if not found.difference <= allowed:  # not a number is no agreement either
+            self._differs = True
+            self._say(f"that is more than rounding explains ({allowed:.1%})")
+
+    def _gguf_beside(self, kind: str) -> None:
+        name = f"{self._options.out.name}-{kind}.gguf"
+        if self._candidate.kind in ("folder", "hub"):
+            gguf_file.write(self._out, self._out / name, kind)
+        else:
+            merge_gguf(_gguf(self._candidate, self._settings), self._options.adapter, self._out / name, kind=kind)
+        self._figure("GGUF", f"`{name}`, {(self._out / name).stat().st_size / 1e6:,.0f} MB")
+
+    def _copy(self, precision: str) -> None:
+        place = _beside(self._options.out, precision)
+        with _being_made(place) as new:
+            quantized.write(self._out, new, precision, shard_bytes=max(self._options.memory // 2, 1 << 20))
+            figures = [("quantised", f"{precision}, bitsandbytes")]
+            if self._merged is not None:
+                again = verify.copy_logits(new, verify.prompt_ids(new))
+                figures.append(("the copy, beside what was merged", str(verify.agreement(again, self._merged))))
+            push = f"{self._options.push}-{precision}" if self._options.push else None
+            self._write_card(new, place.name, push, *figures)
+        self._say(f"{place}: " + ", ".join(value for _, value in figures))
+
+    def _write_card(self, folder: Path, title: str, push: str | None, *more: tuple[str, str]) -> None:
+        digest = hashlib.sha256((self._options.adapter / adapter.ADAPTER).read_bytes()).hexdigest()
+        local = self._candidate.kind in ("folder", "gguf", "embedded")
+        text = card(
+            title=title,
+            base=Path(self._candidate.name).name if local else self._candidate.name,
+            local=local,
+            adapter=f"`{self._options.adapter.name}` (SHA-256 {digest[:12]}…)",
+            figures=[*self._figures, *more],
+            serve=push or f"/path/to/{title}",
+        )
+        (folder / "README.md").write_text(text, "utf-8")
+
+    def _figure(self, name: str, value: str) -> None:
+        self._figures.append((name, value))
+        self._say(f"{name}: {value}")

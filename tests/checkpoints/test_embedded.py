@@ -1,0 +1,118 @@
+"""The checkpoint that comes with the project: found, merged on first use, checked, and told its budget."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+from router_backend.checkpoints import embedded
+from router_backend.checkpoints.ladder import Candidate, Rung
+from router_backend.engines.base import LocalModel
+from router_backend.engines.llamacpp import LlamaCppModel, load
+from router_backend.errors import CandidateError
+from router_backend.plan.prompt import router_prompt
+from router_backend.plan.write import PlanWriter
+from router_backend.settings import load_settings
+from router_backend.types import Chunk, GenerateRequest, SamplingParams
+
+pytestmark = pytest.mark.real
+LIMIT = 20_000_000
+
+
+def test_adapter_is_small_enough_to_lie_in_the_repo_and_has_its_card() -> None:
+    files = {path.name: path.stat().st_size for path in embedded.ADAPTER.iterdir()}
+    assert set(files) == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+    assert files["adapter_model.safetensors"] <= LIMIT
+    config = json.loads((embedded.ADAPTER / "adapter_config.json").read_text("utf-8"))
+    assert config["peft_type"] == "LORA" and 16 <= config["r"] <= 32
+    assert len(config["target_modules"]) == 7, "all linear layers"
+
+
+def test_row_25_checkpoint_is_merged_once_and_again_where_it_is_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path))
+    path = embedded.checkpoint()
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == embedded.SHA256
+    made = path.stat().st_mtime_ns
+    assert embedded.checkpoint() == path and path.stat().st_mtime_ns == made, "not merged again"
+    with path.open("r+b") as file:
+        file.seek(50_000_000)
+        file.write(b"damage")
+    embedded.checkpoint()
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == embedded.SHA256
+    assert [each.name for each in path.parent.iterdir()] == [path.name], "nothing half-written is left"
+
+
+def test_what_cannot_be_merged_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "router_backend.checkpoints.gguf_merge", None)
+    with pytest.raises(CandidateError, match=r"without router_backend\.merge .*llamacpp"):
+        embedded.checkpoint()
+
+
+def test_base_is_found_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert embedded.base().name == embedded.BASE_FILE
+
+    class Spec:
+        origin = str(tmp_path / "__init__.py")
+
+    monkeypatch.setattr(embedded, "find_spec", lambda name: Spec)
+    with pytest.raises(CandidateError, match="is missing"):
+        embedded.base()
+    (tmp_path / embedded.BASE_FILE).write_bytes(b"GGUF but not that one")
+    with pytest.raises(CandidateError, match="damaged"):
+        embedded.base()
+    monkeypatch.setattr(embedded, "find_spec", lambda name: None)
+    with pytest.raises(CandidateError, match="make install"):
+        embedded.base()
+
+
+class Listener:
+    """A model that notes the prompts that it is given, and answers as the real one does."""
+
+    def __init__(self, model: LocalModel) -> None:
+        self.info, self._model, self.prompts = model.info, model, set[str]()
+        self.count_tokens, self.remember = model.count_tokens, model.remember
+        self.prompt_tokens: Callable[[GenerateRequest], int] = self._heard
+
+    def _heard(self, request: GenerateRequest) -> int:
+        self.prompts.add(request.prompt)
+        return self._model.prompt_tokens(request)
+
+    def generate(self, request: GenerateRequest, cancelled: Callable[[], bool], slot: int = 0) -> Iterator[Chunk]:
+        self.prompts.add(request.prompt)
+        return self._model.generate(request, cancelled, slot)
+
+    def close(self) -> None: ...
+
+
+def asked(model: LlamaCppModel, budget: int) -> set[str]:
+    listener = Listener(model)
+    request = GenerateRequest(
+        "r", router_prompt("Solve x² = 2."), SamplingParams(max_new_tokens=budget, temperature=0), "plan"
+    )
+    chunks = PlanWriter(listener, load_settings().tools).write(request, lambda: False)
+    assert next(chunks).text.startswith('{"route_plan": ["/')
+    return listener.prompts
+
+
+def test_embedded_checkpoint_is_told_its_budget(embedded: LlamaCppModel) -> None:
+    assert embedded.info.budget_line
+    assert asked(embedded, 300) == {router_prompt("Solve x² = 2.") + "\nToken budget: 300\n"}
+
+
+def test_checkpoint_that_does_not_know_the_line_never_sees_it() -> None:
+    path = embedded.base()
+    model = load(Rung(Candidate(str(path), "gguf"), "gguf"), load_settings(slots=1, context_length=1024))
+    try:
+        assert not model.info.budget_line
+        assert asked(model, 300) == {router_prompt("Solve x² = 2.")}
+    finally:
+        model.close()

@@ -1,0 +1,248 @@
+"""JSON closes within its budget and keeps the client's schema, whatever the checkpoint draws."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import jsonschema_rs
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from router_backend.engines.echo import EchoModel
+from router_backend.errors import AnswerError, BudgetTooSmall, ContextOverflow, InvalidRequest
+from router_backend.schema.read import ANYTHING
+from router_backend.schema.size import JOIN
+from router_backend.schema.write import SchemaWriter, check
+from router_backend.types import Chunk, GenerateRequest, ModelInfo, SamplingParams, Turn
+from tests.fakes.random_model import RandomModel
+
+Json = dict[str, Any]
+
+
+def field(**schema: object) -> Json:
+    """An object with one required field."""
+    return {"type": "object", "properties": {"a": schema}, "required": ["a"], "additionalProperties": False}
+
+
+TREE: Json = {
+    "$defs": {
+        "T": {
+            "type": "object",
+            "properties": {"v": {"type": "string"}, "kids": {"type": "array", "items": {"$ref": "#/$defs/T"}}},
+            "required": ["v", "kids"],
+        }
+    },
+    "$ref": "#/$defs/T",
+}
+SHAPES: Json = {
+    "type": "object",
+    "properties": {
+        "shapes": {
+            "type": "array",
+            "minItems": 2,
+            "maxItems": 5,
+            "items": {
+                "oneOf": [
+                    {
+                        "type": "object",
+                        "properties": {
+                            "radius": {"type": "number", "exclusiveMinimum": 0},
+                            "kind": {"const": "circle"},
+                        },
+                        "required": ["kind", "radius"],
+                    },
+                    {
+                        "type": "object",
+                        "properties": {"kind": {"enum": ["square", "line"]}, "size": {"type": "integer"}},
+                        "required": ["kind", "size"],
+                    },
+                    {"type": "null"},
+                ]
+            },
+        },
+        "note": {"type": ["string", "null"]},
+        "names": {"type": "object", "additionalProperties": {"type": "integer", "minimum": 3, "maximum": 12}},
+    },
+    "required": ["shapes"],
+}
+WORDS: Json = {
+    "type": "object",
+    "properties": {
+        "date": {"type": "string", "format": "date-time"},
+        "id": {"type": "string", "format": "uuid"},
+        "mail": {"type": "string", "format": "email"},
+        "code": {"type": "string", "pattern": "^[A-Z]{2}-[0-9]+$", "maxLength": 9},
+        "some": {"type": "string", "pattern": "b/c"},
+        "word": {"type": "string", "minLength": 3, "maxLength": 7},
+        "share": {"type": "number", "minimum": 0.25, "maximum": 0.5},
+        'Größe "x"': {"type": "integer", "minimum": -5, "maximum": -3},
+    },
+    "required": ["date", "id", "mail", "code", "some", "word", "share", 'Größe "x"'],
+    "additionalProperties": False,
+}
+SCHEMAS = {"anything": json.loads(ANYTHING), "tree": TREE, "shapes": SHAPES, "words": WORDS}
+RUNAWAYS = (b"", b"[{", b"0123456789-.", b'aaaa "\\', b" \xf0\x9f\x98\x80")
+
+
+def smallest(writer: SchemaWriter, schema: Json) -> int:
+    root, sizes = writer._sized(json.dumps(schema))
+    return sizes[root].least + JOIN
+
+
+def write(model: Any, schema: Json, limit: int, seed: int = 0, **fields: Any) -> tuple[Any, Chunk]:  # noqa: ANN401
+    """The value, once it was found to be whole, valid and inside its budget."""
+    request = GenerateRequest("t", "p", SamplingParams(limit, seed=seed), "json", schema=json.dumps(schema), **fields)
+    chunks = list(SchemaWriter(model).write(request, lambda: False))
+    text = "".join(chunk.text for chunk in chunks)
+    value = json.loads(text)
+    jsonschema_rs.validate(schema, value)
+    assert json.dumps(value, ensure_ascii=False).count('"') == text.count('"'), "no name twice"
+    last = chunks[-1]
+    assert last.finish_reason == "stop"
+    assert last.usage.completion_tokens == model.count_tokens(text) <= limit
+    return value, last
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    extra=st.one_of(st.integers(0, 40), st.integers(0, 400)),
+    name=st.sampled_from(sorted(SCHEMAS)),
+    favours=st.sampled_from(RUNAWAYS),
+)
+def test_row_14_every_answer_is_whole_valid_and_in_its_budget(seed: int, extra: int, name: str, favours: bytes) -> None:
+    model = RandomModel(favours)
+    write(model, SCHEMAS[name], smallest(SchemaWriter(model), SCHEMAS[name]) + extra, seed)
+
+
+scalars = st.sampled_from(
+    [
+        {"type": "string"},
+        {"type": "string", "maxLength": 5},
+        {"type": "integer"},
+        {"type": "number", "minimum": 1},
+        {"type": "boolean"},
+        {"enum": ["x", "yy", 3, None]},
+        {"anyOf": [{"type": "string"}, {"type": "null"}]},
+        {"type": "string", "format": "date"},
+    ]
+)
+values = st.recursive(
+    scalars,
+    lambda inner: st.one_of(
+        st.builds(lambda item, least: {"type": "array", "items": item, "minItems": least}, inner, st.integers(0, 2)),
+        st.builds(
+            lambda parts, required: {
+                "type": "object",
+                "properties": {f"p{at}": part for at, part in enumerate(parts)},
+                "required": [f"p{at}" for at in range(len(parts)) if required >> at & 1],
+            },
+            st.lists(inner, min_size=1, max_size=4),
+            st.integers(0, 15),
+        ),
+    ),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(schema=values, seed=st.integers(0, 2**32 - 1), extra=st.integers(0, 150))
+def test_any_nested_schema_closes(schema: Json, seed: int, extra: int) -> None:
+    whole, model = field(**schema), RandomModel(b"aaaa ")
+    write(model, whole, smallest(SchemaWriter(model), whole) + extra, seed)
+
+
+@pytest.mark.parametrize("name", sorted(SCHEMAS))
+def test_row_14_below_the_smallest_budget_it_is_refused_by_that_number(name: str) -> None:
+    model = RandomModel()
+    least = smallest(SchemaWriter(model), SCHEMAS[name])
+    write(model, SCHEMAS[name], least)
+    with pytest.raises(BudgetTooSmall, match=f"this schema is {least}$"):
+        write(model, SCHEMAS[name], least - 1)
+
+
+def test_one_text_may_have_the_whole_budget_and_several_share_it() -> None:
+    one, _ = write(RandomModel(b"ab"), field(type="string"), 400)
+    assert len(one["a"].encode()) > 250
+    both = {"type": "object", "properties": {n: {"type": "string"} for n in "ab"}, "required": ["a", "b"]}
+    value, _ = write(RandomModel(b"ab"), both, 400)
+    assert min(len(text.encode()) for text in value.values()) > 90
+
+
+def test_text_that_is_stopped_ends_with_an_ellipsis_and_the_next_one_stands() -> None:
+    schema = {"type": "object", "properties": {n: {"type": "string"} for n in "ab"}, "required": ["a", "b"]}
+    value, _ = write(RandomModel(b"abcd "), schema, 120)
+    assert value["a"].endswith("…") and value["b"]
+
+
+def test_optional_fields_and_items_come_where_there_is_room() -> None:
+    schema = {"type": "object", "properties": {n: {"type": "integer"} for n in "abcdefgh"}}
+    model = RandomModel()
+    assert write(model, schema, smallest(SchemaWriter(model), schema))[0] == {}
+    assert any(len(write(RandomModel(b', "'), schema, 300, seed)[0]) > 2 for seed in range(8))
+    items = {"type": "array", "items": {"enum": ["x", "y"]}, "minItems": 1}
+    assert any(len(write(model, field(**items), 300, seed)[0]["a"]) > 2 for seed in range(8))
+
+
+def test_recursion_ends_where_the_budget_does() -> None:
+    def depth(tree: Json) -> int:
+        return 1 + max(map(depth, tree["kids"]), default=0)
+
+    model = RandomModel(b'{"a')
+    assert max(depth(write(model, TREE, 2000, seed)[0]) for seed in range(3)) > 2
+    assert depth(write(model, TREE, smallest(SchemaWriter(model), TREE))[0]) == 1
+
+
+def test_fields_with_values_of_their_own_tell_branches_apart() -> None:
+    model = RandomModel()
+    kinds = [shape["kind"] for seed in range(12) for shape in write(model, SHAPES, 400, seed)[0]["shapes"] if shape]
+    assert {"circle", "square", "line"} <= set(kinds)
+
+
+def test_answer_is_repeatable_and_streams_as_it_comes_to_stand() -> None:
+    model = RandomModel()
+    first, second = (write(model, WORDS, 300, 5)[0] for _ in range(2))
+    assert first == second != write(model, WORDS, 300, 6)[0]
+    request = GenerateRequest("t", "p", SamplingParams(300), "json", schema=json.dumps(WORDS))
+    pieces = [chunk.text for chunk in SchemaWriter(model).write(request, lambda: False) if chunk.text]
+    assert len(pieces) > 5
+
+
+def test_conversation_and_prefix_reach_the_model() -> None:
+    model = RandomModel()
+    history = (Turn("system", "s"),)
+    _, last = write(model, field(type="boolean"), 50, history=history)
+    assert all(seen.history == history and seen.output == "text" for seen in model.seen)
+    assert last.usage.prompt_tokens == 2 and model.seen[0].prefix == '{"a": '
+
+
+def test_cancel_ends_without_an_answer() -> None:
+    request = GenerateRequest("t", "p", SamplingParams(50), "json", schema=json.dumps(field(type="string")))
+    assert [chunk.finish_reason for chunk in SchemaWriter(RandomModel()).write(request, lambda: True)] == ["cancelled"]
+
+
+def test_prompt_and_budget_must_fit_in_the_context() -> None:
+    small = RandomModel(info=ModelInfo("random", "native", "random", 60, 1))
+    with pytest.raises(ContextOverflow, match="prompt has 1 tokens and the answer may have 60"):
+        write(small, field(type="string"), 60)
+    write(small, field(type="string"), 59)
+
+
+def test_engine_that_ignores_grammars_is_found_out() -> None:
+    echo = EchoModel(script=lambda request: "nonsense")
+    for schema, words in ((field(enum=["x", "y"]), "chose none"), (field(type="string", minLength=20), "too little")):
+        with pytest.raises(AnswerError, match=words):
+            write(echo, schema, 300)
+    assert write(echo, field(type="integer", minimum=7), 300)[0] == {"a": 7}, "nothing usable: the example"
+    assert write(echo, field(type="string", pattern="^x{3}$"), 300)[0] == {"a": "xxx"}
+    with pytest.raises(AnswerError, match="no JSON"):
+        check("{", ANYTHING)
+    with pytest.raises(AnswerError, match="does not keep the schema"):
+        check("[]", ANYTHING)
+
+
+def test_schema_is_read_where_the_model_is_too() -> None:
+    with pytest.raises(InvalidRequest, match="outermost type must be object"):
+        write(RandomModel(), {"type": "array"}, 100)

@@ -1,0 +1,381 @@
+"""`/v1/chat/completions`, `/v1/completions`, `/v1/models` over the echo engine."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from router_backend.plan.rules import validate
+from router_backend.plan.schema import Plan
+from router_backend.server.openai.work import is_plan
+from router_backend.types import Turn
+from tests.fakes.random_model import RandomModel
+from tests.fakes.running import App, app, echo_model, says_plans, served, until
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+USER = [{"role": "user", "content": "one two three"}]
+TEXT = {"type": "text"}
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[App]:
+    with app() as running:
+        yield running
+
+
+@pytest.fixture
+def echo(shared: App) -> Iterator[App]:
+    """The module's app. At the test's end every slot is free."""
+    shared.model.script = says_plans
+    shared.model.fail_after = None
+    shared.model.seen.clear()
+    yield shared
+    until(lambda: shared.engine.free_slots == shared.model.info.slots)
+
+
+def chat(echo: App, **body: Any) -> Any:  # noqa: ANN401
+    return echo.client.post(CHAT, json={"messages": USER, **body})
+
+
+def answered(response: httpx.Response) -> Any:  # noqa: ANN401
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def refused(response: httpx.Response, status: int, code: str, param: str | None) -> str:
+    error = response.json()["error"]
+    assert list(error) == ["message", "type", "param", "code"]
+    assert (response.status_code, error["code"], error["param"]) == (status, code, param), error
+    return str(error["message"])
+
+
+def events(response: httpx.Response) -> list[Any]:
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"].startswith("text/event-stream")
+    lines = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line]
+    assert lines[-1] == "[DONE]"
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def test_plan_is_the_default_and_the_prompt_is_that_of_generate(echo: App) -> None:
+    answer = answered(chat(echo, seed=4, temperature=0))
+    text = answer["choices"][0]["message"]["content"]
+    assert not validate(json.loads(text), ("/general-search", "/math", "/code"))[1]
+    assert echo.generate("one two three", seed=4, temperature=0).json()["text"] == text
+    mine, native = echo.model.seen[0], echo.model.seen[len(echo.model.seen) // 2]
+    assert (mine.prompt, mine.history, mine.sampling) == (native.prompt, (), native.sampling)
+    assert answer["choices"][0]["finish_reason"] == "stop"
+    assert answer["model"] == "echo" and answer["id"].startswith("chatcmpl-") and answer["object"] == "chat.completion"
+    usage = answer["usage"]
+    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+    assert usage["prompt_tokens_details"] == {"cached_tokens": 0}
+
+
+def test_text_has_a_true_finish_reason(echo: App) -> None:
+    whole = answered(chat(echo, response_format=TEXT))
+    assert whole["choices"][0]["message"] == {"role": "assistant", "content": "one two three", "refusal": None}
+    assert whole["choices"][0]["finish_reason"] == "stop"
+    cut = answered(chat(echo, response_format=TEXT, max_tokens=2))
+    assert cut["choices"][0]["message"]["content"] == "one two"
+    assert cut["choices"][0]["finish_reason"] == "length"
+    stopped = answered(chat(echo, response_format=TEXT, stop=" three"))
+    assert stopped["choices"][0]["message"]["content"] == "one two"
+    assert stopped["choices"][0]["finish_reason"] == "stop"
+
+
+def test_roles_reach_the_engine(echo: App) -> None:
+    messages = [
+        {"role": "developer", "content": "rules"},
+        {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+        {"role": "assistant", "content": "c", "refusal": None, "tool_calls": None, "annotations": []},
+        {"role": "user", "content": "d"},
+    ]
+    answer = answered(chat(echo, messages=messages, response_format=TEXT))
+    assert echo.model.seen[0].turns == (
+        Turn("system", "rules"),
+        Turn("user", "a\nb"),
+        Turn("assistant", "c"),
+        Turn("user", "d"),
+    )
+    assert answer["usage"]["prompt_tokens"] == 5
+
+
+def test_operators_defaults_and_clients_wishes(echo: App) -> None:
+    chat(echo, response_format=TEXT)
+    sampling = echo.model.seen[-1].sampling
+    assert (sampling.max_new_tokens, sampling.temperature, sampling.top_p) == (600, 0.2, 0.9)
+    chat(echo, response_format=TEXT, max_completion_tokens=7, temperature=0, top_p=1, seed=-1, stop=["x", "y"])
+    sampling = echo.model.seen[-1].sampling
+    assert (sampling.max_new_tokens, sampling.temperature, sampling.top_p) == (7, 0.0, 1.0)
+    assert (sampling.seed, sampling.stop) == (2**32 - 1, ("x", "y"))
+
+
+def test_fields_that_change_nothing_are_taken(echo: App) -> None:
+    neutral = {
+        "user": "u",
+        "metadata": {"a": "b"},
+        "store": False,
+        "service_tier": "auto",
+        "frequency_penalty": 0,
+        "presence_penalty": 0.0,
+        "logit_bias": {},
+        "tools": [],
+        "tool_choice": "none",
+        "modalities": ["text"],
+        "parallel_tool_calls": True,
+        "n": None,
+        "stop": None,
+        "logprobs": False,
+        "response_format": TEXT,
+    }
+    answered(chat(echo, **neutral))
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"frequency_penalty": 0.5}, "frequency_penalty"),
+        ({"frequency_penalty": False}, "frequency_penalty"),
+        ({"logit_bias": {"1": 5}}, "logit_bias"),
+        ({"modalities": ["audio"]}, "modalities"),
+        ({"reasoning_effort": "high"}, "reasoning_effort"),
+        ({"prediction": {"type": "content"}}, "prediction"),
+        ({"messages": [{"role": "user", "content": "x", "name": "bob"}]}, "messages.0.name"),
+    ],
+)
+def test_fields_that_would_change_the_answer_are_refused_by_name(echo: App, body: Any, param: str) -> None:  # noqa: ANN401
+    assert "not supported here" in refused(chat(echo, **body), 400, "invalid_value", param)
+    assert echo.model.seen == []
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"messages": []}, "at least 1 item"),
+        ({"messages": [{"role": "system", "content": "x"}]}, "the last message must be the user's"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "'system', 'developer', 'user' or 'assistant'"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x"}}]}]},
+            "messages.0.content.0",
+        ),
+        ({"max_tokens": 5, "max_completion_tokens": 6}, "differ"),
+        ({"top_logprobs": 3}, "needs logprobs=true"),
+        ({"stream_options": {"include_usage": True}}, "only for stream=true"),
+        ({"response_format": {"type": "grammar"}}, "response_format"),
+        ({"response_format": {"type": "json_schema"}}, "json_schema"),
+        ({"stop": ["a"] * 5}, "at most 4"),
+        ({"temperature": 2.5}, "less than or equal to 2"),
+    ],
+)
+def test_what_is_wrong_is_a_400_in_words(echo: App, body: Any, words: str) -> None:  # noqa: ANN401
+    response = chat(echo, **body)
+    assert response.status_code == 400 and words in response.json()["error"]["message"]
+
+
+def test_stream_is_role_pieces_reason_usage_done(echo: App) -> None:
+    found = events(chat(echo, response_format=TEXT, stream=True, stream_options={"include_usage": True}))
+    deltas = [each["choices"][0]["delta"] for each in found[:-1]]
+    assert deltas[0] == {"role": "assistant", "content": "one"}
+    assert "".join(delta.get("content", "") for delta in deltas) == "one two three"
+    assert [each["choices"][0]["finish_reason"] for each in found[:-1]] == [None, None, None, "stop"]
+    assert found[-1]["choices"] == [] and found[-1]["usage"]["completion_tokens"] == 3
+    assert {each["usage"] for each in map(dict, found[:-1])} == {None}
+    assert len({each["id"] for each in found}) == 1
+    assert all("usage" not in each for each in events(chat(echo, response_format=TEXT, stream=True)))
+
+
+def test_choices_have_seeds_of_their_own_and_stream_side_by_side(echo: App) -> None:
+    answer = answered(chat(echo, response_format=TEXT, n=3, seed=9))
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2]
+    assert sorted(seen.sampling.seed for seen in echo.model.seen) == [9, 10, 11]
+    assert answer["usage"] == {
+        "prompt_tokens": 3,
+        "completion_tokens": 9,
+        "total_tokens": 12,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
+    texts = ["", ""]
+    for each in events(chat(echo, response_format=TEXT, n=2, stream=True)):
+        texts[each["choices"][0]["index"]] += each["choices"][0]["delta"].get("content", "")
+    assert texts == ["one two three"] * 2
+
+
+def test_one_choice_that_fails_ends_all(echo: App) -> None:
+    echo.model.script = lambda request: "x " * (2 if request.sampling.seed == 1 else 500)
+    echo.model.fail_after = 3
+    refused(chat(echo, response_format=TEXT, n=2, seed=1), 500, "engine_error", None)
+
+
+def test_error_in_a_stream_is_a_status_first_and_an_event_later(echo: App) -> None:
+    echo.model.fail_after = 0
+    refused(chat(echo, response_format=TEXT, stream=True), 500, "engine_error", None)
+    echo.model.fail_after = 2
+    found = events(chat(echo, response_format=TEXT, stream=True))
+    assert found[-1]["error"]["code"] == "engine_error" and len(found) == 3
+
+
+def test_row_14_budget_below_the_smallest_is_named_in_the_clients_words(echo: App) -> None:
+    message = refused(chat(echo, max_tokens=10), 400, "budget_too_small", "max_tokens")
+    assert "max_tokens is 10; the smallest budget" in message
+    for stream in (False, True):
+        response = chat(echo, max_completion_tokens=10, stream=stream)
+        assert "max_completion_tokens is 10" in refused(response, 400, "budget_too_small", "max_completion_tokens")
+
+
+def test_row_09_both_counts_are_named(echo: App) -> None:
+    text = "x " * 5000
+    messages = [{"role": "user", "content": text}]
+    for response, name in (
+        (chat(echo, messages=messages, max_tokens=900), "messages"),
+        (echo.client.post(COMPLETIONS, json={"prompt": text, "max_tokens": 900}), "prompt"),
+    ):
+        message = refused(response, 400, "context_length_exceeded", name)
+        assert re.search(r"500\d tokens.*900.*4096", message)
+
+
+def test_model_is_the_one_that_is_served(echo: App) -> None:
+    for name in ("echo", "router", None):
+        answered(chat(echo, model=name, response_format=TEXT))
+    assert "'gpt-4' is not served here; 'echo' is" in refused(
+        chat(echo, model="gpt-4"), 404, "model_not_found", "model"
+    )
+    listed = answered(echo.client.get("/v1/models"))
+    assert [each["id"] for each in listed["data"]] == ["echo", "router"]
+    assert answered(echo.client.get("/v1/models/echo")) == listed["data"][0]
+    refused(echo.client.get("/v1/models/owner/other"), 404, "model_not_found", "model")
+
+
+def test_completions_take_several_prompts(echo: App) -> None:
+    body = {"prompt": ["a b", "c d e"], "n": 2, "response_format": TEXT}
+    answer = answered(echo.client.post(COMPLETIONS, json=body))
+    assert [choice["text"] for choice in answer["choices"]] == ["a b", "a b", "c d e", "c d e"]
+    assert answer["usage"]["prompt_tokens"] == 5 and answer["usage"]["completion_tokens"] == 10
+    found = events(echo.client.post(COMPLETIONS, json={"prompt": "a b", "response_format": TEXT, "stream": True}))
+    assert "".join(each["choices"][0]["text"] for each in found) == "a b"
+    plan = answered(echo.client.post(COMPLETIONS, json={"prompt": "a b"}))["choices"][0]["text"]
+    assert next(iter(json.loads(plan))) == "route_plan"
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"echo": True}, "echo"),
+        ({"suffix": "x"}, "suffix"),
+        ({"best_of": 2}, "best_of"),
+        ({"prompt": [1, 2]}, "prompt.0"),
+    ],
+)
+def test_completions_refuse_what_is_not_done(echo: App, body: Any, param: str) -> None:  # noqa: ANN401
+    response = echo.client.post(COMPLETIONS, json={"prompt": "x", **body})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+
+
+def test_logprobs_are_for_text_and_for_engines_that_have_them(echo: App) -> None:
+    assert "text" in refused(chat(echo, logprobs=True), 400, "invalid_request", "logprobs")
+    words = refused(chat(echo, logprobs=True, response_format=TEXT), 400, "invalid_request", "logprobs")
+    assert words == "the echo engine gives no logprobs"
+
+
+# JSON to a schema
+
+
+@pytest.fixture(scope="module")
+def random_app() -> Iterator[App]:
+    """A model that draws at random under its grammar."""
+    model = echo_model()
+    random = RandomModel(b"ab ")
+    model.generate = random.generate  # type: ignore[method-assign]
+    model.count_tokens = random.count_tokens  # type: ignore[method-assign]
+    with app(model) as running:
+        yield running
+
+
+def schema_format(schema: Any, **more: Any) -> Any:  # noqa: ANN401
+    return {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, **more}}
+
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "string"}, "b": {"enum": [1, 2]}}, "required": ["a", "b"]}
+
+
+def test_schema_is_kept_within_max_tokens_and_streams(random_app: App) -> None:
+    for stream in (False, True):
+        body = {"response_format": schema_format(SCHEMA, strict=True), "max_tokens": 60, "stream": stream}
+        response = chat(random_app, **body)
+        if stream:
+            text = "".join(each["choices"][0]["delta"].get("content", "") for each in events(response))
+        else:
+            answer = answered(response)
+            text = answer["choices"][0]["message"]["content"]
+            assert answer["choices"][0]["finish_reason"] == "stop" and answer["usage"]["completion_tokens"] <= 60
+        value = json.loads(text)
+        assert isinstance(value["a"], str) and value["b"] in (1, 2) and len(text.encode()) <= 60
+
+
+def test_json_object_is_any_object(random_app: App) -> None:
+    answer = answered(chat(random_app, response_format={"type": "json_object"}, max_tokens=80))
+    assert isinstance(json.loads(answer["choices"][0]["message"]["content"]), dict)
+
+
+def test_row_14_schema_that_does_not_fit_names_the_smallest_budget(random_app: App) -> None:
+    response = chat(random_app, response_format=schema_format(SCHEMA), max_tokens=8)
+    message = refused(response, 400, "budget_too_small", "max_tokens")
+    least = int(message.rpartition(" ")[2])
+    answered(chat(random_app, response_format=schema_format(SCHEMA), max_tokens=least))
+
+
+def test_answer_that_does_not_keep_the_schema_is_no_200(echo: App) -> None:
+    echo.model.script = lambda request: "nonsense"
+    refused(chat(echo, response_format=schema_format(SCHEMA)), 502, "invalid_answer", None)
+
+
+def test_plans_schema_goes_the_plans_way(echo: App) -> None:
+    answer = answered(chat(echo, response_format=schema_format(Plan.model_json_schema())))
+    Plan.model_validate_json(answer["choices"][0]["message"]["content"])
+    assert echo.model.seen[0].prefix == '{"route_plan": ["'
+
+
+def test_which_schema_is_a_plans() -> None:
+    plan = Plan.model_json_schema()
+    assert is_plan(plan)
+    assert not is_plan(SCHEMA) and not is_plan({}) and not is_plan({"$ref": "#/$defs/Plan", "$defs": []})
+    for change in ({"tags": {"type": "string"}}, {"more": {"type": "string"}}):
+        assert not is_plan({**plan, "properties": {**plan["properties"], **change}})
+    assert not is_plan({"$ref": "#/$defs/A", "$defs": {"A": {"properties": {"a": {"$ref": "#/$defs/A"}}}}}), "endless"
+
+
+# On a real port
+
+
+def test_schema_of_a_plan_that_the_client_rewrote_goes_the_plans_way() -> None:
+    """OpenAI's client makes every field required, the optional ones too."""
+    with served() as server, openai.OpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0) as client:
+        answer = client.chat.completions.parse(
+            model="router", messages=[{"role": "user", "content": "x"}], response_format=Plan
+        )
+        assert isinstance(answer.choices[0].message.parsed, Plan)
+        assert server.model.seen[0].prefix == '{"route_plan": ["'
+
+
+def test_row_18_client_that_leaves_frees_every_slot() -> None:
+    with served(echo_model(seconds_per_token=0.02)) as server:
+        for stream in (False, True):
+            body = {
+                "messages": [{"role": "user", "content": "x " * 800}],
+                "response_format": TEXT,
+                "n": 3,
+                "stream": stream,
+            }
+            with httpx.Client(timeout=0.5) as client, pytest.raises(httpx.ReadTimeout):
+                if not stream:
+                    client.post(f"{server.url}{CHAT}", json=body)
+                with client.stream("POST", f"{server.url}{CHAT}", json=body) as response:
+                    next(response.iter_lines())
+                    raise httpx.ReadTimeout("enough")
+            assert until(lambda: server.idle, 3) < 2

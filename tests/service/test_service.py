@@ -1,0 +1,745 @@
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+
+from router_backend.checkpoints.ladder import Attempt, Candidate, Loaded, NothingLoads, Rung
+from router_backend.engines.base import Engine
+from router_backend.errors import DeadlineExceeded, EngineError, LoadError, NotReady, Overloaded, RouterError
+from router_backend.service.service import GenerationService
+from router_backend.settings import load_settings
+from router_backend.types import Chunk, GenerateRequest, LentGpu, ModelInfo, SamplingParams
+from tests.fakes.running import echo_model, echo_service
+
+RUNG = Rung(Candidate("gate", "echo"), "native")
+
+
+class Gate:
+    """An engine whose answers wait until they are let through; it says what it was asked for."""
+
+    def __init__(self, slots: int = 1, *, is_open: bool = False) -> None:
+        self.info = ModelInfo("gate", "native", "gate", 4096, slots)
+        self.gpu: LentGpu | None = None
+        self.stalled_seconds = 0.0
+        self.order: list[str] = []
+        self.warmed: list[GenerateRequest] = []
+        self.active = 0
+        self.most = 0
+        self.closed = False
+        self._opened = asyncio.Event()
+        self.open = is_open
+        self.fault: Exception | None = None
+        self.warm_fault: Exception | None = None
+
+    @property
+    def open(self) -> bool:
+        return self._opened.is_set()
+
+    @open.setter
+    def open(self, value: bool) -> None:
+        (self._opened.set if value else self._opened.clear)()
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+        self.active += 1
+        self.most = max(self.most, self.active)
+        try:
+            if request.id == "warm-up":
+                self.warmed.append(request)
+                await asyncio.sleep(0.01)  # so that warm-ups overlap
+                if self.warm_fault:
+                    raise self.warm_fault
+            else:
+                self.order.append(request.id)
+                yield Chunk("hello ")
+                await self._opened.wait()
+                if self.fault:
+                    raise self.fault
+            yield Chunk(request.prompt, "stop")
+        finally:
+            self.active -= 1
+
+    def smallest_budget(self) -> int:
+        return 300
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+def service_of(
+    gate: Gate,
+    load: Callable[[Callable[[Attempt], None]], Loaded[Engine]] | None = None,
+    **settings: object,
+) -> GenerationService:
+    loads = load or (lambda report: Loaded(gate, RUNG, ()))
+    return GenerationService(load_settings(**{"drain_timeout": 0.3, **settings}), loads)
+
+
+def work(name: str = "r") -> GenerateRequest:
+    return GenerateRequest(name, name, SamplingParams(seed=7))
+
+
+async def become(condition: Callable[[], bool], seconds: float = 5) -> None:
+    start = time.monotonic()
+    while not condition():
+        assert time.monotonic() - start < seconds, f"still not so after {seconds} seconds"
+        await asyncio.sleep(0.002)
+
+
+async def started(service: GenerationService) -> GenerationService:
+    await service.start()
+    await become(lambda: service.health().status == "ok")
+    return service
+
+
+def ask(service: GenerationService, name: str = "r") -> asyncio.Task[str]:
+    async def answer() -> str:
+        return (await service.answer(work(name))).text
+
+    return asyncio.create_task(answer())
+
+
+async def settle() -> None:
+    """Long enough for every task to get as far as it can."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def end(*tasks: asyncio.Task[Any]) -> list[Any]:
+    for task in tasks:
+        task.cancel()
+    return await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def assert_unused(service: GenerationService, gate: Gate) -> None:
+    """Nothing runs or waits, and every slot can be taken: no permit has got lost, none came from nowhere."""
+    await become(lambda: gate.active == 0)
+    gate.open, gate.most = False, 0
+    slots = gate.info.slots
+    tasks = [ask(service, f"fill-{index}") for index in range(slots + 1)]
+    await become(lambda: gate.active == slots)
+    await asyncio.sleep(0.01)
+    health = service.health()
+    assert (gate.active, health.running, health.waiting) == (slots, slots, 1)
+    gate.open = True
+    await asyncio.gather(*tasks)
+    health = service.health()
+    assert (gate.most, health.running, health.waiting) == (slots, 0, 0)
+
+
+def go(main: Coroutine[None, None, None]) -> None:
+    asyncio.run(asyncio.wait_for(main, 60))
+
+
+# Answers
+
+
+def test_answer_is_whole_with_its_sums() -> None:
+    async def main() -> None:
+        gate = Gate(is_open=True)
+        service = await started(service_of(gate))
+        answer = await service.answer(work("x"))
+        assert (answer.text, answer.seed, answer.info) == ("hello x", 7, gate.info)
+        assert answer.last.finish_reason == "stop"
+
+    go(main())
+
+
+def test_queue_seconds_are_the_wait_for_a_slot() -> None:
+    async def main() -> None:
+        gate = Gate()
+        service = await started(service_of(gate))
+        first = ask(service)
+        await become(lambda: gate.active == 1)
+        second = asyncio.create_task(service.answer(work()))
+        await asyncio.sleep(0.2)
+        gate.open = True
+        answer = await second
+        assert 0.15 <= answer.last.timings.queue_seconds < 2
+        assert (await service.answer(work())).last.timings.queue_seconds < 0.1
+        await first
+
+    go(main())
+
+
+def test_row_21_an_engines_error_ends_that_request_alone() -> None:
+    async def main() -> None:
+        gate = Gate(is_open=True)
+        service = await started(service_of(gate))
+        gate.fault = EngineError("broken")
+        with pytest.raises(EngineError, match="broken"):
+            await service.answer(work())
+        gate.fault = None
+        assert await ask(service) == "hello r"
+        await assert_unused(service, gate)
+
+    go(main())
+
+
+# Queue
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_slots_bound_what_runs_and_are_given_in_order(slots: int) -> None:
+    async def main() -> None:
+        gate = Gate(slots)
+        service = await started(service_of(gate))
+        names = [f"r{index}" for index in range(12)]
+        tasks = []
+        for name in names:
+            tasks.append(ask(service, name))
+            await settle()
+        assert service.health().running == slots and service.health().waiting == 12 - slots
+        gate.open, gate.most = True, 0
+        await asyncio.gather(*tasks)
+        assert gate.order == names
+        assert gate.most == slots
+
+    go(main())
+
+
+@pytest.mark.parametrize("apart", [True, False])
+@pytest.mark.parametrize(("slots", "limit"), [(1, 0), (1, 2), (4, 3)])
+def test_row_17_the_queue_is_bounded(slots: int, limit: int, apart: bool) -> None:
+    """Whether the requests come one after the other or in the same moment."""
+
+    async def main() -> None:
+        gate = Gate(slots)
+        service = await started(service_of(gate, queue_limit=limit))
+        tasks = []
+        for index in range(20):
+            tasks.append(ask(service, f"r{index}"))
+            if apart:
+                await settle()
+        await settle()
+        refused = [task for task in tasks if task.done()]
+        assert len(refused) == 20 - slots - limit
+        for task in refused:
+            error = task.exception()
+            assert isinstance(error, Overloaded) and error.status == 429
+            assert error.retry_after is not None and error.retry_after >= 1
+        assert (service.health().running, service.health().waiting) == (slots, limit)
+        gate.open = True
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+        assert answers.count("hello r0") == 1
+        assert sum(isinstance(each, str) for each in answers) == slots + limit
+        await assert_unused(service_with_room(service), gate)
+
+    go(main())
+
+
+def service_with_room(service: GenerationService) -> GenerationService:
+    service.admission.queue_limit = 64
+    return service
+
+
+def test_the_queue_is_bounded_while_loading_too() -> None:
+    async def main() -> None:
+        gate, free = Gate(is_open=True), threading.Event()
+        service = service_of(gate, blocking(gate, free), queue_limit=2, slots=1)
+        await service.start()
+        tasks = [ask(service, f"r{index}") for index in range(10)]
+        await settle()
+        assert 2 <= service.health().waiting <= 3
+        free.set()
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+        assert sum(isinstance(each, Overloaded) for each in answers) >= 7
+        assert sum(isinstance(each, str) for each in answers) >= 2
+
+    go(main())
+
+
+def test_no_queue_at_all_still_loads_at_the_first_request() -> None:
+    async def main() -> None:
+        service = service_of(Gate(is_open=True), queue_limit=0, skip_warm_start=True)
+        await service.start()
+        assert await ask(service) == "hello r"
+
+    go(main())
+
+
+# Deadline
+
+
+def test_deadline_while_running() -> None:
+    async def main() -> None:
+        gate = Gate()
+        service = await started(service_of(gate, request_timeout=0.1))
+        start = time.monotonic()
+        with pytest.raises(DeadlineExceeded) as caught:
+            await service.answer(work())
+        assert 0.1 <= time.monotonic() - start < 1
+        assert caught.value.status == 504 and "0.1" in caught.value.message
+        service.settings = load_settings()
+        await assert_unused(service, gate)
+
+    go(main())
+
+
+def test_deadline_holds_the_wait_for_a_slot_too() -> None:
+    async def main() -> None:
+        gate = Gate()
+        service = await started(service_of(gate))
+        first = ask(service, "first")
+        await become(lambda: gate.active == 1)
+        service.settings = load_settings(request_timeout=0.2)
+        start = time.monotonic()
+        with pytest.raises(DeadlineExceeded):
+            await service.answer(work("waits"))
+        assert 0.2 <= time.monotonic() - start < 1
+        assert gate.order == ["first"], "the second never began"
+        late = asyncio.create_task(service.answer(work("late")))
+        await asyncio.sleep(0.12)
+        gate.open = True
+        await first
+        gate.open = False
+        with pytest.raises(Overloaded, match="too little time"):  # 0.12 s of its 0.2 went by while it waited
+            await asyncio.wait_for(late, 0.15)
+        service.settings = load_settings()
+        await assert_unused(service, gate)
+
+    go(main())
+
+
+def test_loading_for_longer_than_the_deadline_is_a_503() -> None:
+    async def main() -> None:
+        gate, free = Gate(is_open=True), threading.Event()
+        service = service_of(gate, blocking(gate, free), request_timeout=0.1)
+        await service.start()
+        with pytest.raises(NotReady, match="still loading") as caught:
+            await service.answer(work())
+        assert caught.value.status == 503 and caught.value.retry_after
+        free.set()
+        await become(lambda: service.health().status == "ok")
+        assert await ask(service) == "hello r"
+
+    go(main())
+
+
+# Cancel
+
+
+def test_cancelled_while_it_waits() -> None:
+    async def main() -> None:
+        gate = Gate()
+        service = await started(service_of(gate))
+        first, second, third = ask(service, "first"), ask(service, "second"), ask(service, "third")
+        await become(lambda: service.health().waiting == 2)
+        await end(second)
+        assert service.health().waiting == 1
+        gate.open = True
+        assert await first == "hello first" and await third == "hello third"
+        assert gate.order == ["first", "third"]
+        await assert_unused(service, gate)
+
+    go(main())
+
+
+def test_cancelled_while_it_runs() -> None:
+    async def main() -> None:
+        gate = Gate()
+        service = await started(service_of(gate))
+        first, second = ask(service, "first"), ask(service, "second")
+        await become(lambda: gate.active == 1)
+        await end(first)
+        await become(lambda: gate.order == ["first", "second"])
+        gate.open = True
+        assert await second == "hello second"
+        await assert_unused(service, gate)
+
+    go(main())
+
+
+def test_a_closed_generator_frees_everything() -> None:
+    async def main() -> None:
+        gate = Gate()
+        service = await started(service_of(gate))
+        async with aclosing(service.generate(work())) as chunks:
+            async for chunk in chunks:
+                assert chunk.text == "hello "
+                break
+        assert (gate.active, service.health().running) == (0, 0)
+        await assert_unused(service, gate)
+
+    go(main())
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_row_18_cancels_at_any_moment_lose_no_slot(slots: int) -> None:
+    async def main() -> None:
+        random.seed(slots)
+        gate = Gate(slots)
+        service = await started(service_of(gate))
+        for _ in range(50):
+            gate.open = random.random() < 0.5
+            tasks = [ask(service, "x") for _ in range(6)]
+            for task in random.sample(tasks, 6):
+                for _ in range(random.randrange(8)):
+                    await asyncio.sleep(0)
+                if random.random() < 0.3:
+                    await asyncio.sleep(0.003)
+                task.cancel()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+            assert all(isinstance(each, asyncio.CancelledError) or each == "hello x" for each in results)
+            health = service.health()
+            assert (health.running, health.waiting) == (0, 0)
+        await assert_unused(service, gate)
+
+    go(main())
+
+
+# Loading
+
+
+def blocking(
+    gate: Gate, free: threading.Event, *, fault: Exception | None = None, calls: list[float] | None = None
+) -> Callable[[Callable[[Attempt], None]], Loaded[Engine]]:
+    """A load that takes until `free` is set."""
+
+    def load(report: Callable[[Attempt], None]) -> Loaded[Engine]:
+        if calls is not None:
+            calls.append(time.monotonic())
+        report(Attempt("first", "8bit", "failed", "no accelerator", 0.1))
+        assert free.wait(20)
+        if fault is not None:
+            raise fault
+        return Loaded(gate, RUNG, (Attempt("first", "8bit", "failed", "no accelerator", 0.1),))
+
+    return load
+
+
+def test_health_answers_while_a_load_blocks() -> None:
+    async def main() -> None:
+        gate, free = Gate(), threading.Event()
+        service = service_of(gate, blocking(gate, free))
+        assert service.health().status == "idle"
+        await asyncio.wait_for(service.start(), 1)
+        await become(lambda: bool(service.health().attempts))
+        health = service.health()
+        assert (health.status, health.strategy, health.model, health.info) == ("loading", "pending", None, None)
+        assert health.attempts[0].reason == "no accelerator" and "first [8bit] failed" in health.phase
+        free.set()
+        await become(lambda: service.health().status == "ok")
+        health = service.health()
+        assert (health.model, health.strategy, health.engine) == ("gate", "native", "gate")
+        assert health.info == gate.info and health.smallest_budget == 300
+        assert len(health.attempts) == 1 and "after 1" in health.reason
+
+    go(main())
+
+
+def test_nothing_is_loaded_before_the_first_request_of_a_lazy_start() -> None:
+    async def main() -> None:
+        gate, free, calls = Gate(is_open=True), threading.Event(), list[float]()
+        free.set()
+        service = service_of(gate, blocking(gate, free, calls=calls), skip_warm_start=True)
+        await service.start()
+        await asyncio.sleep(0.02)
+        assert (calls, service.health().status) == ([], "idle")
+        assert await ask(service) == "hello r"
+        assert len(calls) == 1
+
+    go(main())
+
+
+@pytest.mark.parametrize("fault", [None, LoadError("gone")])
+def test_concurrent_first_requests_share_one_load(fault: Exception | None) -> None:
+    async def main() -> None:
+        gate, free, calls = Gate(2, is_open=True), threading.Event(), list[float]()
+        service = service_of(gate, blocking(gate, free, fault=fault, calls=calls), skip_warm_start=True)
+        await service.start()
+        tasks = [ask(service, f"r{index}") for index in range(8)]
+        await become(lambda: bool(calls))
+        await end(tasks[0])  # the one that began it; the others still get their answer
+        free.set()
+        answers = await asyncio.gather(*tasks[1:], return_exceptions=True)
+        assert len(calls) == 1
+        if fault is None:
+            assert answers == [f"hello r{index}" for index in range(1, 8)]
+        else:
+            assert {type(each) for each in answers} == {NotReady}
+            assert {each.code for each in answers if isinstance(each, NotReady)} == {"load_failed"}
+
+    go(main())
+
+
+def test_warm_up_runs_in_every_slot_at_once() -> None:
+    async def main() -> None:
+        gate = Gate(3)
+        await started(service_of(gate))
+        assert len(gate.warmed) == gate.most == 3
+        assert {request.sampling.max_new_tokens for request in gate.warmed} == {2}
+
+    go(main())
+
+
+def test_nobody_is_served_before_the_warm_up_is_over() -> None:
+    async def main() -> None:
+        gate = Gate(2, is_open=True)
+        service = service_of(gate)
+        await service.start()
+        task = ask(service)
+        while not task.done():
+            assert service.health().status == ("ok" if gate.order else service.health().status)
+            await asyncio.sleep(0)
+        assert len(gate.warmed) == 2 and gate.order == ["r"]
+
+    go(main())
+
+
+def test_a_model_that_fails_its_warm_up_is_closed_again() -> None:
+    """Its memory is wanted by the next attempt."""
+
+    async def main() -> None:
+        gate = Gate()
+        gate.warm_fault = EngineError("broken kernel")
+        service = service_of(gate)
+        await service.start()
+        await become(lambda: service.health().status == "failed")
+        assert "broken kernel" in service.health().reason
+        await become(lambda: gate.closed, 1)
+
+    go(main())
+
+
+@pytest.mark.parametrize(("allow", "lazy"), [(False, False), (True, False), (False, True), (True, True)])
+def test_a_failed_warm_start_is_fatal_unless_it_is_allowed(allow: bool, lazy: bool) -> None:
+    async def main() -> None:
+        attempts = (Attempt("a", "8bit", "skipped", "no accelerator", 0), Attempt("a", "cpu", "failed", "cut", 1))
+
+        def load(report: object) -> Loaded[Engine]:
+            raise NothingLoads(attempts)
+
+        fatal: list[RouterError] = []
+        service = service_of(Gate(), load, allow_warm_start_failure=allow, skip_warm_start=lazy)
+        service.on_fatal = fatal.append
+        await service.start()
+        if lazy:
+            with pytest.raises(NotReady):
+                await service.answer(work())
+        await become(lambda: service.health().status == "failed")
+        assert len(fatal) == (not allow and not lazy)
+        assert service.health().attempts == attempts
+        assert "cut" in service.health().reason
+
+    go(main())
+
+
+def test_a_foreign_exception_of_a_load_is_a_failed_load() -> None:
+    async def main() -> None:
+        def load(report: object) -> Loaded[Engine]:
+            raise ZeroDivisionError("why")
+
+        service = service_of(Gate(), load, allow_warm_start_failure=True)
+        await service.start()
+        await become(lambda: service.health().status == "failed")
+        assert service.health().reason == "ZeroDivisionError: why"
+
+    go(main())
+
+
+def test_back_off_doubles_and_the_request_after_it_tries_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("router_backend.service.service._FIRST_BACKOFF", 0.1)
+    monkeypatch.setattr("router_backend.service.service._LONGEST_BACKOFF", 0.3)
+
+    async def main() -> None:
+        gate, free, calls = Gate(is_open=True), threading.Event(), list[float]()
+        free.set()
+        broken = blocking(gate, free, fault=LoadError("gone"), calls=calls)
+        service = service_of(gate, broken, allow_warm_start_failure=True)
+        await service.start()
+        for attempts, pause in enumerate((0.1, 0.2, 0.3, 0.3), 1):
+            await become(lambda: service.health().status == "failed")
+            failed = time.monotonic()
+            for _ in range(3):
+                with pytest.raises(NotReady, match="gone") as caught:
+                    await service.answer(work())
+                assert caught.value.retry_after is not None and caught.value.retry_after >= 1
+            assert len(calls) == attempts, "nothing is tried before its time"
+            while len(calls) == attempts:
+                with pytest.raises(NotReady):
+                    await service.answer(work())
+                await asyncio.sleep(0.005)
+            assert pause - 0.03 <= calls[-1] - failed < pause + 0.25
+        service._load = blocking(gate, free, calls=calls)
+        await asyncio.sleep(0.35)
+        assert list(await asyncio.gather(ask(service), ask(service))) == ["hello r"] * 2
+        assert service.health().status == "ok" and len(calls) == 6
+
+    go(main())
+
+
+def test_retry_after_is_the_time_to_the_next_attempt() -> None:
+    async def main() -> None:
+        gate, free = Gate(), threading.Event()
+        free.set()
+        service = service_of(gate, blocking(gate, free, fault=LoadError("gone")), allow_warm_start_failure=True)
+        await service.start()
+        await become(lambda: service.health().status == "failed")
+        with pytest.raises(NotReady) as caught:
+            await service.answer(work())
+        assert caught.value.retry_after is not None and 1 < caught.value.retry_after <= 2
+
+    go(main())
+
+
+# End
+
+
+def test_close_lets_requests_finish_and_unloads() -> None:
+    async def main() -> None:
+        gate = Gate()
+        service = await started(service_of(gate, drain_timeout=5))
+        running, waiting = ask(service, "runs"), ask(service, "waits")
+        await become(lambda: service.health().waiting == 1)
+        closing = asyncio.create_task(service.close())
+        await settle()
+        assert service.health().status == "stopping" and not gate.closed
+        with pytest.raises(NotReady, match="shutting down") as caught:
+            await service.answer(work("new"))
+        assert caught.value.status == 503 and caught.value.retry_after
+        gate.open = True
+        await closing
+        assert await running == "hello runs" and await waiting == "hello waits"
+        assert gate.closed and service.health().status == "stopping"
+        with pytest.raises(NotReady):
+            await service.answer(work("new"))
+
+    go(main())
+
+
+def test_close_waits_no_longer_than_it_must() -> None:
+    async def main() -> None:
+        gate = Gate()
+        service = await started(service_of(gate, drain_timeout=0.2))
+        task = ask(service)
+        await become(lambda: gate.active == 1)
+        start = time.monotonic()
+        await service.close()
+        assert 0.2 <= time.monotonic() - start < 1
+        assert gate.closed
+        await end(task)
+
+    go(main())
+
+
+def test_close_cuts_short_what_does_not_finish_in_time() -> None:
+    async def main() -> None:
+        model = echo_model(slots=1, seconds_per_token=0.02)
+        service, _ = echo_service(model, load_settings(drain_timeout=0.2))
+        await started(service)
+        task = asyncio.create_task(service.answer(work("w " * 150)))  # three seconds
+        await become(lambda: bool(model.active))
+        start = time.monotonic()
+        await service.close()
+        seconds = time.monotonic() - start
+        await end(task)
+        assert model.closed and seconds < 1.5
+
+    go(main())
+
+
+def test_an_answer_that_nobody_reads_on_does_not_hold_the_end_up() -> None:
+    async def main() -> None:
+        gate = Gate()
+        service = await started(service_of(gate, drain_timeout=0.1))
+        chunks = service.generate(work())
+        await anext(chunks)
+        try:
+            await asyncio.wait_for(service.close(), 8)
+        finally:
+            await chunks.aclose()
+        assert gate.closed
+
+    go(main())
+
+
+def test_close_during_the_warm_up_unloads_too() -> None:
+    async def main() -> None:
+        gate = Gate()
+        service = service_of(gate)
+        await service.start()
+        await become(lambda: gate.active == 1)
+        await service.close()
+        assert gate.closed and service.health().status == "stopping"
+
+    go(main())
+
+
+def test_close_of_an_idle_service_is_quick_and_may_be_repeated() -> None:
+    async def main() -> None:
+        gate = Gate()
+        service = await started(service_of(gate, drain_timeout=5))
+        start = time.monotonic()
+        await service.close()
+        await service.close()
+        assert time.monotonic() - start < 1
+        never = service_of(Gate(), skip_warm_start=True)
+        await never.start()
+        await never.close()
+
+    go(main())
+
+
+def test_a_load_that_ends_while_the_service_stops_does_not_open_it_again() -> None:
+    async def main() -> None:
+        gate, free = Gate(is_open=True), threading.Event()
+        service = service_of(gate, blocking(gate, free), drain_timeout=5)
+        await service.start()
+        waiting = ask(service, "waits")
+        await become(lambda: service.health().waiting == 1)
+        closing = asyncio.create_task(service.close())
+        await settle()
+        gate.open = False
+        free.set()
+        await become(lambda: gate.order == ["waits"])
+        assert service.health().status == "stopping"
+        with pytest.raises(NotReady):
+            await asyncio.wait_for(service.answer(work("new")), 1)
+        gate.open = True
+        assert await waiting == "hello waits"
+        await closing
+        assert gate.closed
+
+    go(main())
+
+
+def test_a_load_that_fails_while_the_service_stops_is_not_fatal() -> None:
+    async def main() -> None:
+        gate, free = Gate(), threading.Event()
+        service = service_of(gate, blocking(gate, free, fault=LoadError("gone")), drain_timeout=5)
+        fatal: list[RouterError] = []
+        service.on_fatal = fatal.append
+        await service.start()
+        waiting = ask(service)
+        await become(lambda: service.health().waiting == 1)
+        closing = asyncio.create_task(service.close())
+        await settle()
+        free.set()
+        (error,) = await asyncio.gather(waiting, return_exceptions=True)
+        assert isinstance(error, NotReady)
+        await closing
+        assert fatal == [] and service.health().status == "stopping"
+
+    go(main())
+
+
+def test_who_waits_for_a_load_that_the_end_cuts_short_is_told() -> None:
+    async def main() -> None:
+        gate, free = Gate(), threading.Event()
+        service = service_of(gate, blocking(gate, free), drain_timeout=0.1)
+        await service.start()
+        waiting = ask(service)
+        await become(lambda: service.health().waiting == 1)
+        await service.close()
+        (error,) = await asyncio.gather(waiting, return_exceptions=True)
+        free.set()
+        assert isinstance(error, NotReady), f"{error!r}"
+
+    go(main())

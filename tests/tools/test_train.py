@@ -1,0 +1,311 @@
+"""Training on a model of two small layers: it learns, it resumes as if it had never stopped, it says what it did."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch.nn import functional
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from typer.testing import CliRunner
+
+from router_backend import cli
+from router_backend.errors import CandidateError, InvalidRequest
+from router_backend.plan.schema import to_text
+from router_tools.train import TrainOptions, lora, train
+from router_tools.train.attention import attention
+from router_tools.train.examples import CONTRACT, Example, Examples, batches
+from router_tools.train.loss import head_loss
+from router_tools.train.model import Student, load_base
+from router_tools.train.run import learning_rate
+from tests.tools.test_train_rows import TOOLS, reference_plan, row
+
+TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint folder: random weights, a tokenizer trained on the rows."""
+    folder = tmp_path_factory.mktemp("base")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=700,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(
+        [text for seed in range(8) for text in (row(seed).prompt, row(seed).completion)], trainer
+    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|im_end|>")
+    fast.chat_template = TEMPLATE
+    fast.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=700,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "rows.jsonl"
+    rows = [{"prompt": row(seed).prompt, "completion": to_text(reference_plan(seed))} for seed in range(16)]
+    path.write_text("\n".join(map(json.dumps, [*rows, {"prompt": "p", "completion": "{}"}])), "utf-8")
+    return path
+
+
+@pytest.fixture
+def options(base: Path, data: Path, tmp_path: Path) -> Callable[..., TrainOptions]:
+    def make(**changes: Any) -> TrainOptions:  # noqa: ANN401
+        given: dict[str, Any] = {
+            "data": data,
+            "out": tmp_path / "out",
+            "base": str(base),
+            "rank": 4,
+            "rate": 3e-2,
+            "warmup": 2,
+            "validation": 2,
+            "every": 3,
+            "sample_tokens": 5,
+            "threads": 1,
+        }
+        return TrainOptions(**{**given, **changes})
+
+    return make
+
+
+def quietly(options: TrainOptions) -> int:
+    return train(options, Console(file=io.StringIO()))
+
+
+def events(folder: Path, name: str) -> list[dict[str, Any]]:
+    lines = map(json.loads, (folder / "log.jsonl").read_text("utf-8").splitlines())
+    return [each for each in lines if each["event"] == name]
+
+
+# A run
+
+
+def test_a_run_learns_and_leaves_everything_behind(options: Callable[..., TrainOptions]) -> None:
+    given = options(steps=6)
+    assert quietly(given) == 0
+    (start,) = events(given.out, "start")
+    assert start["rows"] == 14
+    assert start["refused"] == {"schema: route_plan": 1}
+    seen = events(given.out, "validation")
+    assert [each["step"] for each in seen] == [0, 3, 6, 6]
+    assert seen[-1]["reference"] < seen[0]["reference"] - 0.2
+    assert seen[-1]["budget_600"] < seen[0]["budget_600"] - 0.2
+    assert [each["step"] for each in events(given.out, "step")] == [1, 2, 3, 4, 5, 6]
+    assert isinstance(events(given.out, "sample")[0]["text"], str)
+    assert (given.out / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert set(load_file(given.out / "adapter" / lora.ADAPTER)) == {
+        f"base_model.model.model.layers.{layer}.{part}.lora_{letter}.weight"
+        for layer in range(2)
+        for part in (*(f"self_attn.{name}_proj" for name in "qkvo"), *(f"mlp.{n}_proj" for n in ("gate", "up", "down")))
+        for letter in "AB"
+    }
+
+
+def test_a_resumed_run_gives_the_same_losses_and_the_same_adapter(
+    options: Callable[..., TrainOptions], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = options(steps=5)
+    quietly(whole)
+    broken = options(steps=5, out=whole.out.with_name("broken"))
+    with monkeypatch.context() as patch:
+        interrupt_in_step(3, patch)
+        quietly(broken)
+    assert len(events(broken.out, "step")) == 3
+    quietly(options(steps=5, out=broken.out, resume=True))
+    outs = (whole.out, broken.out)
+    losses = [[(each["step"], each["loss"], each["rate"]) for each in events(out, "step")] for out in outs]
+    assert losses[0] == losses[1]
+    adapters = [(out / "adapter" / lora.ADAPTER).read_bytes() for out in outs]
+    assert adapters[0] == adapters[1]
+
+
+@pytest.mark.parametrize("interrupt", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_a_run_between_two_steps(
+    options: Callable[..., TrainOptions], monkeypatch: pytest.MonkeyPatch, interrupt: signal.Signals
+) -> None:
+    given = options(steps=50, every=100, glance=1)
+    interrupt_in_step(2, monkeypatch, interrupt)
+    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    assert quietly(given) == 130
+    assert [each["step"] for each in events(given.out, "step")] == [1, 2]
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def interrupt_in_step(step: int, monkeypatch: pytest.MonkeyPatch, interrupt: int = signal.SIGTERM) -> None:
+    """What a terminal's Ctrl-C does, in the middle of a step."""
+
+    def rate(done: int, share: float, options: TrainOptions) -> float:
+        if done == step - 1:
+            os.kill(os.getpid(), interrupt)
+        return learning_rate(done, share, options)
+
+    monkeypatch.setattr("router_tools.train.run.learning_rate", rate)
+
+
+def test_minutes_end_a_run(options: Callable[..., TrainOptions]) -> None:
+    given = options(max_minutes=0.001)
+    assert quietly(given) == 0
+    (step,) = events(given.out, "step")
+    assert events(given.out, "validation")[-1]["step"] == step["step"] == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "a run needs an end"),
+        ({"steps": 1, "resume": True}, "holds no checkpoint"),
+        ({"steps": 1, "data": Path("none")}, "cannot be read"),
+    ],
+)
+def test_a_run_that_cannot_be_is_refused(
+    options: Callable[..., TrainOptions], changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=message):
+        quietly(options(**changes))
+
+
+def test_a_checkpoint_of_another_recipe_is_not_resumed(options: Callable[..., TrainOptions]) -> None:
+    given = options(steps=1)
+    quietly(given)
+    with pytest.raises(InvalidRequest, match="another rate, seed"):
+        quietly(options(steps=2, resume=True, rate=0.5, seed=3))
+
+
+def test_a_base_that_does_not_load_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(CandidateError, match=r"model\.gguf does not load as a base"):
+        load_base(str(tmp_path / "model.gguf"))
+
+
+def test_the_command_trains_and_says_what_is_wrong(base: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    refused = CliRunner().invoke(cli.app, ["train", str(data), str(out), "--base", str(base)])
+    assert refused.exit_code == 1
+    assert "a run needs an end" in refused.stderr
+    given = ["--base", str(base), "--steps", "1", "--validation", "2", "--rank", "2"]
+    assert CliRunner().invoke(cli.app, ["train", str(data), str(out), *given]).exit_code == 0
+    assert (out / "adapter" / lora.ADAPTER).is_file()
+
+
+# What it learns from
+
+
+def test_an_epoch_has_each_row_once_and_is_the_same_for_the_same_seed(base: Path) -> None:
+    examples = Examples(load_base(str(base))[1], TOOLS, 4096)
+    rows = [row(seed) for seed in range(12)]
+
+    def epoch(seed: int, number: int) -> list[list[Example]]:
+        return list(batches(examples, rows, size=3, seed=seed, epoch=number))
+
+    made = epoch(0, 0)
+    assert [len(batch) for batch in made] == [3, 3, 3, 3]
+    prompts = {bytes(str(example.ids[:40]), "ascii") for batch in made for example in batch}
+    assert prompts == {bytes(str(example.ids[:40]), "ascii") for batch in epoch(0, 1) for example in batch}
+    assert epoch(0, 0) == made
+    assert epoch(0, 1) != made
+    assert epoch(1, 0) != made
+
+
+def test_the_loss_counts_the_completion_and_its_end_alone(base: Path) -> None:
+    tokenizer = load_base(str(base))[1]
+    examples = Examples(tokenizer, TOOLS, 4096)
+    example = examples.budgeted(row(0), CONTRACT)
+    assert example is not None
+    assert tokenizer.decode(example.ids[: example.start]) == (
+        f"<|im_start|>user\n{row(0).prompt}\nToken budget: 600\n<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert tokenizer.decode(example.ids[example.start :]).startswith('{"route_plan": ["/')
+    assert tokenizer.decode(example.ids[-1:]) == "<|im_end|>"
+    assert Examples(tokenizer, TOOLS, 500).reference(row(0)) is None
+
+
+# What it computes
+
+
+def student(base: Path) -> Student:
+    torch.manual_seed(1)
+    made = Student(load_base(str(base))[0], 4, device=torch.device("cpu"), half=False)
+    for layer in made.layers.values():
+        torch.nn.init.normal_(layer.lora_b, std=0.05)
+    return made
+
+
+def test_loss_and_gradients_are_those_of_the_plain_model(base: Path) -> None:
+    made = student(base)
+    batch = [Example(tuple(range(3, 60)), 20), Example(tuple(range(90, 120)), 10)]
+    made.loss(batch).backward()  # type: ignore[no-untyped-call]
+    found = [each.grad for each in made.parameters]
+    for each in made.parameters:
+        each.grad = None
+    plain = made.model
+    plain.set_attn_implementation("eager")
+    total = torch.zeros(())
+    for example in batch:
+        ids = torch.tensor([example.ids])
+        labels = torch.where(torch.arange(len(example.ids)) < example.start, -100, ids)
+        total = total + plain(input_ids=ids, labels=labels).loss * example.completion_tokens
+    total.backward()  # type: ignore[no-untyped-call]
+    for own, other in zip(found, (each.grad for each in made.parameters), strict=True):
+        assert own is not None
+        torch.testing.assert_close(own, other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("length", [1, 255, 256, 700])
+def test_attention_is_causal_attention(length: int) -> None:
+    torch.manual_seed(length)
+    query = torch.randn(2, 6, length, 8, requires_grad=True)
+    key, value = (torch.randn(2, 3, length, 8, requires_grad=True) for _ in range(2))
+    weight = torch.randn(2, length, 6, 8)
+    inputs = (query, key, value)
+    own = attention(torch.nn.Identity(), *inputs, None, scaling=0.3)[0]
+    other = functional.scaled_dot_product_attention(*inputs, is_causal=True, scale=0.3, enable_gqa=True).transpose(1, 2)
+    torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-5)
+    gradients = [torch.autograd.grad((each * weight).sum(), inputs) for each in (own, other)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
+
+
+def test_the_chunked_loss_is_cross_entropy() -> None:
+    torch.manual_seed(0)
+    hidden, head = torch.randn(1100, 16, requires_grad=True), torch.randn(50, 16)
+    targets = torch.randint(0, 50, (1100,))
+    own = head_loss(hidden, head, targets)
+    other = functional.cross_entropy(hidden @ head.T, targets, reduction="sum")
+    torch.testing.assert_close(own, other)
+    torch.testing.assert_close(torch.autograd.grad(own, hidden), torch.autograd.grad(other, hidden))
+
+
+def test_the_rate_warms_up_and_falls() -> None:
+    options = TrainOptions(Path(), Path(), rate=1.0, warmup=4)
+    assert learning_rate(0, 0.0, options) == pytest.approx(0.25)
+    assert learning_rate(4, 0.0, options) == pytest.approx(1.0)
+    assert learning_rate(9, 0.5, options) == pytest.approx(0.525)
+    assert learning_rate(99, 1.0, options) == pytest.approx(0.05)
