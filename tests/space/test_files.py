@@ -76,17 +76,16 @@ def pins() -> dict[str, str]:
 def test_the_pins_lie_in_the_ranges_of_the_package() -> None:
     ranges = [Requirement(line) for line in requires("router-backend") or []]
     pinned = {name: line.partition("==")[2] for name, line in pins().items()}
-    assert [name for name, exact in pinned.items() if not exact] == ["torch"]
+    assert [name for name, exact in pinned.items() if not exact] == []
     held = [each for each in ranges if pinned.get(each.name)]
     assert len({each.name for each in held}) >= 12
     assert [str(each) for each in held if pinned[each.name] not in each.specifier] == []
 
 
 @pytest.mark.timeout(300)  # the index may be slow
-@pytest.mark.parametrize("torch", ["2.8", "2.11"])
-def test_the_requirements_resolve_on_the_spaces_python(front: dict[str, Any], torch: str, tmp_path: Path) -> None:
-    """With Gradio and the torch versions that ZeroGPU has; nothing is built or downloaded but metadata."""
-    (tmp_path / "more.txt").write_text(f"gradio[oauth]=={front['sdk_version']}\ntorch=={torch}.*\n")
+def test_the_requirements_resolve_on_the_spaces_python(front: dict[str, Any], tmp_path: Path) -> None:
+    """With Gradio and a torch that ZeroGPU has; nothing is built or downloaded but metadata."""
+    (tmp_path / "more.txt").write_text(f"gradio[oauth]=={front['sdk_version']}\ntorch>=2.8,<2.12\n")
     options = ("--python-version", front["python_version"], "--python-platform", "x86_64-manylinux_2_35")
     quiet = ("--quiet", "--no-header", "--no-annotate", "--no-python-downloads", "--only-binary", ":all:")
     command = [sys.executable, "-m", "uv", "pip", "compile", *options, *quiet]
@@ -100,7 +99,6 @@ def test_the_requirements_resolve_on_the_spaces_python(front: dict[str, Any], to
     if done.returncode and re.search(r"error sending request|failed to fetch|client error", done.stderr, re.IGNORECASE):
         pytest.skip("the package index cannot be reached")
     assert done.returncode == 0, done.stderr
-    assert f"\ntorch=={torch}" in done.stdout
     assert "llama-cpp-python" not in done.stdout
 
 

@@ -1,0 +1,146 @@
+"""What the package declares and what the locks hold: every import, every hash, no index."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from importlib.metadata import packages_distributions, requires
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
+HASHED = [path for path in LOCKS if "constraints" not in path.name]
+DECLARED = {canonicalize_name(Requirement(line).name): Requirement(line) for line in requires("router-backend") or []}
+
+
+def imported() -> set[str]:
+    """The names of the packages that the product imports, wherever in a file."""
+    nodes = [
+        node
+        for package in ("router_backend", "router_tools")
+        for path in (ROOT / package).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+    ]
+    named = {each.name for node in nodes if isinstance(node, ast.Import) for each in node.names}
+    named |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level}
+    return {name.partition(".")[0] for name in named} - sys.stdlib_module_names - {"router_backend", "router_tools"}
+
+
+def test_every_import_is_declared() -> None:
+    distributions = packages_distributions()
+    undeclared = {
+        name: distributions[name]
+        for name in imported()
+        if not DECLARED.keys() & {canonicalize_name(each) for each in distributions[name]}
+    }
+    assert undeclared == {}
+    assert {"fastapi", "torch", "gradio"} <= imported()
+
+
+def entries(lock: Path) -> list[str]:
+    """One text a package: the requirement, its marker and its hashes."""
+    text = re.sub(r"^ *#.*\n", "", lock.read_text("utf-8"), flags=re.MULTILINE)
+    return [entry for entry in re.split(r"\n(?=\S)", text.strip()) if entry]
+
+
+@pytest.mark.parametrize("lock", HASHED, ids=lambda path: path.stem)
+def test_a_lock_has_every_hash_and_names_no_index(lock: Path) -> None:
+    assert [
+        entry for entry in entries(lock) if not re.match(r"\S+==\S+ .*--hash=sha256:[0-9a-f]{64}", entry, re.DOTALL)
+    ] == []
+    assert not re.search(r"https?://|--(extra-)?index|--find-links|file:", lock.read_text("utf-8"))
+
+
+@pytest.mark.parametrize("name", ["server", "test", "transformers"])
+def test_a_lock_lies_in_the_ranges_of_the_package(name: str) -> None:
+    held = [Requirement(entry.partition("\\")[0]) for entry in entries(ROOT / f"requirements/{name}.txt")]
+    pinned: dict[str, list[str]] = {}
+    for each in held:
+        pinned.setdefault(canonicalize_name(each.name), []).extend(one.version for one in each.specifier)
+    wrong = [
+        f"{each} is locked at {version}"
+        for canonical, each in DECLARED.items()
+        for version in pinned.get(canonical, [])
+        if not each.specifier.contains(version)
+    ]
+    assert wrong == []
+    assert len(pinned.keys() & DECLARED.keys()) >= 18
+
+
+def test_the_spaces_pins_are_those_of_its_lock() -> None:
+    locked = {entry.split()[0] for entry in entries(ROOT / "requirements/space.txt")}
+    assert set(entries(ROOT / "requirements.txt")) <= locked
+
+
+def test_the_workflow_is_valid() -> None:
+    check = [str(Path(sys.executable).with_name("check-jsonschema")), "--builtin-schema", "vendor.github-workflows"]
+    subprocess.run([*check, str(ROOT / ".github/workflows/ci.yml")], check=True, capture_output=True)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A checkout whose lock names one package, which a folder beside it holds."""
+    wheel = tmp_path / "wheels/tiny_package-1.0-py3-none-any.whl"
+    wheel.parent.mkdir()
+    info = "tiny_package-1.0.dist-info"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("tiny_package.py", "")
+        archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: tiny-package\nVersion: 1.0\n")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+    shutil.copytree(ROOT / "requirements", tmp_path / "requirements")
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    (tmp_path / "requirements/server.txt").write_text(f"tiny-package==1.0 --hash=sha256:{digest}\n")
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    (tmp_path / ".venv/bin/uv").symlink_to(Path(sys.executable).with_name("uv"))
+    (tmp_path / ".venv/bin/python").symlink_to(sys.executable)
+    return tmp_path
+
+
+def install(checkout: Path) -> subprocess.CompletedProcess[str]:
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith(("UV_", "PYTHON", "VIRTUAL_ENV"))},
+        "VENV": str(checkout / "target"),
+        "ONLY_LOCKS": "1",
+        "UV_NO_INDEX": "1",
+        "UV_FIND_LINKS": str(checkout / "wheels"),
+        "UV_CACHE_DIR": str(checkout / "cache"),
+    }
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment["VENV"]], check=True)
+    command = [str(checkout / "requirements/install.sh"), "server.txt"]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+
+
+def test_a_lock_installs_what_it_names(checkout: Path) -> None:
+    done = install(checkout)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert list((checkout / "target").rglob("tiny_package.py"))
+
+
+def test_a_changed_hash_is_one_line(checkout: Path) -> None:
+    lock = checkout / "requirements/server.txt"
+    text = lock.read_text()
+    lock.write_text(text[:-2] + ("0" if text[-2] != "0" else "1") + "\n")
+    done = install(checkout)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr == (
+        "make: the hash of tiny-package==1.0 is not the one in requirements/server.txt: restore the file "
+        "(git checkout requirements/server.txt), or run make lock if you changed it on purpose\n"
+    )
+
+
+def test_a_package_that_no_index_has_is_one_line(checkout: Path) -> None:
+    (checkout / "requirements/server.txt").write_text(f"no-such-package==9 --hash=sha256:{'0' * 64}\n")
+    done = install(checkout)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("make: requirements/server.txt cannot be installed: ")
