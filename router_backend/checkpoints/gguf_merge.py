@@ -1,13 +1,12 @@
 """Base GGUF + LoRA adapter = the GGUF that is served. numpy alone: no torch on a user's machine.
 
-The result is the same to the byte wherever it is made: the adapter's fp16 numbers are multiplied and added in fp64,
-where their sums are exact to far below what the quantiser can see, and everything else is element by element.
+The result is the same to the byte wherever it is made: the adapter's numbers are multiplied and added in fp64, where
+their sums are exact to far below what the quantiser can see, and everything else is element by element.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,15 +16,20 @@ import numpy as np
 import numpy.typing as npt
 from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
 from gguf.quants import dequantize, quantize
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file
 
-from router_backend.errors import CandidateError
+from router_backend.checkpoints.adapter import Adapter, read
+from router_backend.errors import CandidateError, InvalidRequest
 from router_backend.plan.prompt import BUDGET_KEY
 
-ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 # What this module can write, with llama.cpp's number for a file of that kind.
 FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "BF16": 32}
+# Those whose linear layers llama.cpp keeps as they are, but for llama's query and key rows.
+ARCHITECTURES = {
+    "llama": gguf.MODEL_ARCH.LLAMA,
+    "qwen2": gguf.MODEL_ARCH.QWEN2,
+    "qwen3": gguf.MODEL_ARCH.QWEN3,
+    "gemma3": gguf.MODEL_ARCH.GEMMA3,
+}
 
 Array = npt.NDArray[np.float32]
 
@@ -36,26 +40,27 @@ def merge(base: Path, adapter: Path, out: Path, *, kind: str = "Q8_0", expect: s
     The file appears whole or not at all. Embeddings, which are the output head too, never get less than 8 bits.
 
     Args:
-        base: a GGUF file of the llama architecture.
+        base: a GGUF file of one of the `ARCHITECTURES`.
         adapter: a folder with a LoRA adapter in PEFT's format.
         out: the GGUF file to write.
         kind: one of `FILE_TYPES`.
         expect: the SHA-256 that the file must have.
 
     Raises:
+        InvalidRequest: the kind is not one of them.
         CandidateError: base and adapter do not fit together, one of them is damaged, or the hash is another.
     """
+    check_kind(kind)
+    read_adapter = read(adapter)
     try:
         reader = GGUFReader(base)
-        deltas = _deltas(adapter, reader)
-        with safe_open(adapter / ADAPTER, "numpy") as opened:
-            knows_budgets = BUDGET_KEY in (opened.metadata() or {})
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise CandidateError(f"{base.name} and {adapter.name} cannot be merged: {type(error).__name__}") from error
+        deltas = _deltas(read_adapter, reader)
+    except (OSError, ValueError, KeyError) as error:
+        raise CandidateError(f"{base.name} cannot be read as a GGUF base: {type(error).__name__}: {error}") from error
     out.parent.mkdir(parents=True, exist_ok=True)
     new = out.with_name(f"{out.name}.{os.getpid()}.new")  # two processes may start at once
     try:
-        _write(reader, deltas, new, kind, knows_budgets)
+        _write(reader, deltas, new, kind, read_adapter.knows_budgets)
         digest = hashlib.sha256(new.read_bytes()).hexdigest()
         if expect is not None and digest != expect:
             raise CandidateError(f"the merged checkpoint has the hash {digest[:12]}…, it should have {expect[:12]}…")
@@ -65,29 +70,40 @@ def merge(base: Path, adapter: Path, out: Path, *, kind: str = "Q8_0", expect: s
     return digest
 
 
-def _deltas(adapter: Path, reader: GGUFReader) -> dict[str, Array]:
+def check_kind(kind: str) -> None:
+    """Raises InvalidRequest where a GGUF of that kind cannot be written here."""
+    if kind not in FILE_TYPES:
+        raise InvalidRequest(f"a GGUF of the kind {kind} cannot be written: choose from {', '.join(FILE_TYPES)}")
+
+
+def _deltas(adapter: Adapter, reader: GGUFReader) -> dict[str, Array]:
     """What the adapter adds to each tensor, by the tensor's name in the GGUF."""
-    arch = _value(reader, "general.architecture")
-    if arch != "llama":
-        raise CandidateError(f"only the llama architecture can be merged, not {arch}")
-    config = json.loads((adapter / ADAPTER_CONFIG).read_text("utf-8"))
-    heads = {"q_proj": _number(reader, "llama.attention.head_count")}
-    heads["k_proj"] = _number(reader, "llama.attention.head_count_kv")
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, _number(reader, "llama.block_count"))
+    arch = _architecture(reader)
+    names = gguf.get_tensor_name_map(ARCHITECTURES[arch], _number(reader, f"{arch}.block_count"))
+    heads: dict[str, int] = {}
+    if arch == "llama":
+        heads["q_proj"] = _number(reader, "llama.attention.head_count")
+        heads["k_proj"] = _number(reader, "llama.attention.head_count_kv", heads["q_proj"])
     shapes = {tensor.name: tuple(map(int, reversed(tensor.shape))) for tensor in reader.tensors}
-    weights, deltas = load_file(adapter / ADAPTER), {}
-    for key in sorted(key for key in weights if key.endswith(".lora_A.weight")):
-        module = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
-        name = f"{names.get_name(module)}.weight"
-        upper = weights[key.replace("lora_A", "lora_B")].astype(np.float64)
-        delta = upper @ weights[key].astype(np.float64) * (config["lora_alpha"] / config["r"])
-        if shapes.get(name) != delta.shape:
-            raise CandidateError(f"the adapter's {module} fits no tensor of {shapes.get(name, 'the base')}")
-        own = module.rpartition(".")[2]
+    deltas: dict[str, Array] = {}
+    for module, lora in adapter.layers.items():
+        name = f"{names.get_name(module.replace('.language_model.', '.'))}.weight"
+        if shapes.get(name) != lora.shape or name in deltas:
+            has = f"{name} is {shapes[name]}" if name in shapes else f"there is no {name}"
+            raise CandidateError(f"the adapter is for another base: it holds {module} of {lora.shape}, and {has}")
+        delta, own = lora.rows(0, lora.shape[0]), module.rpartition(".")[2]
         deltas[name] = (_as_stored(delta, heads[own]) if own in heads else delta).astype(np.float32)
-    if not deltas:
-        raise CandidateError("the adapter holds no LoRA weights")
     return deltas
+
+
+def _architecture(reader: GGUFReader) -> str:
+    arch = str(_value(reader, "general.architecture"))
+    if arch not in ARCHITECTURES:
+        raise CandidateError(
+            f"a GGUF of the architecture {arch} cannot be merged, only {', '.join(ARCHITECTURES)}: merge into the "
+            "checkpoint in safetensors, and convert what comes of it with llama.cpp's convert_hf_to_gguf.py"
+        )
+    return arch
 
 
 def _as_stored(rows: npt.NDArray[np.float64], heads: int) -> npt.NDArray[np.float64]:
@@ -97,7 +113,7 @@ def _as_stored(rows: npt.NDArray[np.float64], heads: int) -> npt.NDArray[np.floa
 
 
 def _write(reader: GGUFReader, deltas: dict[str, Array], path: Path, kind: str, knows_budgets: bool) -> None:
-    writer = GGUFWriter(path, "llama")
+    writer = GGUFWriter(path, _architecture(reader))
     for field in reader.fields.values():
         if field.name.startswith("GGUF.") or field.name in ("general.architecture", "general.file_type", BUDGET_KEY):
             continue
@@ -118,12 +134,20 @@ def _tensors(
     reader: GGUFReader, deltas: dict[str, Array], kind: GGMLQuantizationType
 ) -> Iterator[tuple[str, Array, GGMLQuantizationType]]:
     for tensor in reader.tensors:
-        data = dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+        try:
+            data = dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+        except NotImplementedError:
+            name = tensor.tensor_type.name
+            raise CandidateError(
+                f"{tensor.name} is {name}, which cannot be read: take the base in another kind"
+            ) from None
         if tensor.name in deltas:
             data += deltas[tensor.name]
         if data.ndim == 1:
             yield tensor.name, data, GGMLQuantizationType.F32
-        elif tensor.name == "token_embd.weight" and kind.name.startswith(("Q4", "Q5")):
+        elif data.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0]:
+            yield tensor.name, data, GGMLQuantizationType.F16
+        elif tensor.name in ("token_embd.weight", "output.weight") and kind.name.startswith(("Q4", "Q5")):
             yield tensor.name, data, GGMLQuantizationType.Q8_0
         else:
             yield tensor.name, data, kind
@@ -133,8 +157,8 @@ def _value(reader: GGUFReader, name: str) -> object:
     return reader.fields[name].contents()
 
 
-def _number(reader: GGUFReader, name: str) -> int:
-    value = _value(reader, name)
+def _number(reader: GGUFReader, name: str, default: int | None = None) -> int:
+    value = _value(reader, name) if name in reader.fields or default is None else default
     if not isinstance(value, int):
-        raise CandidateError(f"the base's {name} is no number")
+        raise CandidateError(f"the base's {name} is not a number")
     return value

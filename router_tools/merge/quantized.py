@@ -14,8 +14,11 @@ from router_backend.errors import CandidateError, InvalidRequest
 PRECISIONS = ("8bit", "4bit")
 
 
-def write(folder: Path, out: Path, precision: str, *, shard_bytes: int) -> None:
+def write(folder: Path, out: Path, precision: str, *, shard_bytes: int) -> Any:  # noqa: ANN401 - the library's
     """Quantises the checkpoint with bitsandbytes, as the rungs of that name do, and writes it to a folder.
+
+    Returns:
+        The model that was written.
 
     Raises:
         CandidateError: transformers or bitsandbytes refuse it.
@@ -32,6 +35,7 @@ def write(folder: Path, out: Path, precision: str, *, shard_bytes: int) -> None:
     for path in beside_weights(folder):
         if not (out / path.name).exists():
             shutil.copyfile(path, out / path.name)
+    return model.eval()
 
 
 def _recipe(precision: str, dtype: torch.dtype) -> Any:  # noqa: ANN401 - the library's

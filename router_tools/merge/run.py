@@ -9,21 +9,23 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from router_backend.checkpoints import embedded, hub
+from router_backend.checkpoints import adapter, embedded, gguf_merge, hub
 from router_backend.checkpoints.description import Folder, describe
-from router_backend.checkpoints.gguf_merge import merge as merge_gguf
 from router_backend.checkpoints.hub.write import hub_access, refusals
 from router_backend.checkpoints.ladder import parse_candidate
 from router_backend.errors import CandidateError, InvalidRequest
 from router_backend.plan.prompt import BUDGET_KEY
-from router_tools.merge import adapter, gguf_file, quantized, shards, verify
+from router_tools.extras import extra
+from router_tools.merge import quantized, shards, verify
 from router_tools.merge.card import card
 
 if TYPE_CHECKING:
@@ -72,19 +74,46 @@ def merge(options: MergeOptions, settings: Settings, say: Callable[[str], object
         CandidateError: base or adapter cannot be read, do not fit together, or cannot be written as asked.
     """
     disable_progress_bar()
-    _refuse_contradictions(options)
     candidate = parse_candidate(options.base, settings.model_owner)
-    if options.out.suffix == ".gguf":
-        if candidate.kind not in ("gguf", "hub-gguf", "embedded"):
-            raise InvalidRequest("a .gguf file is made out of a GGUF base; of others name a folder, and --gguf")
-        digest = merge_gguf(_gguf(candidate, settings), options.adapter, options.out, kind=options.gguf or "Q8_0")
-        say(f"{options.out}: SHA-256 {digest}")
-        return 0
-    with _being_made(options.out) as new:
-        code = _Merge(options, settings, candidate, new, say).run()
+    _refuse_contradictions(options, candidate)
+    try:
+        if options.out.suffix == ".gguf":
+            return _merge_file(options, settings, candidate, say)
+        with _being_made(options.out) as new:
+            code = _Merge(options, settings, candidate, new, say).run()
+    except (OSError, SafetensorError) as error:
+        raise CandidateError(f"the merge into {options.out} failed: {error}") from error
     if options.push and code == 0:
         _push(options, options.push, settings, say)
     return code
+
+
+def _merge_file(options: MergeOptions, settings: Settings, candidate: Candidate, say: Callable[[str], object]) -> int:
+    """A GGUF out of a GGUF, with the base's metadata. Returns the exit code."""
+    base, kind = _gguf(candidate, settings), options.gguf or "Q8_0"
+    digest = gguf_merge.merge(base, options.adapter, options.out, kind=kind)
+    say(f"{options.out}: SHA-256 {digest}")
+    return int(options.check and not _gguf_agrees(base, options.adapter, options.out, say))
+
+
+def _gguf_agrees(base: Path, folder: Path, made: Path, say: Callable[[str], object]) -> bool:
+    """Reads a merged GGUF back, and says how its logits differ from those of base and adapter."""
+    try:
+        ids = verify.prompt_ids(made)
+        wanted = verify.gguf_logits(base, ids, adapter=(folder, adapter.read(folder).layers), rounded_as=made)
+        found = verify.agreement(verify.of(verify.load(made), ids), wanted)
+    except (OSError, ValueError, KeyError) as error:
+        raise CandidateError(
+            f"{made} cannot be compared with base and adapter: {type(error).__name__}: {error}"
+        ) from None
+    say(f"{made.name}, beside base and adapter rounded alike: {found}")
+    return _judge(found, verify.SAME_ROUNDING, say)
+
+
+def _judge(found: verify.Agreement, allowed: float, say: Callable[[str], object]) -> bool:
+    if not found.within(allowed):
+        say(f"that is more than rounding explains ({allowed:.1%})")
+    return found.within(allowed)
 
 
 def _push(options: MergeOptions, repo: str, settings: Settings, say: Callable[[str], object]) -> None:
@@ -98,14 +127,31 @@ def _push(options: MergeOptions, repo: str, settings: Settings, say: Callable[[s
         say(f"{name}: pushed, commit {done.oid[:12]}")
 
 
-def _refuse_contradictions(options: MergeOptions) -> None:
+def _refuse_contradictions(options: MergeOptions, candidate: Candidate) -> None:
+    """All that can be known to be wrong before the work begins."""
+    out_of_gguf = candidate.kind in ("gguf", "hub-gguf", "embedded")
+    if candidate.kind == "echo":
+        raise InvalidRequest("echo has no weights to merge into")
     if options.dtype not in (None, *DTYPES):
         raise InvalidRequest(f"{options.dtype} is no dtype to merge to: choose from {', '.join(DTYPES)}")
     if wrong := set(options.copies) - set(quantized.PRECISIONS):
         raise InvalidRequest(f"no copy can be made in {min(wrong)}: choose from {', '.join(quantized.PRECISIONS)}")
+    if options.gguf:
+        gguf_merge.check_kind(options.gguf)
+    if (options.gguf or options.out.suffix == ".gguf") and not out_of_gguf:
+        raise InvalidRequest(
+            "a GGUF is made out of a GGUF base only. Convert the base with llama.cpp's own converter "
+            "(python convert_hf_to_gguf.py FOLDER --outtype bf16 --outfile base.gguf), and merge into base.gguf"
+        )
+    if options.out.suffix == ".gguf" and (options.dtype or options.copies or options.push):
+        raise InvalidRequest("with a .gguf file as OUT there is no --dtype, --copy or --push: name a folder for these")
     for place in (options.out, *(_beside(options.out, precision) for precision in options.copies)):
         if place.exists() and not (place.is_dir() and not any(place.iterdir())):
             raise InvalidRequest(f"{place} is there already: name another, or remove it")
+    adapter.read(options.adapter)
+    if options.copies:
+        with extra("merge"):
+            import_module("bitsandbytes")
 
 
 def _beside(out: Path, precision: str) -> Path:
@@ -140,7 +186,7 @@ class _Merge:
         self, options: MergeOptions, settings: Settings, candidate: Candidate, out: Path, say: Callable[[str], object]
     ) -> None:
         self._options, self._settings, self._candidate, self._out, self._say = options, settings, candidate, out, say
-        self._layers = adapter.read(options.adapter)
+        self._adapter = adapter.read(options.adapter)
         self._figures: list[tuple[str, str]] = []
         self._differs = False
         self._merged: torch.Tensor | None = None
@@ -150,6 +196,7 @@ class _Merge:
             known = describe(Folder(base))
             if known.quantized:
                 raise CandidateError(f"the base is quantised ({known.quantized}): merge into it as it was before")
+            self._refuse_tied_head(base)
             self._weights(base)
             if self._options.check:
                 self._verify(base)
@@ -161,6 +208,15 @@ class _Merge:
         self._say(f"{self._options.out}: {'merged, but see above' if self._differs else 'merged'}")
         return int(self._differs)
 
+    def _refuse_tied_head(self, base: Path) -> None:
+        """PEFT changes the head beside the embeddings; merged, they are one tensor, which cannot hold both."""
+        head = next((module for module in self._adapter.layers if module.endswith("lm_head")), None)
+        if head and AutoConfig.from_pretrained(base).get_text_config().tie_word_embeddings:
+            raise CandidateError(
+                f"the adapter cannot be merged: it changes {head}, which this base shares with its embeddings "
+                "(tie_word_embeddings)"
+            )
+
     @contextlib.contextmanager
     def _base(self) -> Iterator[Path]:
         """A folder of safetensors. A GGUF becomes one for a while, in fp32: as a whole, so it has to fit in memory."""
@@ -170,13 +226,7 @@ class _Merge:
         path = _gguf(self._candidate, self._settings)
         with tempfile.TemporaryDirectory(dir=self._out.parent) as folder:
             try:
-                model = AutoModelForCausalLM.from_pretrained(
-                    path.parent,
-                    gguf_file=path.name,
-                    dtype=torch.float32,
-                    quantization_config=GgufConfig(dequantize=True),
-                )
-                model.save_pretrained(folder)
+                verify.load(path).save_pretrained(folder)
                 AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(folder)
             except (OSError, ValueError, KeyError) as error:
                 raise CandidateError(f"{path.name} does not load as a base: {type(error).__name__}: {error}") from None
@@ -186,49 +236,48 @@ class _Merge:
         options = self._options
         plain = self._candidate.kind in ("folder", "hub")
         dtype = DTYPES[options.dtype] if options.dtype else (None if plain else torch.bfloat16)
-        shards.write(base, self._out, self._layers, dtype=dtype, memory=options.memory, note=self._say)
+        shards.write(base, self._out, self._adapter.layers, dtype=dtype, memory=options.memory, note=self._say)
         for path in quantized.beside_weights(base):
             shutil.copyfile(path, self._out / path.name)
         changes: dict[str, Any] = {"dtype": str(dtype).removeprefix("torch.")} if dtype else {}
-        if adapter.knows_budgets(options.adapter):
+        if self._adapter.knows_budgets:
             changes[BUDGET_KEY] = True
         config = json.loads((base / "config.json").read_text("utf-8"))
         if dtype:
             config.pop("torch_dtype", None)
         (self._out / "config.json").write_text(json.dumps(config | changes, indent=2) + "\n", "utf-8")
-        rank = max(lora.lower.shape[0] for lora in self._layers.values())
+        rank = max(lora.lower.shape[0] for lora in self._adapter.layers.values())
         kept = options.dtype or ("as in the base" if plain else "bf16")
-        self._figure("weights", f"{kept}; {len(self._layers)} layers, rank {rank}")
+        self._figure("weights", f"{kept}; {len(self._adapter.layers)} layers, rank {rank}")
 
     def _verify(self, base: Path) -> None:
         memory, ids = self._options.memory, verify.prompt_ids(self._out)
-        together = verify.logits(base, ids, memory=memory, layers=self._layers)
+        together = verify.logits(base, ids, memory=memory, adapter=(self._options.adapter, self._adapter.layers))
         self._merged = verify.logits(self._out, ids, memory=memory)
         found = verify.agreement(self._merged, together)
         with shards.Weights(self._out) as weights:
             kinds = {shards.DTYPES.get(kind, torch.float32) for kind in weights.kinds.values()}
         allowed = max(verify.TOLERANCE[kind] for kind in kinds & verify.TOLERANCE.keys())
         self._figure("merged, beside base and adapter", str(found))
-        if not found.difference <= allowed:  # not a number is no agreement either
-            self._differs = True
-            self._say(f"that is more than rounding explains ({allowed:.1%})")
+        self._differs |= not _judge(found, allowed, self._say)
 
     def _gguf_beside(self, kind: str) -> None:
-        name = f"{self._options.out.name}-{kind}.gguf"
-        if self._candidate.kind in ("folder", "hub"):
-            gguf_file.write(self._out, self._out / name, kind)
-        else:
-            merge_gguf(_gguf(self._candidate, self._settings), self._options.adapter, self._out / name, kind=kind)
-        self._figure("GGUF", f"`{name}`, {(self._out / name).stat().st_size / 1e6:,.0f} MB")
+        base, made = _gguf(self._candidate, self._settings), self._out / f"{self._options.out.name}-{kind}.gguf"
+        gguf_merge.merge(base, self._options.adapter, made, kind=kind)
+        self._figure("GGUF", f"`{made.name}`, {made.stat().st_size / 1e6:,.0f} MB")
+        if self._options.check:
+            self._differs |= not _gguf_agrees(base, self._options.adapter, made, self._say)
 
     def _copy(self, precision: str) -> None:
         place = _beside(self._options.out, precision)
         with _being_made(place) as new:
-            quantized.write(self._out, new, precision, shard_bytes=max(self._options.memory // 2, 1 << 20))
+            written = quantized.write(self._out, new, precision, shard_bytes=max(self._options.memory // 2, 1 << 20))
             figures = [("quantised", f"{precision}, bitsandbytes")]
             if self._merged is not None:
-                again = verify.copy_logits(new, verify.prompt_ids(new))
+                ids = verify.prompt_ids(new)
+                again = verify.copy_logits(new, ids)
                 figures.append(("the copy, beside what was merged", str(verify.agreement(again, self._merged))))
+                self._differs |= not _judge(verify.agreement(again, verify.of(written, ids)), verify.SAME, self._say)
             push = f"{self._options.push}-{precision}" if self._options.push else None
             self._write_card(new, place.name, push, *figures)
         self._say(f"{place}: " + ", ".join(value for _, value in figures))

@@ -13,9 +13,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from router_backend.checkpoints.adapter import Lora, fit
 from router_backend.checkpoints.description import INDEX, Folder, weight_files
 from router_backend.errors import CandidateError
-from router_tools.merge.adapter import Lora, fit
 
 # As safetensors names them.
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -70,7 +70,7 @@ def write(
 ) -> None:
     """Writes base and adapter as one into the folder `out`.
 
-    Weights are added in fp32 and rounded once. Tensors that hold no floating-point numbers stay as they are.
+    Weights are added in fp64 and rounded once. Tensors that hold no floating-point numbers stay as they are.
 
     Args:
         dtype: of the result; None: each tensor's own.
@@ -133,7 +133,7 @@ def _merged(weights: Weights, name: str, lora: Lora | None, dtype: torch.dtype |
         step = max(1, _BLOCK // wide)
         for start in range(0, high, step):
             end = min(start + step, high)
-            result[start:end] = lora.rows(start, end).add_(weights.rows(name, start, end).float())
+            result[start:end] = torch.from_numpy(lora.rows(start, end)).add_(weights.rows(name, start, end))
     if dtype is torch.float16 and not result.isfinite().all():
         raise CandidateError(f"{name} holds numbers that fp16 cannot: choose bf16")
     return result.contiguous()

@@ -1,25 +1,46 @@
-"""Whether the merged checkpoint computes what base and adapter compute together: their logits, side by side."""
+"""Whether what was written computes what base and adapter compute together: their logits, side by side.
+
+Base and adapter are put together by PEFT, which the merge itself has nothing from: a misread adapter shows.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gguf
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from gguf import GGMLQuantizationType, GGUFReader
+from gguf.quants import dequantize, quantize
+from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+from router_backend.checkpoints.adapter import ADAPTER, Lora, fit
 from router_backend.errors import CandidateError
 from router_backend.plan.prompt import router_prompt
-from router_tools.merge.adapter import Lora, fit
 
-_QUERY = "Prove that the sum of two odd numbers is even, then write and test a Python function that checks it."
-_TOKENS = 128
+_PROMPTS = (
+    router_prompt("Prove that the sum of two odd numbers is even, then check it."),
+    "Write and test a Python function that finds all pairs of odd numbers up to 1,000 whose sum is no power of two. "
+    "Which libraries would be the fastest for 10**9 pairs, and what do their authors say about it? Name your sources.",
+    '{"route_plan": ["/math(prove: odd + odd = even)", "/code(test it in Python)"], "route_rationale": "Proof first: '
+    'the test is made of it.", "expected_artifacts": ["proof", "function", "log"], "thinking_outline": ["1. Define',
+)
+_TOKENS = 64  # of each
 # What rounding the weights may cost, by bits of the mantissa.
 TOLERANCE = {torch.float32: 0.001, torch.float16: 0.01, torch.bfloat16: 0.06}
+# Where both sides were rounded alike: a few numbers lie so near a step that PEFT's fp32 falls on its other side.
+SAME_ROUNDING = 0.01
+# A copy that is loaded again holds what was saved.
+SAME = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,46 +58,104 @@ class Agreement:
     def __str__(self) -> str:
         return f"logits differ by {self.difference:.2%} of their spread, {self.same_choice:.1%} same first choices"
 
+    def within(self, allowed: float) -> bool:
+        """Whether they differ by no more; what is not a number differs."""
+        return self.difference <= allowed
+
 
 def agreement(found: torch.Tensor, wanted: torch.Tensor) -> Agreement:
-    """Of two tensors (positions, vocabulary)."""
+    """Of two tensors (..., vocabulary)."""
     spread = (wanted - wanted.mean(-1, keepdim=True)).pow(2).mean().sqrt()
     difference = (found - wanted).pow(2).mean().sqrt() / spread
     return Agreement(float(difference), float((found.argmax(-1) == wanted.argmax(-1)).float().mean()))
 
 
-def prompt_ids(folder: Path) -> torch.Tensor:
-    """The beginning of a router prompt, (1, tokens). Raises CandidateError where there is no tokenizer that works."""
+def prompt_ids(place: Path) -> torch.Tensor:
+    """The beginnings of a few prompts, (prompts, tokens). Raises CandidateError where no tokenizer works."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        ids: list[int] = tokenizer(router_prompt(_QUERY)).input_ids[:_TOKENS]
+        tokenizer = AutoTokenizer.from_pretrained(**_named(place))
+        ids: list[list[int]] = [tokenizer(text).input_ids[:_TOKENS] for text in _PROMPTS]
     except Exception as error:
-        raise CandidateError(f"{folder} has no tokenizer that works: {type(error).__name__}") from None
-    return torch.tensor([ids])
+        raise CandidateError(f"{place} has no tokenizer that works: {type(error).__name__}") from None
+    return torch.tensor([each[: min(map(len, ids))] for each in ids])
 
 
 @torch.no_grad()
-def logits(folder: Path, ids: torch.Tensor, *, memory: int, layers: Mapping[str, Lora] | None = None) -> torch.Tensor:
-    """What the checkpoint computes for the tokens, in fp32; with the adapter's layers beside it, unmerged.
+def logits(
+    folder: Path, ids: torch.Tensor, *, memory: int, adapter: tuple[Path, Mapping[str, Lora]] | None = None
+) -> torch.Tensor:
+    """What the checkpoint computes for the tokens, in fp32; with an adapter beside it, unmerged, as PEFT reads it.
 
     What does not fit into the memory stays in its files until it is its turn, which is slow.
 
+    Args:
+        ids: (prompts, tokens).
+        adapter: its folder, and its layers.
+
     Returns:
-        (positions, vocabulary)
+        (prompts, tokens, vocabulary)
+
+    Raises:
+        CandidateError: the adapter does not fit, or a token has no row in the embeddings.
     """
     with tempfile.TemporaryDirectory() as offload:
         where: dict[str, Any] = {"device_map": "cpu"}
         if 2 * sum(path.stat().st_size for path in folder.glob("*.safetensors")) > memory:  # in fp32
             where = {"device_map": "auto", "max_memory": {"cpu": memory // 2}, "offload_folder": offload}
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, **where
-        ).eval()
-        if layers:
-            modules = {f"{name}.weight": each for name, each in model.named_modules() if _linear(each)}
-            shapes = {name: (each.out_features, each.in_features) for name, each in modules.items()}
-            for name, lora in fit(layers, shapes).items():
-                modules[name].register_forward_hook(_beside(lora))
-        found: torch.Tensor = model(input_ids=ids, use_cache=False).logits[0].float()
+        model = load(folder, **where)
+        for name, layer in _as_peft_reads(model, *adapter).items() if adapter else ():
+            model.get_submodule(name).register_forward_hook(_beside(layer))
+        return of(model, ids)
+
+
+@torch.no_grad()
+def gguf_logits(
+    base: Path, ids: torch.Tensor, *, adapter: tuple[Path, Mapping[str, Lora]], rounded_as: Path
+) -> torch.Tensor:
+    """What a GGUF base and an adapter compute, merged by PEFT and rounded as the weights in another GGUF are.
+
+    So a merged file can be held to what its own precision allows, whichever that is. It is all in memory, in fp32.
+
+    Args:
+        ids: (prompts, tokens).
+        adapter: its folder, and its layers.
+        rounded_as: the GGUF that holds the same tensors.
+
+    Returns:
+        (prompts, tokens, vocabulary)
+    """
+    model = load(base)
+    for name, layer in _as_peft_reads(model, *adapter).items():
+        model.get_submodule(name).weight += layer.get_delta_weight("default")
+    reader = GGUFReader(rounded_as)
+    kinds = {tensor.name: tensor.tensor_type for tensor in reader.tensors}
+    arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == _field(reader, "general.architecture"))
+    names = gguf.get_tensor_name_map(arch, int(_field(reader, f"{gguf.MODEL_ARCH_NAMES[arch]}.block_count")))
+    for name, weight in model.named_parameters():
+        kind = kinds[names.get_name(name, try_suffixes=(".weight", ".bias"))]
+        if kind is not GGMLQuantizationType.F32:
+            weight.copy_(torch.from_numpy(dequantize(quantize(weight.numpy(), kind), kind)))
+    return of(model, ids)
+
+
+def load(place: Path, **how: Any) -> Any:  # noqa: ANN401 - what transformers makes of it
+    """The model of a folder or a GGUF, in fp32 unless it is quantised; a GGUF as a whole, dequantised."""
+    if place.suffix == ".gguf":
+        how |= {"quantization_config": GgufConfig(dequantize=True)}
+    else:
+        how |= {"use_safetensors": True}
+    return AutoModelForCausalLM.from_pretrained(
+        **_named(place), dtype=torch.float32, local_files_only=True, **how
+    ).eval()
+
+
+def of(model: Any, ids: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
+    """A model's logits, (prompts, tokens, vocabulary). Raises CandidateError where a token has no row."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    if int(ids.max()) >= rows:
+        raise CandidateError(f"the tokenizer has a token {int(ids.max())}, and the embeddings only {rows} rows")
+    with torch.no_grad():
+        found: torch.Tensor = model(input_ids=ids, use_cache=False).logits.float()
     return found
 
 
@@ -89,15 +168,56 @@ def copy_logits(folder: Path, ids: torch.Tensor) -> torch.Tensor:
         raise CandidateError(f"the quantised copy does not load again: {type(error).__name__}: {said}") from None
 
 
-def _linear(module: torch.nn.Module) -> bool:
-    return hasattr(module, "in_features") and hasattr(module, "out_features")
+def _named(place: Path) -> dict[str, Any]:
+    """As transformers' `from_pretrained` is told of a folder or a GGUF."""
+    if place.suffix == ".gguf":
+        return {"pretrained_model_name_or_path": place.parent, "gguf_file": place.name}
+    return {"pretrained_model_name_or_path": place}
 
 
-def _beside(lora: Lora) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...], torch.Tensor], torch.Tensor]:
+def _field(reader: GGUFReader, name: str) -> Any:  # noqa: ANN401
+    return reader.fields[name].contents()
+
+
+def _as_peft_reads(model: Any, folder: Path, layers: Mapping[str, Lora]) -> dict[str, LoraLayer]:  # noqa: ANN401
+    """PEFT's own layers by the model's module that each belongs to: PEFT reads config and tensors.
+
+    They are made on an empty twin, so that a model whose weights are left in files stays as it is.
+    """
+    linear = {name: each for name, each in model.named_modules() if hasattr(each, "in_features")}
+    shapes = {f"{name}.weight": (each.out_features, each.in_features) for name, each in linear.items()}
+    tensors, renamed = load_file(folder / ADAPTER), {}
+    modules = [name.removesuffix(".weight") for name in fit(layers, shapes)]
+    for own, module in zip(layers, modules, strict=True):
+        for half in ("lora_A", "lora_B"):
+            stored = next(key for key in (f"base_model.model.{own}", own) if f"{key}.{half}.weight" in tensors)
+            renamed[f"base_model.model.{module}.{half}.weight"] = tensors[f"{stored}.{half}.weight"].float()
+    with _quiet():
+        config: Any = PeftConfig.from_pretrained(str(folder))
+        config.target_modules, config.exclude_modules, config.layers_to_transform = set(modules), None, None
+        config.init_lora_weights = True  # they are filled in; those that change the base are refused before
+        with torch.device("meta"):
+            twin = get_peft_model(type(model)(model.config), config, low_cpu_mem_usage=True)
+        set_peft_model_state_dict(twin, renamed, low_cpu_mem_usage=True)
+    found = {name: each for name, each in twin.base_model.model.named_modules() if isinstance(each, LoraLayer)}
+    if found.keys() != set(modules):
+        raise CandidateError(f"PEFT reads the adapter in another way: it finds {len(found)} of {len(modules)} layers")
+    return found
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """PEFT warns of what it does itself, such as asking transformers for a name that is to go."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _beside(layer: LoraLayer) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...], torch.Tensor], torch.Tensor]:
     """The product beside the layer, as the adapter was trained: x Wᵀ + s (x Aᵀ) Bᵀ."""
-    lower, upper = lora.lower.float().T, lora.upper.float().T * lora.scale
+    lower, upper, scale = layer.lora_A["default"], layer.lora_B["default"], layer.scaling["default"]
 
     def add(_: torch.nn.Module, given: tuple[torch.Tensor, ...], out: torch.Tensor) -> torch.Tensor:
-        return out + (given[0] @ lower) @ upper
+        return out + upper(lower(given[0])) * scale
 
     return add

@@ -1,4 +1,8 @@
 """LoRA fine-tuning of router checkpoints: rows, shorter plans, the loop, and the adapter that comes out."""
 
-from router_tools.train.run import TrainOptions as TrainOptions
-from router_tools.train.run import train as train
+from router_tools.extras import extra
+
+with extra("train"):
+    from router_tools.train.run import TrainOptions, train
+
+__all__ = ["TrainOptions", "train"]
