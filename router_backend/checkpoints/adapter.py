@@ -37,7 +37,7 @@ _WITHOUT_EFFECT = frozenset(
 # The starts that leave the base as it is. The others (pissa, olora, corda, loftq, lora_ga, …) change it first.
 _STARTS = frozenset({True, False, "gaussian", "eva", "orthogonal", "mica"})
 _DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
-_ELSEWHERE = "merge it with PEFT's own merge_and_unload, and serve that"
+_ELSEWHERE = "merge it with PEFT's own merge_and_unload, if that can, and serve the result"
 
 Matrix = npt.NDArray[Any]
 

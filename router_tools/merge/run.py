@@ -130,8 +130,6 @@ def _push(options: MergeOptions, repo: str, settings: Settings, say: Callable[[s
 def _refuse_contradictions(options: MergeOptions, candidate: Candidate) -> None:
     """All that can be known to be wrong before the work begins."""
     out_of_gguf = candidate.kind in ("gguf", "hub-gguf", "embedded")
-    if candidate.kind == "echo":
-        raise InvalidRequest("echo has no weights to merge into")
     if options.dtype not in (None, *DTYPES):
         raise InvalidRequest(f"{options.dtype} is no dtype to merge to: choose from {', '.join(DTYPES)}")
     if wrong := set(options.copies) - set(quantized.PRECISIONS):

@@ -19,7 +19,7 @@ from router_backend.errors import CandidateError
 
 # As safetensors names them.
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_BLOCK = 1 << 21  # elements of a tensor that are computed at once
+_BLOCK = 1 << 19  # elements of a tensor that are computed at once
 
 
 class Weights:

@@ -18,7 +18,7 @@ import gguf
 import torch
 from gguf import GGMLQuantizationType, GGUFReader
 from gguf.quants import dequantize, quantize
-from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
+from peft import PeftConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
@@ -186,22 +186,20 @@ def _as_peft_reads(model: Any, folder: Path, layers: Mapping[str, Lora]) -> dict
     """
     linear = {name: each for name, each in model.named_modules() if hasattr(each, "in_features")}
     shapes = {f"{name}.weight": (each.out_features, each.in_features) for name, each in linear.items()}
-    tensors, renamed = load_file(folder / ADAPTER), {}
-    modules = [name.removesuffix(".weight") for name in fit(layers, shapes)]
-    for own, module in zip(layers, modules, strict=True):
-        for half in ("lora_A", "lora_B"):
-            stored = next(key for key in (f"base_model.model.{own}", own) if f"{key}.{half}.weight" in tensors)
-            renamed[f"base_model.model.{module}.{half}.weight"] = tensors[f"{stored}.{half}.weight"].float()
-    with _quiet():
+    owners = {name.removesuffix(".weight"): own for name, own in zip(fit(layers, shapes), layers, strict=True)}
+    with _quiet(), torch.device("meta"):
         config: Any = PeftConfig.from_pretrained(str(folder))
-        config.target_modules, config.exclude_modules, config.layers_to_transform = set(modules), None, None
+        config.target_modules, config.exclude_modules, config.layers_to_transform = set(owners), None, None
         config.init_lora_weights = True  # they are filled in; those that change the base are refused before
-        with torch.device("meta"):
-            twin = get_peft_model(type(model)(model.config), config, low_cpu_mem_usage=True)
-        set_peft_model_state_dict(twin, renamed, low_cpu_mem_usage=True)
+        twin = get_peft_model(type(model)(model.config), config)
     found = {name: each for name, each in twin.base_model.model.named_modules() if isinstance(each, LoraLayer)}
-    if found.keys() != set(modules):
-        raise CandidateError(f"PEFT reads the adapter in another way: it finds {len(found)} of {len(modules)} layers")
+    tensors = {key.removeprefix("base_model.model."): each for key, each in load_file(folder / ADAPTER).items()}
+    for module, own in owners.items():
+        for half in ("lora_A", "lora_B"):
+            place = getattr(found[module], half)["default"]
+            if place.weight.shape != tensors[f"{own}.{half}.weight"].shape:
+                raise CandidateError(f"PEFT reads {own} as {tuple(place.weight.shape)}, which its {half} is not")
+            place.weight = torch.nn.Parameter(tensors[f"{own}.{half}.weight"].float(), requires_grad=False)
     return found
 
 

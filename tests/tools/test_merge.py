@@ -6,21 +6,24 @@ import json
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import numpy as np
 import pytest
 import torch
 from huggingface_hub import constants
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 from typer.testing import CliRunner
 
 from router_backend import cli
+from router_backend.checkpoints import adapter, gguf_merge
 from router_backend.checkpoints.description import Folder, describe
 from router_backend.checkpoints.ladder import Candidate, Rung
 from router_backend.engines import llamacpp
@@ -32,18 +35,14 @@ from router_backend.plan.rules import validate
 from router_backend.plan.write import PlanWriter
 from router_backend.settings import load_settings
 from router_backend.types import GenerateRequest, SamplingParams
-from router_tools.merge import MergeOptions, adapter, gguf_file, merge, shards, verify
+from router_tools.merge import MergeOptions, merge, quantized, shards, verify
 from router_tools.train import TrainOptions
-from tests.checkpoints.test_gguf_merge import load as load_gguf
-from tests.fakes import tiny
+from tests.fakes import gguf_base, tiny
 from tests.fakes.spaces_hub import TOKEN, fake_spaces_hub
 from tests.tools import test_train as test_training
 from tests.tools.test_train_rows import TOOLS
 
-pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),  # PEFT asks for it
-]
+pytestmark = pytest.mark.usefixtures("one_thread")
 IDS = torch.arange(3, 60)[None]
 
 
@@ -52,7 +51,7 @@ tokenizer_folder, data = test_training.base, test_training.data  # fixtures
 
 @pytest.fixture(scope="module")
 def base(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights in bf16; every width is one that all quantisations can take."""
+    """Random weights; every width is one that all quantisations can take."""
     folder = tmp_path_factory.mktemp("base") / "checkpoint"
     shutil.copytree(tokenizer_folder, folder)
     torch.manual_seed(0)
@@ -62,31 +61,52 @@ def base(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture(scope="module")
-def trained(base: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An adapter after three steps."""
-    out = tmp_path_factory.mktemp("trained")
-    recipe = {"rank": 4, "rate": 3e-2, "warmup": 1, "validation": 2, "every": 9, "sample_tokens": 1, "threads": 1}
-    assert test_training.quietly(TrainOptions(data, out, base=str(base), steps=3, **recipe)) == 0  # type: ignore[arg-type]
-    return out / "adapter"
+def base_gguf(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return gguf_base.write(base, tmp_path_factory.mktemp("gguf") / "base.gguf")
 
 
 @pytest.fixture(scope="module")
-def made(base: Path, trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Everything that one merge can make."""
+def trained(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter on all linear layers, after three steps; it says that it knows budgets."""
+    out = tmp_path_factory.mktemp("trained") / "adapter"
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear")
+        model: Any = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), config)
+        optimiser = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], lr=3e-2)
+        for _ in range(3):
+            model(input_ids=IDS, labels=IDS).loss.backward()
+            optimiser.step()
+            optimiser.zero_grad()
+        model.save_pretrained(str(out))
+    save_file(load_file(out / adapter.ADAPTER), out / adapter.ADAPTER, {BUDGET_KEY: "true"})
+    return out
+
+
+@pytest.fixture(scope="module")
+def made(base: Path, base_gguf: Path, trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Everything that merges can make; the GGUF lies beside the folder."""
     out = tmp_path_factory.mktemp("made") / "merged"
     said: list[str] = []
-    everything = MergeOptions(str(base), trained, out, copies=("8bit", "4bit"), gguf="Q8_0")
+    everything = MergeOptions(str(base), trained, out, copies=("8bit", "4bit"))
     assert merge(everything, load_settings(), said.append) == 0, said
+    assert quiet(MergeOptions(str(base_gguf), trained, out.with_name("merged.gguf"))) == 0
     return out
 
 
 @torch.no_grad()
 def logits(folder: Path, peft: Path | None = None) -> torch.Tensor:
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    if peft:
-        model = PeftModel.from_pretrained(model, str(peft))
-    found: torch.Tensor = model.eval()(input_ids=IDS).logits[0]
+    model: Any = with_peft(folder, peft) if peft else verify.load(folder)
+    found: torch.Tensor = model(input_ids=IDS).logits[0]
     return found
+
+
+def with_peft(folder: Path, peft: Path) -> Any:  # noqa: ANN401
+    """Base and adapter as PEFT loads them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return PeftModel.from_pretrained(verify.load(folder), str(peft)).eval()
 
 
 def quiet(options: MergeOptions) -> int:
@@ -100,7 +120,7 @@ def test_it_computes_what_peft_computes_with_base_and_adapter(base: Path, traine
     together = logits(base, trained)
     assert (together - logits(base)).abs().max() > 0.1
     torch.testing.assert_close(logits(made), together, rtol=1e-4, atol=1e-4)
-    assert names(made) == names(base) | {"README.md", "merged-Q8_0.gguf"}
+    assert names(made) == names(base) | {"README.md"}
     kept = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
     assert all((made / name).read_bytes() == (base / name).read_bytes() for name in kept)
     assert json.loads((made / "config.json").read_text())[BUDGET_KEY] is True
@@ -120,41 +140,29 @@ def test_the_dtype_is_as_asked_and_costs_no_more_than_rounding(
     assert json.loads((tmp_path / "out/config.json").read_text())["dtype"] == wanted
 
 
-@pytest.mark.parametrize(
-    "recipe", [{}, {"use_rslora": True}, {"alpha_pattern": {"q_proj": 40}, "rank_pattern": {"v_proj": 2}}]
-)
-def test_adapters_as_peft_itself_writes_them(base: Path, tmp_path: Path, recipe: dict[str, Any]) -> None:
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    config = LoraConfig(r=4, lora_alpha=16, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False)
-    for name, value in recipe.items():
-        setattr(config, name, value)
-    get_peft_model(model, config).save_pretrained(str(tmp_path / "adapter"))
-    assert quiet(MergeOptions(str(base), tmp_path / "adapter", tmp_path / "out", dtype="fp32")) == 0
-    torch.testing.assert_close(logits(tmp_path / "out"), logits(base, tmp_path / "adapter"), rtol=1e-3, atol=1e-3)
-
-
 def test_a_model_that_sees_gets_the_adapter_of_its_language_model(tmp_path: Path) -> None:
     folder = tiny.save("gemma3-sees", tmp_path / "base")
     text = [name for name in shards.Weights(folder).shapes if "language_model" in name and "q_proj.weight" in name]
     wide = shards.Weights(folder).shapes[text[0]]
     module = f"model.layers.0.{text[0].split('layers.0.')[1]}".removesuffix(".weight")
-    lora = {module: adapter.Lora(torch.ones(2, wide[1]), torch.ones(wide[0], 2), 1.0)}
+    lora = {module: adapter.Lora(np.ones((2, wide[1])), np.ones((wide[0], 2)), 1.0)}
     assert adapter.fit(lora, shards.Weights(folder).shapes).keys() == {text[0]}
 
 
 def test_a_merge_stays_within_its_memory(tmp_path: Path) -> None:
     """A process of its own, which looks at the memory that it takes beside the mapped files."""
     code = """
-import sys, threading, torch
+import sys, threading, numpy as np, torch
 from pathlib import Path
 from safetensors.torch import save_file
-from router_backend.merging import adapter, shards
+from router_backend.checkpoints import adapter, gguf_merge
+from router_tools.merge import shards
 torch.set_num_threads(1)
 base, out = Path("base"), Path("out")
 base.mkdir(); out.mkdir()
 names = [f"model.layers.{layer}.mlp.up_proj" for layer in range(6)]
 save_file({f"{name}.weight": torch.zeros(2048, 2048) for name in names}, base / "model.safetensors")
-torch.ones(64, 4) @ torch.ones(4, 64)  # what a first product sets up is not ours
+np.ones((2048, 4)) @ np.ones((4, 2048))  # what a first product sets up is not ours
 held = lambda: int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("RssAnon"))) * 1024
 before, most, done = held(), [0], threading.Event()
 def look():
@@ -162,7 +170,7 @@ def look():
         most[0] = max(most[0], held())
 looking = threading.Thread(target=look)
 looking.start()
-layers = {name: adapter.Lora(torch.ones(4, 2048), torch.ones(2048, 4), 0.5) for name in names}
+layers = {name: adapter.Lora(np.ones((4, 2048), np.float32), np.ones((2048, 4), np.float32), 0.5) for name in names}
 shards.write(base, out, layers, dtype=None, memory=40_000_000, note=lambda line: None)
 done.set(); looking.join()
 print(most[0] - before)
@@ -195,7 +203,7 @@ def serve(place: Path) -> LocalModel:
     return engine.load(Rung(Candidate(str(place), "folder"), "native" if quantised else "cpu"), settings)
 
 
-@pytest.mark.parametrize("which", ["merged", "merged-4bit", "merged-8bit", "merged/merged-Q8_0.gguf"])
+@pytest.mark.parametrize("which", ["merged", "merged-4bit", "merged-8bit", "merged.gguf"])
 def test_every_output_is_served_and_answers_with_a_valid_plan(made: Path, which: str) -> None:
     model = serve(made.parent / which)
     try:
@@ -213,16 +221,18 @@ def test_every_output_is_served_and_answers_with_a_valid_plan(made: Path, which:
 @pytest.mark.real
 @pytest.mark.timeout(600)
 def test_the_small_checkpoint_too(small_checkpoint: Path, data: Path, tmp_path: Path) -> None:
-    """SmolLM2 and two steps of training: the same logits as PEFT's, and each output writes a valid plan."""
-    recipe = {"rank": 4, "rate": 3e-3, "warmup": 1, "validation": 1, "every": 9, "sample_tokens": 1, "threads": 1}
-    options = TrainOptions(data, tmp_path, base=str(small_checkpoint), steps=2, batch=1, accumulate=1, **recipe)  # type: ignore[arg-type]
+    """SmolLM2 and two steps of `train`: the same logits as PEFT's, and each output writes a valid plan."""
+    options = TrainOptions(
+        data, tmp_path, base=str(small_checkpoint), steps=2, batch=1, accumulate=1, rank=4, rate=3e-3, validation=1,
+        every=9, threads=1,
+    )  # fmt: skip
     assert test_training.quietly(options) == 0
     out = tmp_path / "merged"
-    assert quiet(MergeOptions(str(small_checkpoint), tmp_path / "adapter", out, copies=("4bit",), gguf="Q8_0")) == 0
+    assert quiet(MergeOptions(str(small_checkpoint), tmp_path / "adapter", out, copies=("4bit",))) == 0
     together, merged = logits(small_checkpoint, tmp_path / "adapter"), logits(out)
     assert (together - logits(small_checkpoint)).abs().max() > 0.1
     assert (merged - together).std() < 0.02 * together.std(), "the merged weights are bf16"
-    for which in ("merged", "merged-4bit", "merged/merged-Q8_0.gguf"):
+    for which in ("merged", "merged-4bit"):
         test_every_output_is_served_and_answers_with_a_valid_plan(out, which)
 
 
@@ -236,98 +246,100 @@ def test_the_copies_say_how_they_are_quantised(made: Path) -> None:
         assert "| the copy, beside what was merged | logits differ by" in card
 
 
-def test_a_copy_that_does_not_load_again_is_an_error(tokenizer_folder: Path, trained: Path, tmp_path: Path) -> None:
-    """bitsandbytes writes 4 bits of a width of 96 that it cannot read."""
-    weights = load_file(trained / adapter.ADAPTER)
-    narrow = broken(trained, tmp_path / "adapter")
-    save_file({key: value for key, value in weights.items() if ".self_attn." in key}, narrow / adapter.ADAPTER)
+def test_a_copy_that_does_not_load_again_is_an_error(
+    base: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = quantized.write
+
+    def cut_short(folder: Path, out: Path, precision: str, **how: Any) -> Any:  # noqa: ANN401
+        made = real(folder, out, precision, **how)
+        weights = load_file(out / "model.safetensors")
+        save_file({key: value for key, value in weights.items() if "quant_state" not in key}, out / "model.safetensors")
+        return made
+
+    monkeypatch.setattr(quantized, "write", cut_short)
     with pytest.raises(CandidateError, match="does not load again"):
-        quiet(MergeOptions(str(tokenizer_folder), narrow, tmp_path / "out", copies=("4bit",)))
-    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
-
-
-def test_a_gguf_holds_the_weights_and_the_tokenizer_of_the_folder(made: Path, tmp_path: Path) -> None:
-    """Transformers has its own code for the names and the order of the rows, llama.cpp its own tokenizer."""
-    gguf_file.write(made, tmp_path / "model.gguf", "F32")
-    torch.testing.assert_close(logits_of_gguf(tmp_path / "model.gguf"), logits(made), rtol=1e-3, atol=1e-3)
-    text = 'Prove that 12 and 345 are even;\n  then check it\'s so: {"plan": [/math(…)]} <|im_end|>'
-    one, other = serve(tmp_path / "model.gguf"), serve(made)
-    assert one.count_tokens(text) == other.count_tokens(text)
-    one.close()
-
-
-def test_a_gguf_of_llama_31_has_its_rope_scaling(tmp_path: Path) -> None:
-    """What llama.cpp makes of 200 tokens; without the scaling its logarithms are off by 5."""
-    folder = tiny.save("llama31", tmp_path / "folder")
-    gguf_file.write(folder, tmp_path / "model.gguf", "F32")
-    ids = (torch.arange(200) * 7 % 500).tolist()
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    with torch.no_grad():
-        wanted = model(input_ids=torch.tensor([ids])).logits[0, -1].log_softmax(-1)
-    served = serve(tmp_path / "model.gguf")
-    assert isinstance(served, llamacpp.LlamaCppModel)
-    asked = {"prompt": ids, "n_predict": 1, "n_probs": 40, "temperature": 0}
-    (said,) = served._http.post("/completion", json=asked).json()["completion_probabilities"]
-    assert len(said["top_logprobs"]) == 40
-    for each in said["top_logprobs"]:
-        assert each["logprob"] == pytest.approx(float(wanted[each["id"]]), abs=0.05)
-    assert served.count_tokens("It's 12345 and\n\n more") == serve(folder).count_tokens("It's 12345 and\n\n more")
-    served.close()
-
-
-def logits_of_gguf(path: Path) -> torch.Tensor:
-    with torch.no_grad():
-        found: torch.Tensor = load_gguf(path).eval()(input_ids=IDS).logits[0]
-    return found
-
-
-def test_a_gguf_of_what_llama_cpp_would_misread_is_refused(made: Path, tmp_path: Path) -> None:
-    for name, change in {
-        "architecture": {"model_type": "gemma3"},
-        "rope": {"rope_parameters": {"rope_type": "yarn"}},
-        "kind": {},
-    }.items():
-        folder = tmp_path / name
-        shutil.copytree(made, folder)
-        config = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps(config | change))
-        with pytest.raises((CandidateError, InvalidRequest), match=r"convert_hf_to_gguf|rope scaling|no kind of GGUF"):
-            gguf_file.write(folder, tmp_path / "x.gguf", "Q8_0" if change else "Q3_K")
-    with pytest.raises(CandidateError, match="split text"):
-        gguf_file._split({"type": "Whitespace"})
+        quiet(MergeOptions(str(base), trained, tmp_path / "out", copies=("4bit",)))
+    assert list(tmp_path.iterdir()) == []
 
 
 # Out of a GGUF
 
 
-def test_a_gguf_base_becomes_a_file_or_a_folder(base: Path, trained: Path, made: Path, tmp_path: Path) -> None:
-    gguf_file.write(base, tmp_path / "base.gguf", "F32")
-    assert quiet(MergeOptions(str(tmp_path / "base.gguf"), trained, tmp_path / "out.gguf", gguf="F32")) == 0
-    assert quiet(MergeOptions(str(tmp_path / "base.gguf"), trained, tmp_path / "out", dtype="fp32", gguf="F16")) == 0
+def test_a_gguf_base_becomes_a_file_or_a_folder(base_gguf: Path, trained: Path, made: Path, tmp_path: Path) -> None:
+    assert quiet(MergeOptions(str(base_gguf), trained, tmp_path / "out.gguf", gguf="F32")) == 0
+    assert quiet(MergeOptions(str(base_gguf), trained, tmp_path / "out", dtype="fp32", gguf="F16")) == 0
     assert (tmp_path / "out/out-F16.gguf").is_file()
     torch.testing.assert_close(logits(tmp_path / "out"), logits(made), rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(logits_of_gguf(tmp_path / "out.gguf"), logits(made), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(logits(tmp_path / "out.gguf"), logits(made), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", list(gguf_merge.FILE_TYPES))
+def test_a_gguf_of_every_kind_is_held_to_its_own_rounding(
+    base_gguf: Path, trained: Path, tmp_path: Path, kind: str
+) -> None:
+    said: list[str] = []
+    options = MergeOptions(str(base_gguf), trained, tmp_path / "out.gguf", gguf=kind)
+    assert merge(options, load_settings(), said.append) == 0, said
+    assert any(line.startswith("out.gguf, beside base and adapter rounded alike: logits differ by 0.") for line in said)
+
+
+def test_llama_cpp_computes_what_peft_does(base: Path, base_gguf: Path, trained: Path, tmp_path: Path) -> None:
+    """The engine that serves it: what it thinks of the next token after 57 others."""
+    assert quiet(MergeOptions(str(base_gguf), trained, tmp_path / "out.gguf", gguf="F32")) == 0
+    wanted = logits(base, trained)[-1].log_softmax(-1)
+    served = serve(tmp_path / "out.gguf")
+    assert isinstance(served, llamacpp.LlamaCppModel)
+    try:
+        asked = {"prompt": IDS[0].tolist(), "n_predict": 1, "n_probs": 40, "temperature": 0}
+        (said,) = served._http.post("/completion", json=asked).json()["completion_probabilities"]
+    finally:
+        served.close()
+    assert len(said["top_logprobs"]) == 40
+    for each in said["top_logprobs"]:
+        assert each["logprob"] == pytest.approx(float(wanted[each["id"]]), abs=0.05)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gemma3"])
+def test_other_families_keep_their_rows_as_they_are(tmp_path: Path, name: str) -> None:
+    """Transformers has its own code for names and rows of a GGUF."""
+    folder = tiny.save(name, tmp_path / "folder")
+    if name == "qwen3":  # transformers takes the real ones' width of a head for granted
+        config = Qwen3Config.from_pretrained(folder, head_dim=128)
+        Qwen3ForCausalLM(config).save_pretrained(folder)
+    base = gguf_base.write(folder, tmp_path / "base.gguf", tokenizer=False)
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        lora = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False)
+        model: Any = get_peft_model(verify.load(base), lora)
+        model.save_pretrained(str(tmp_path / "adapter"))
+    gguf_merge.merge(base, tmp_path / "adapter", tmp_path / "out.gguf", kind="F32")
+    with torch.no_grad():
+        together = model.eval()(input_ids=IDS).logits[0]
+    torch.testing.assert_close(logits(tmp_path / "out.gguf"), together, rtol=1e-3, atol=1e-3)
+    assert (logits(base) - together).abs().max() > 0.1
 
 
 # What goes wrong
 
 
-def broken(trained: Path, folder: Path, **config: object) -> Path:
-    shutil.copytree(trained, folder)
-    place = folder / adapter.ADAPTER_CONFIG
-    place.write_text(json.dumps(json.loads(place.read_text()) | config))
-    return folder
-
-
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        ("dora", "only plain LoRA"),
-        ("other kind", "only plain LoRA"),
-        ("no weights", "cannot be read as an adapter"),
+        ("no weights", "it has no adapter_model.safetensors"),
+        ("pickled weights", "adapter_model.bin can run code: save it again with PEFT"),
+        ("cut weights", "cannot be read as an adapter: SafetensorError"),
+        ("broken config", "cannot be read as an adapter: JSONDecodeError"),
+        ("a list", "holds no JSON object"),
+        ("another rank", "has rank 4, and 8 in adapter_config.json"),
+        ("a wrong value", "holds a wrong value"),
+        ("a wrong pattern", "holds a wrong value"),
+        ("not a number", "numbers that are not finite"),
         ("half a layer", "no two matrices"),
-        ("more", "no LoRA weights"),
+        ("more", "1 of its tensors are not LoRA's two matrices"),
         ("none", "holds no LoRA weights"),
+        ("twice", "twice"),
         ("another base", "for another base"),
         ("no such layer", "that the base does not have"),
     ],
@@ -339,13 +351,19 @@ def test_an_adapter_that_does_not_fit_leaves_nothing(
     damage: str,
     words: str,
 ) -> None:
-    changes: dict[str, dict[str, Any]] = {"dora": {"use_dora": True}, "other kind": {"peft_type": "IA3"}}
-    given = changes.get(damage, {})
-    folder = broken(trained, tmp_path / "adapter", **given)
+    folder = shutil.copytree(trained, tmp_path / "adapter")
+    place, config = folder / adapter.ADAPTER_CONFIG, json.loads((folder / adapter.ADAPTER_CONFIG).read_text("utf-8"))
     weights = load_file(folder / adapter.ADAPTER)
     key = next(key for key in sorted(weights) if key.endswith("q_proj.lora_A.weight"))
-    if damage == "no weights":
-        (folder / adapter.ADAPTER).unlink()
+    configs = {
+        "broken config": '{"peft_type": "LO',
+        "a list": "[]",
+        "another rank": json.dumps(config | {"rank_pattern": {"q_proj": 8}}),
+        "a wrong value": json.dumps(config | {"lora_alpha": "many"}),
+        "a wrong pattern": json.dumps(config | {"alpha_pattern": {"(": 4}}),
+    }
+    if damage in configs:
+        place.write_text(configs[damage], "utf-8")
     elif damage == "half a layer":
         weights.pop(key)
         weights[key.replace("q_proj", "x_proj")] = torch.ones(4, 64)
@@ -353,14 +371,24 @@ def test_an_adapter_that_does_not_fit_leaves_nothing(
         weights["base_model.model.lm_head.weight"] = torch.ones(1)
     elif damage == "none":
         weights = {}
+    elif damage == "not a number":
+        weights[key][1, 2] = torch.nan
     elif damage == "another base":
         weights[key] = torch.ones(4, 32)
-    elif damage == "no such layer":
+    elif damage in ("no such layer", "twice"):
         for letter in "AB":
             part = key.replace("lora_A", f"lora_{letter}")
-            weights[part.replace("layers.0", "layers.9")] = weights.pop(part)
-    if damage not in ("no weights", *changes):
-        save_file(weights, folder / adapter.ADAPTER)
+            if damage == "twice":
+                weights[part.replace("model.layers", "language_model.layers")] = weights[part].clone()
+            else:
+                weights[part.replace("layers.0", "layers.9")] = weights.pop(part)
+    save_file(weights, folder / adapter.ADAPTER)
+    if damage == "cut weights":
+        (folder / adapter.ADAPTER).write_bytes((folder / adapter.ADAPTER).read_bytes()[:5000])
+    elif damage.endswith("weights"):
+        (folder / adapter.ADAPTER).unlink()
+        if damage == "pickled weights":
+            (folder / "adapter_model.bin").touch()
     with pytest.raises(CandidateError, match=words):
         quiet(MergeOptions(str(base), folder, tmp_path / "out"))
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
@@ -372,13 +400,23 @@ def test_an_adapter_that_does_not_fit_leaves_nothing(
         ({"dtype": "int3"}, "choose from bf16"),
         ({"copies": ("2bit",)}, "choose from 8bit"),
         ({"out": "."}, "is there already"),
-        ({"out": "x.gguf"}, "out of a GGUF base"),
+        ({"out": "x.gguf"}, r"out of a GGUF base only.*convert_hf_to_gguf\.py FOLDER --outtype bf16.*base\.gguf"),
+        ({"gguf": "Q8_0"}, r"out of a GGUF base only.*convert_hf_to_gguf\.py FOLDER --outtype bf16.*base\.gguf"),
+        ({"gguf": "q8_0"}, "of the kind q8_0 cannot be written: choose from F32, F16, .*Q8_0"),
+        ({"gguf": "Q4_K_M"}, "of the kind Q4_K_M cannot be written: choose from"),
+        ({"out": "x.gguf", "base": "gguf", "copies": ("4bit",)}, "no --dtype, --copy or --push"),
         ({"base": "no/such"}, "HF_HUB_OFFLINE"),
         ({"base": "4bit"}, "is quantised"),
+        ({"base": "adapter"}, "it is an adapter"),
+        ({"adapter": "base"}, "is a checkpoint, not an adapter: the base comes first, then the adapter"),
+        ({"adapter": "gguf"}, "is a file: name the folder of an adapter. The base comes first"),
+        ({"adapter": "."}, r"is not an adapter in PEFT's format: it has no adapter_config\.json"),
+        ({"adapter": "owner/name"}, "owner/name does not exist.*hf download owner/name --local-dir FOLDER"),
     ],
 )
 def test_what_cannot_be_made_is_refused(
     base: Path,
+    base_gguf: Path,
     trained: Path,
     made: Path,
     tmp_path: Path,
@@ -387,10 +425,13 @@ def test_what_cannot_be_made_is_refused(
 ) -> None:
     given = MergeOptions(str(base), trained, tmp_path / "out")
     (tmp_path / "there").touch()
+    places = {"base": base, "gguf": base_gguf, "adapter": trained, "4bit": made.with_name("merged-4bit"), ".": tmp_path}
     if "out" in change:
-        change = {"out": tmp_path / change["out"]}
-    if change.get("base") == "4bit":
-        change = {"base": str(made.with_name("merged-4bit"))}
+        change = change | {"out": tmp_path / change["out"]}
+    if "base" in change:
+        change = change | {"base": str(places.get(change["base"], change["base"]))}
+    if "adapter" in change:
+        change = change | {"adapter": places.get(change["adapter"], Path(change["adapter"]))}
     with pytest.raises((InvalidRequest, CandidateError), match=words):
         quiet(replace(given, **change))
 
@@ -417,6 +458,66 @@ def test_a_result_that_differs_is_said_and_not_pushed(
     assert merge(options, load_settings(), said.append) == 1
     assert any("more than rounding explains" in line for line in said)
     assert not any("pushed" in line for line in said)
+
+
+@pytest.mark.parametrize("kind", ["F32", "Q8_0", "Q4_0"])
+@pytest.mark.parametrize("fault", ["twice as much", "no update", "rows in another order"])
+def test_a_gguf_that_differs_is_an_exit_code(
+    base_gguf: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, fault: str
+) -> None:
+    real, said = adapter.Lora.rows, list[str]()
+    if fault == "rows in another order":
+        monkeypatch.setattr(gguf_merge, "_as_stored", lambda rows, heads: rows)
+    else:
+        times = 2 if fault == "twice as much" else 0
+        monkeypatch.setattr(adapter.Lora, "rows", lambda self, start, end: times * real(self, start, end))
+    options = MergeOptions(str(base_gguf), trained, tmp_path / "out.gguf", gguf=kind)
+    assert merge(options, load_settings(), said.append) == 1, said
+    assert said[-1] == "that is more than rounding explains (1.0%)"
+    assert merge(replace(options, out=tmp_path / "out", gguf=kind), load_settings(), said.append) == 1
+
+
+def test_a_copy_that_holds_something_else_is_an_exit_code(
+    base: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, said = quantized.write, list[str]()
+
+    def other(folder: Path, out: Path, precision: str, **how: Any) -> Any:  # noqa: ANN401
+        real(folder, out, precision, **how)
+        return verify.load(base)
+
+    monkeypatch.setattr(quantized, "write", other)
+    options = MergeOptions(str(base), trained, tmp_path / "out", copies=("4bit",))
+    assert merge(options, load_settings(), said.append) == 1, said
+
+
+@pytest.mark.parametrize("out", ["out", "out.gguf"])
+def test_a_disk_without_room_is_one_line(base_gguf: Path, trained: Path, tmp_path: Path, out: str) -> None:
+    """A process that may write no file of more than 50 kB."""
+    code = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
+    code += "from router_backend.cli import app; sys.argv[0] = 'router-backend'; app()"
+    given = ["merge", str(base_gguf), str(trained), str(tmp_path / out)]
+    done = subprocess.run([sys.executable, "-c", code, *given], capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert f"router-backend: the merge into {tmp_path / out} failed: " in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("command", "package"), [("merge", "torch"), ("merge", "peft"), ("train", "transformers")])
+def test_an_extra_that_is_missing_is_named_before_the_work(tmp_path: Path, command: str, package: str) -> None:
+    code = f"""
+import sys
+sys.modules[{package!r}] = None
+from router_backend.errors import SettingsError
+try:
+    import router_tools.{command}
+except SettingsError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    said = f"{package} is not installed, and {command} needs it: pip install 'router-backend[{command}]'"
+    assert done.stdout.splitlines() == [said], done.stderr
 
 
 # Pushed
