@@ -90,7 +90,7 @@ def read(folder: Path) -> Adapter:
         raise CandidateError(_no_adapter(folder))
     try:
         config = json.loads((folder / ADAPTER_CONFIG).read_text("utf-8"))
-        raw = dict(deserialize((folder / ADAPTER).read_bytes()))
+        raw = dict(deserialize((folder / ADAPTER).read_bytes()))  # type: ignore[no-untyped-call]
         with safe_open(folder / ADAPTER, "numpy") as opened:
             knows_budgets = BUDGET_KEY in (opened.metadata() or {})
     except (OSError, ValueError, SafetensorError) as error:
@@ -142,7 +142,7 @@ def _numbers(key: str, stored: Mapping[str, Any]) -> Matrix:
     """A tensor out of its bytes; bf16, which numpy does not have, as fp32."""
     if stored["dtype"] not in _DTYPES:
         raise CandidateError(f"the adapter's {key} is {stored['dtype']}: it has to be one of {', '.join(_DTYPES)}")
-    found = np.frombuffer(stored["data"], _DTYPES[stored["dtype"]]).reshape(stored["shape"])
+    found: Matrix = np.frombuffer(stored["data"], _DTYPES[stored["dtype"]]).reshape(stored["shape"])
     if stored["dtype"] == "BF16":
         found = (found.astype(np.uint32) << 16).view(np.float32)
     if not np.isfinite(found).all():

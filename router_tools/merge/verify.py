@@ -216,6 +216,7 @@ def _beside(layer: LoraLayer) -> Callable[[torch.nn.Module, tuple[torch.Tensor, 
     lower, upper, scale = layer.lora_A["default"], layer.lora_B["default"], layer.scaling["default"]
 
     def add(_: torch.nn.Module, given: tuple[torch.Tensor, ...], out: torch.Tensor) -> torch.Tensor:
-        return out + upper(lower(given[0])) * scale
+        added: torch.Tensor = upper(lower(given[0])) * scale
+        return out + added
 
     return add

@@ -12,7 +12,8 @@ import torch
 from gguf import GGUFReader, GGUFWriter
 from transformers import AutoModelForCausalLM, GgufConfig, LlamaForCausalLM
 
-from router_backend.checkpoints.gguf_merge import ADAPTER, ADAPTER_CONFIG, merge
+from router_backend.checkpoints.adapter import ADAPTER, ADAPTER_CONFIG
+from router_backend.checkpoints.gguf_merge import merge
 from router_backend.errors import CandidateError
 from router_backend.plan.prompt import BUDGET_KEY
 from router_tools.train import lora
@@ -149,7 +150,7 @@ def test_what_does_not_fit_together_is_refused(
     elif damage == "no config":
         (adapter / ADAPTER_CONFIG).unlink()
     elif damage == "another architecture":
-        base = write_base(tmp_path / "base.gguf", arch="qwen2")
+        base = write_base(tmp_path / "base.gguf", arch="mamba")
     elif damage == "another base":
         base = write_base(tmp_path / "base.gguf", inner=32)
     else:
