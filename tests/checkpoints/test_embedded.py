@@ -53,7 +53,7 @@ def test_row_25_checkpoint_is_merged_once_and_again_where_it_is_damaged(
 def test_what_cannot_be_merged_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HOME", str(tmp_path))
     monkeypatch.setitem(sys.modules, "router_backend.checkpoints.gguf_merge", None)
-    with pytest.raises(CandidateError, match=r"without router_backend\.merge .*llamacpp"):
+    with pytest.raises(CandidateError, match=r"without router_backend\.checkpoints\.gguf_merge .*llamacpp"):
         embedded.checkpoint()
 
 
