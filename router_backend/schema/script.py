@@ -17,13 +17,10 @@ from router_backend.errors import AnswerError
 from router_backend.schema import grammar
 from router_backend.schema.nodes import Array, Choice, Field, Node, Number, Object, Pattern, Text, Union, resolved
 from router_backend.schema.read import MOST_DEPTH, within
-from router_backend.schema.size import CHARACTER, JOIN, TEXT_LEAST, Count, Sizes, Skeleton
+from router_backend.schema.size import CHARACTER, TEXT_LEAST, Sizes, Skeleton
 from router_backend.writing import clip
-from router_backend.writing.stages import Ask, Reply, Stages
+from router_backend.writing.stages import JOIN, QUOTE, TRIES, Ask, Count, Reply, Script, Stages, tokens_of
 
-_TRIES = 2
-# A text's last token may be the one that holds its closing quote.
-_QUOTE = 1
 _NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 _DEEPEST = 2 * MOST_DEPTH
 _NAME_LEAST = 8
@@ -44,13 +41,15 @@ NOTHING = Need()
 
 
 @dataclass
-class SchemaScript:
+class SchemaScript(Script):
     """One answer. `limit` is its budget in tokens as `count` counts them; `sizes` are those of `root` and all below.
 
     Attributes:
         text: the JSON so far; never taken back.
         clipped: places of the values that their limit stopped, like `.steps[2].title`.
     """
+
+    failure = AnswerError
 
     root: Node
     limit: int
@@ -177,7 +176,7 @@ class SchemaScript:
         if comma:
             return (yield from self._choose(where, [comma, "]"]))
         openings, digit = self._openings(node.item)
-        said = yield from self._choose(where, [*openings, "]"], digit=digit)
+        said = yield from (self._choose_or_digit if digit else self._choose)(where, [*openings, "]"])
         return said
 
     def _openings(self, node: Node) -> tuple[list[str], bool]:
@@ -207,7 +206,7 @@ class SchemaScript:
         if digit is not None and not options:
             chosen = digit
         else:
-            said = yield from self._choose(where, list(options), digit=digit is not None)
+            said = yield from (self._choose_or_digit if digit else self._choose)(where, list(options))
             chosen = options[said] if said in options else digit or next(iter(options.values()))
         yield from self._value(chosen, where, after, depth)
 
@@ -218,8 +217,10 @@ class SchemaScript:
         most = self._allot(max(TEXT_LEAST, CHARACTER * node.least), node, after.and_(self._skeleton.quote))
         if node.most is not None:
             most = min(most, max(1, CHARACTER * node.most))
-        for attempt in range(_TRIES):
-            reply = yield Ask(where, most + _QUOTE, grammar.text(node.least, node.most), (), attempt)
+        for attempt in range(TRIES):
+            reply = yield Ask(
+                where, most + QUOTE, grammar.text(node.least, node.most), (), attempt, free_after=2 * node.least
+            )
             body, tail = clip.split_at_quote(reply.text)
             text, stopped = clip.clean(body), tail is None
             if len(text) < node.least:  # cleaned too well
@@ -241,7 +242,7 @@ class SchemaScript:
         most = self._allot(len(node.example), node, after.and_(self._skeleton.quote))
         longest = min(most, grammar.LONGEST_MATCH, *([node.most] if node.most is not None else []))
         rules = grammar.pattern(node.regex, node.least, longest)
-        reply = yield Ask(where, most + _QUOTE, rules, ())
+        reply = yield Ask(where, most + QUOTE, rules, ())
         body, tail = clip.split_at_quote(reply.text)
         usable = tail is not None and self.count(body) <= most and grammar.keeps(node.regex, node.least, longest, body)
         self.text += (body if usable else node.example) + '"'
@@ -259,22 +260,15 @@ class SchemaScript:
         if not reply.ended or not text:
             self.clipped.append(where)
 
-    def _choose(self, where: str, options: Sequence[str], *, digit: bool = False) -> Generator[Ask, Reply, str]:
-        """One of the options, or a digit; no stage at all where there is but one."""
-        if len(options) == 1 and not digit:
-            return options[0]
-        # An option may be spelt in small tokens, a byte each at worst; counted is the text that comes of it.
-        most = max(len(option.encode()) for option in options) + 1
-        for attempt in range(_TRIES):
-            reply = yield Ask(where, most, grammar.choice(options, digit=digit), (), attempt)
-            if reply.text in options or (digit and _NUMBER.match(f"{reply.text}0")):
+    def _choose_or_digit(self, where: str, options: Sequence[str]) -> Generator[Ask, Reply, str]:
+        """One of the options, or a digit."""
+        for attempt in range(TRIES):
+            reply = yield Ask(where, tokens_of(options), grammar.choice(options), (), attempt)
+            if reply.text in options or _NUMBER.match(f"{reply.text}0"):
                 return reply.text
-        raise AnswerError(f"the checkpoint chose none of what {where or 'the answer'} offers, twice")
+        raise self._chose_none(where)
 
     # Arithmetic
-
-    def _left(self) -> int:
-        return self.limit - self.count(self.text)
 
     def _allot(self, least: int, node: Node, after: Need) -> int:
         """Tokens for a value: what it needs, and its share of what nothing needs."""
@@ -303,7 +297,7 @@ class SchemaScript:
         return fitting or [min(node.options, key=self._skeleton.of)]
 
     def _fits_text(self, tokens: int, characters: int | None, text: str) -> bool:
-        return self.count(clip.escape(text)) <= tokens and (characters is None or len(text) <= characters)
+        return self._tokens(text) <= tokens and (characters is None or len(text) <= characters)
 
 
 def _quoted(name: str) -> str:

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from router_backend.engines.echo import EchoModel
 from router_backend.errors import AnswerError, BudgetTooSmall, ContextOverflow, InvalidRequest
 from router_backend.schema.read import ANYTHING
-from router_backend.schema.size import JOIN
 from router_backend.schema.write import SchemaWriter, check
 from router_backend.types import Chunk, GenerateRequest, ModelInfo, SamplingParams, Turn
+from router_backend.writing.stages import JOIN
 from tests.fakes.random_model import RandomModel
 
 Json = dict[str, Any]
@@ -237,7 +237,7 @@ def test_engine_that_ignores_grammars_is_found_out() -> None:
             write(echo, schema, 300)
     assert write(echo, field(type="integer", minimum=7), 300)[0] == {"a": 7}, "nothing usable: the example"
     assert write(echo, field(type="string", pattern="^x{3}$"), 300)[0] == {"a": "xxx"}
-    with pytest.raises(AnswerError, match="no JSON"):
+    with pytest.raises(AnswerError, match="not valid JSON"):
         check("{", ANYTHING)
     with pytest.raises(AnswerError, match="does not keep the schema"):
         check("[]", ANYTHING)
