@@ -11,6 +11,9 @@ _FIRST = CHARACTER.replace("[^", r"[^\s")
 _FIRST_OF_CALL = CHARACTER.replace("[^", r"[^)\s")
 _TAG = "[a-z0-9]+(-[a-z0-9]+)*"
 TAG_WORD = re.compile(r"[a-z0-9]+")
+# Clients cut a plan out of an answer by these before they parse it, so no text of a plan may hold one.
+_MARKS = r"```|<\/?[Jj][Ss][Oo][Nn]>|<\/?[Tt][Hh][Ii][Nn][Kk]|<\|[A-Za-z0-9_]*\|>"
+MARK = re.compile(_MARKS)
 
 
 def text(*, leads: Sequence[str] = (), banned: Sequence[str] = (), optional: bool = False, call: bool = False) -> str:
@@ -41,4 +44,4 @@ def tag(taken: Sequence[str]) -> str:
 
 
 def _without(banned: Sequence[str]) -> str:
-    return f" & ~/(?s:.*)({'|'.join(map(escaped, banned))})(?s:.*)/" if banned else ""
+    return f" & ~/(?s:.*)({'|'.join([_MARKS, *map(escaped, banned)])})(?s:.*)/"
