@@ -158,13 +158,23 @@ class _Reader:
 
     def _enum(self, said: dict[str, Any], where: str, depth: int) -> Node:
         _only(said, {"enum", "const", "type"}, where)
-        options = said["enum"] if "enum" in said else [said["const"]]
+        options = said.get("enum", [said.get("const")])
         if not isinstance(options, list) or not options:
             raise refused(where, "enum must be a list that is not empty")
         self._options += len(options)
         if self._options > MOST_OPTIONS:
             raise refused(where, f"more than {MOST_OPTIONS} enum values altogether")
-        return Choice(tuple(dict.fromkeys(json.dumps(option, ensure_ascii=False) for option in options)))
+        kinds = said.get("type", list(_KEYWORDS))
+        kinds = kinds if isinstance(kinds, list) else [kinds]
+        if unknown := [kind for kind in kinds if not isinstance(kind, str) or kind not in _KEYWORDS]:
+            raise refused(where, f"type {unknown[0]!r} is not known")
+        fitting = [json.dumps(option, ensure_ascii=False) for option in options if _is_of(option, kinds)]
+        if "const" in said:
+            constant = json.dumps(said["const"], ensure_ascii=False)
+            fitting = [option for option in fitting if _same(option, constant)]
+        if not fitting:
+            raise refused(where, "no value of its enum or const is of its type, or both")
+        return Choice(tuple(dict.fromkeys(fitting)))
 
     _COMBINATIONS: Mapping[str, Callable[[_Reader, dict[str, Any], str, int], Node]] = {
         "$ref": _reference,
@@ -321,6 +331,22 @@ def within(number: float, node: Number) -> bool:
         and (node.above is None or number > node.above)
         and (node.below is None or number < node.below)
     )
+
+
+def _is_of(value: object, kinds: Collection[str]) -> bool:
+    """Whether a JSON value is of one of these types: 1.0 is an integer too."""
+    if isinstance(value, bool) or value is None:
+        return ("boolean" if value is not None else "null") in kinds
+    if isinstance(value, int | float):
+        whole = isinstance(value, int) or value.is_integer()
+        return "number" in kinds or ("integer" in kinds and whole)
+    return ("string" if isinstance(value, str) else "array" if isinstance(value, list) else "object") in kinds
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two values in JSON are equal, as JSON Schema has it: 1 and 1.0 are, 1 and true are not."""
+    left, right = json.loads(one), json.loads(other)
+    return left == right and isinstance(left, bool) == isinstance(right, bool)
 
 
 def _whole_bounds(node: Number) -> tuple[int | None, int | None]:

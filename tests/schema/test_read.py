@@ -186,3 +186,24 @@ def test_formats_are_what_validators_take() -> None:
 def test_read_schemas_are_remembered() -> None:
     text = json.dumps({"type": "object"})
     assert read(text) is read(text)
+
+
+@pytest.mark.parametrize(
+    ("schema", "options"),
+    [
+        ({"type": "string", "enum": ["aaa", "bbb", None]}, ('"aaa"', '"bbb"')),
+        ({"type": ["string", "null"], "enum": ["aaa", None, 3]}, ('"aaa"', "null")),
+        ({"type": "integer", "enum": [1, 2.0, 2.5, True]}, ("1", "2.0")),
+        ({"enum": ["a", "b"], "const": "b"}, ('"b"',)),
+        ({"enum": [True, 1], "const": 1}, ("1",)),
+    ],
+)
+def test_type_enum_and_const_are_intersected(schema: object, options: tuple[str, ...]) -> None:
+    assert of(schema).options == options
+
+
+@pytest.mark.parametrize(
+    "schema", [{"type": "string", "enum": [1]}, {"enum": ["a"], "const": "b"}, {"type": "null", "const": 0}]
+)
+def test_what_is_left_empty_is_refused(schema: object) -> None:
+    assert "schema.a: no value of its enum" in refusal(schema)

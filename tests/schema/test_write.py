@@ -246,3 +246,20 @@ def test_engine_that_ignores_grammars_is_found_out() -> None:
 def test_schema_is_read_where_the_model_is_too() -> None:
     with pytest.raises(InvalidRequest, match="outermost type must be object"):
         write(RandomModel(), {"type": "array"}, 100)
+
+
+@pytest.mark.parametrize("last", "12")
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"enum": [f"{'1-' * 30}1", f"{'1-' * 30}2"]},
+        {"type": "string", "pattern": "^(1-){30}[12]$"},
+        {"type": "string", "minLength": 61, "maxLength": 61},
+    ],
+)
+def test_what_repeats_itself_because_it_must_is_not_cut(kind: Json, last: str) -> None:
+    """A token for each character, so that the guard against repetition could see it."""
+    said = f'{"1-" * 30}{last}"'
+    model = EchoModel(script=lambda asked: f'"{said}' if "CHOICE" in (asked.grammar or "") else said)
+    model.tokenize = list  # type: ignore[method-assign]
+    assert write(model, field(**kind), 400)[0] == {"a": said[:-1]}
