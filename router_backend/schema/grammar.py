@@ -43,11 +43,12 @@ def text(least: int, most: int | None) -> str:
 
 
 def pattern(regex: str, least: int, most: int, *, ends: bool = True) -> str:
-    """A string of `least` to `most` plain characters that keeps `regex`. Nothing in it needs an escape.
+    """A string of `least` to `most` plain characters that keeps each line of `regex`. Nothing in it needs an escape.
 
     Dead ends are not entered, so whatever is written can be closed within `most` characters.
     """
-    body = f"TEXT: /{_slashed(regex)}/ & /{_PLAIN}{{{least},{most}}}/\n"
+    each = " & ".join(f"/{_slashed(line)}/" for line in regex.splitlines() or [""])
+    body = f"TEXT: {each} & /{_PLAIN}{{{least},{most}}}/\n"
     return f"start: TEXT END\n{body}{END}\n" if ends else f"start: TEXT\n{body}"
 
 

@@ -6,10 +6,8 @@ import json
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-import jsonschema_rs
-
 from router_backend.errors import AnswerError
-from router_backend.schema.read import ANYTHING, read
+from router_backend.schema.read import ANYTHING, read, validator
 from router_backend.schema.script import SchemaScript
 from router_backend.schema.size import Sizes, measure
 from router_backend.types import GenerateRequest
@@ -52,9 +50,6 @@ def check(text: str, schema: str) -> None:
         value = json.loads(text)
     except ValueError as error:
         raise AnswerError(f"the answer is not valid JSON: {error}") from None
-    validator = jsonschema_rs.Draft202012Validator(
-        json.loads(schema), offline=True, pattern_options=jsonschema_rs.RegexOptions()
-    )
-    wrong = next(iter(validator.iter_errors(value)), None)
+    wrong = next(iter(validator(json.loads(schema)).iter_errors(value)), None)
     if wrong is not None:
         raise AnswerError(f"the answer does not keep the schema: {' '.join(wrong.message.split())[:200]}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import jsonschema_rs
@@ -263,3 +264,18 @@ def test_what_repeats_itself_because_it_must_is_not_cut(kind: Json, last: str) -
     model = EchoModel(script=lambda asked: f'"{said}' if "CHOICE" in (asked.grammar or "") else said)
     model.tokenize = list  # type: ignore[method-assign]
     assert write(model, field(**kind), 400)[0] == {"a": said[:-1]}
+
+
+GENERATORS: dict[str, Json] = json.loads((Path(__file__).parent / "generators.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", sorted(GENERATORS))
+def test_what_generators_write_is_kept(name: str) -> None:
+    """Closed and checked against the schema itself, by the writer."""
+    model, schema = RandomModel(b"ab "), GENERATORS[name]
+    least = smallest(SchemaWriter(model), schema)
+    for seed, extra in enumerate((0, 30, 300)):
+        sampling = SamplingParams(least + extra, seed=seed)
+        request = GenerateRequest("t", "p", sampling, "json", schema=json.dumps(schema))
+        text = "".join(chunk.text for chunk in SchemaWriter(model).write(request, lambda: False))
+        assert isinstance(json.loads(text), dict)
