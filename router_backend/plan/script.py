@@ -230,8 +230,8 @@ class PlanScript(Script):
             for word in banned:
                 if word in text:  # an engine that ignored the grammar
                     text, stopped = text.partition(word)[0].rstrip(), True
-            if mark := grammar.MARK.search(text):  # the same, or what was cut out of it has left one
-                text, stopped = text[: mark.start()].rstrip(), True
+            while grammar.MARK.search(text):  # the same, or left by what was cut out of it
+                text = grammar.MARK.sub("", text).strip()
             if stopped or self._tokens(lead + text) > limit:
                 text, stopped = clip.shorten(text, partial(self._fits, lead, limit)), True
                 if call:  # the call's own parenthesis comes after the ellipsis
