@@ -80,9 +80,17 @@ def number(node: Number) -> str:
     return f"start: number END\nnumber: %json {json.dumps({'type': kind, **known})}\n{_END_OF_NUMBER}\n"
 
 
-def choice(options: Sequence[str]) -> str:
-    """One of the options, or the beginning of a number."""
-    return f"start: CHOICE\nCHOICE: {literals(options)} | /-?[0-9]/\n"
+# Checkpoints know tokens of a quote or bracket and the character after it.
+_OPENINGS = {'"': r'"[^"\\…\x00-\x1f\x7f-\x9f]?', "[": r'\[["\[{\]]?', "{": r'\{["}]?'}
+
+
+def beginning(lead: str, options: Sequence[str], *, digit: bool) -> str:
+    """The beginning of a value after a blank, or none: one of the options or a digit."""
+    exact = [lead + option for option in options if option not in _OPENINGS]
+    ways = [f"/{lead}{_OPENINGS[option]}/" for option in options if option in _OPENINGS]
+    ways += [literals(exact)] if exact else []
+    ways += [f"/{lead}-?[0-9]/"] if digit else []
+    return f"start: CHOICE\nCHOICE: {' | '.join(ways)}\n"
 
 
 @lru_cache(maxsize=256)

@@ -69,22 +69,27 @@ class SchemaScript(Script):
         """
         yield from self._value(self.root, "", NOTHING, _DEEPEST)
 
-    def _value(self, node: Node, where: str, after: Need, depth: int) -> Stages:
+    def _value(self, node: Node, where: str, after: Need, depth: int, lead: str = "") -> Stages:
+        """Writes one value. `lead` is the blank before it: it is chosen together with what shares a token with it."""
         found = resolved(node)
+        if isinstance(found, Union):
+            yield from self._union(found, where, after, depth, lead)
+            return
+        if isinstance(found, Choice):
+            options = [lead + option for option in self._affordable(found, after)]
+            self.text += yield from self._choose(where, options)
+            return
+        self.text += lead
         if isinstance(found, Text):
             yield from self._text(found, where, after)
         elif isinstance(found, Pattern):
             yield from self._pattern(found, where, after)
         elif isinstance(found, Number):
             yield from self._number(found, where, after)
-        elif isinstance(found, Choice):
-            self.text += yield from self._choose(where, self._affordable(found, after))
         elif isinstance(found, Array):
             yield from self._array(found, where, after, depth - 1)
         elif isinstance(found, Object):
             yield from self._object(found, where, after, depth - 1)
-        elif isinstance(found, Union):
-            yield from self._union(found, where, after, depth)
 
     # Values that hold others
 
@@ -98,9 +103,9 @@ class SchemaScript(Script):
             if at is None:
                 break
             chosen, fields = fields[at], fields[at + 1 :]
-            self.text += ("" if not written else ", ") + f"{_quoted(chosen.name)}: "
+            self.text += ("" if not written else ", ") + f"{_quoted(chosen.name)}:"
             rest = self._needed(fields, after)
-            yield from self._value(chosen.value, f"{where}.{chosen.name}", rest, depth)
+            yield from self._value(chosen.value, f"{where}.{chosen.name}", rest, depth, " ")
             written += 1
         if node.other is not None:
             yield from self._others(node, node.other, where, after, depth, written)
@@ -122,7 +127,7 @@ class SchemaScript(Script):
         elif not offered:
             return None
         comma = "" if first else ", "
-        options = [f"{comma}{_quoted(fields[at].name)}: " for at in offered] + (["}"] if required is None else [])
+        options = [f"{comma}{_quoted(fields[at].name)}:" for at in offered] + (["}"] if required is None else [])
         said = yield from self._choose(where, options)
         return None if said == "}" else offered[options.index(said)]
 
@@ -137,8 +142,8 @@ class SchemaScript(Script):
             self.text += opening
             key = yield from self._key(where, taken)
             taken.append(key)
-            self.text += f'{key}": '
-            yield from self._value(value, f"{where}.{key}", after, depth)
+            self.text += f'{key}":'
+            yield from self._value(value, f"{where}.{key}", after, depth, " ")
             written += 1
 
     def _key(self, where: str, taken: Sequence[str]) -> Generator[Ask, Reply, str]:
@@ -158,16 +163,16 @@ class SchemaScript(Script):
             if not must:
                 if not self._may_add(node.item, self._skeleton.between, after, depth):
                     break
-                comma = ", " if items else ""
+                comma = "," if items else ""
                 if (yield from self._goes_on(node, where, comma, depth)) == "]":
                     break
-            self.text += ", " if items else ""
+            self.text += "," if items else ""
             size = self.sizes[node.item]
             left = max(0, node.least - items - 1)
             rest = after.and_(
                 left * (size.least + self._skeleton.between), left * (size.usual + self._skeleton.between)
             )
-            yield from self._value(node.item, f"{where}[{items}]", rest, depth)
+            yield from self._value(node.item, f"{where}[{items}]", rest, depth, " " if items else "")
             items += 1
         self.text += "]"
 
@@ -176,7 +181,7 @@ class SchemaScript(Script):
         if comma:
             return (yield from self._choose(where, [comma, "]"]))
         openings, digit = self._openings(node.item)
-        said = yield from (self._choose_or_digit if digit else self._choose)(where, [*openings, "]"])
+        said = yield from self._choose_kind(where, [*openings, "]"], digit=digit)
         return said
 
     def _openings(self, node: Node) -> tuple[list[str], bool]:
@@ -191,7 +196,7 @@ class SchemaScript(Script):
             return [], True
         return ["{" if isinstance(found, Object) else "[" if isinstance(found, Array) else '"'], False
 
-    def _union(self, node: Union, where: str, after: Need, depth: int) -> Stages:
+    def _union(self, node: Union, where: str, after: Need, depth: int, lead: str) -> Stages:
         room = self._left() - after.least - JOIN
         ways = [way for way in node.ways if self._fits(way.node, room, depth)]
         options: dict[str, Node] = {}
@@ -206,9 +211,9 @@ class SchemaScript(Script):
         if digit is not None and not options:
             chosen = digit
         else:
-            said = yield from (self._choose_or_digit if digit else self._choose)(where, list(options))
+            said = yield from self._choose_kind(where, list(options), lead, digit=digit is not None)
             chosen = options[said] if said in options else digit or next(iter(options.values()))
-        yield from self._value(chosen, where, after, depth)
+        yield from self._value(chosen, where, after, depth, lead)
 
     # Values that hold no other
 
@@ -260,12 +265,21 @@ class SchemaScript(Script):
         if not reply.ended or not text:
             self.clipped.append(where)
 
-    def _choose_or_digit(self, where: str, options: Sequence[str]) -> Generator[Ask, Reply, str]:
-        """One of the options, or a digit."""
+    def _choose_kind(
+        self, where: str, options: Sequence[str], lead: str = "", *, digit: bool = False
+    ) -> Generator[Ask, Reply, str]:
+        """What a value begins with: one of the options, or a digit. The value itself is asked for afterwards."""
+        if len(options) == 1 and not digit:
+            return options[0]
         for attempt in range(TRIES):
-            reply = yield Ask(where, tokens_of(options), grammar.choice(options), (), attempt)
-            if reply.text in options or _NUMBER.match(f"{reply.text}0"):
-                return reply.text
+            rules = grammar.beginning(lead, options, digit=digit)
+            reply = yield Ask(where, tokens_of([lead + option for option in options]), rules, (), attempt)
+            said = reply.text.removeprefix(lead)
+            for option in options:
+                if said.startswith(option):
+                    return option
+            if digit and _NUMBER.match(f"{said}0"):
+                return said
         raise self._chose_none(where)
 
     # Arithmetic

@@ -216,7 +216,7 @@ def test_conversation_and_prefix_reach_the_model() -> None:
     history = (Turn("system", "s"),)
     _, last = write(model, field(type="boolean"), 50, history=history)
     assert all(seen.history == history and seen.output == "text" for seen in model.seen)
-    assert last.usage.prompt_tokens == 2 and model.seen[0].prefix == '{"a": '
+    assert last.usage.prompt_tokens == 2 and model.seen[0].prefix == '{"a":'
 
 
 def test_cancel_ends_without_an_answer() -> None:
@@ -261,7 +261,7 @@ def test_schema_is_read_where_the_model_is_too() -> None:
 def test_what_repeats_itself_because_it_must_is_not_cut(kind: Json, last: str) -> None:
     """A token for each character, so that the guard against repetition could see it."""
     said = f'{"1-" * 30}{last}"'
-    model = EchoModel(script=lambda asked: f'"{said}' if "CHOICE" in (asked.grammar or "") else said)
+    model = EchoModel(script=lambda asked: f' "{said}' if "CHOICE" in (asked.grammar or "") else said)
     model.tokenize = list  # type: ignore[method-assign]
     assert write(model, field(**kind), 400)[0] == {"a": said[:-1]}
 
