@@ -3,7 +3,8 @@
     python benchmarks/choices.py [--gguf FILE]
 
 200 cases made here: forty names of fields, each after a question about it, under five schemas whose values may be
-of several kinds. Both are greedy and go on after the same text. A case counts where the schema allows what the free model begins.
+of several kinds. Both are greedy and go on after the same text. A case counts where the schema allows what the free
+model begins.
 """
 
 from __future__ import annotations
