@@ -305,9 +305,11 @@ MARKS = ("```", "</json>", "<|end_of_plan|>", "<think>", "</think>", "</THINK>",
 def test_texts_hold_nothing_that_clients_cut_by(mark: str) -> None:
     """An engine that ignores grammars says it in every text, whole, and put together by what is cut out of it."""
     for said in (mark, f"{mark[:2]}<think>hm</think>{mark[2:]}"):
-        text, _ = run(
-            EchoModel(script=lambda asked, said=said: obedient(asked).replace("this", f"this {said} it")), 900
-        )
+
+        def script(asked: GenerateRequest, words: str = f"this {said} it") -> str:
+            return obedient(asked).replace("this", words)
+
+        text, _ = run(EchoModel(script=script), 900)
         assert mark not in text
         assert validate(json.loads(text), TOOLS)[1] == []
         # As the router UI reads an answer: thoughts dropped, the first fence's inside, the first balanced object.
