@@ -28,6 +28,7 @@ from router_backend.plan.script import PlanScript
 from router_backend.plan.write import PlanWriter
 from router_backend.settings import load_settings
 from router_backend.types import GenerateRequest, SamplingParams
+from router_backend.writing.grammar import choice
 
 ANY_TEXT = "start: TEXT\nTEXT: /(?s:.)*/\n"
 
@@ -38,7 +39,7 @@ def built() -> None:
         "text": grammar.text(leads=(" ",)),
         "text, two tools banned": grammar.text(leads=(" ",), banned=("/math", "/general-search")),
         "tag, three taken": grammar.tag(["graph-theory", "persistent-homology", "jax"]),
-        "choice": grammar.choice(["/general-search(", "/math(", "/code("]),
+        "choice": choice(["/general-search(", "/math(", "/code("]),
     }
     for name, text in kinds.items():
         times = []

@@ -100,7 +100,7 @@ MUTANTS = (
         "server/test_hostile.py::test_row_08_the_other_fields_too",
     ),
     _mutant(
-        *(9, "prompt and budget are added up before a plan", "plan/write.py"),
+        *(9, "prompt and budget are added up before a plan", "writing/writer.py"),
         *("if prompt_tokens + limit > context:", "if False:"),
         "server/test_hostile.py::test_row_09_prompt_longer_than_the_context",
     ),
@@ -152,14 +152,14 @@ MUTANTS = (
         "engines/transformers/test_tokens.py::test_row_13_no_role_can_be_forged",
     ),
     _mutant(
-        *(14, "a budget that is too small is refused", "plan/write.py"),
-        *('if request.output == "plan" and limit < self.smallest_budget:', "if False:"),
+        *(14, "a budget that is too small is refused", "writing/writer.py"),
+        *("if limit < smallest:", "if False:"),
         "server/test_hostile.py::test_row_14_every_budget_gives_a_whole_plan_or_a_400",
         "plan/test_write.py::test_row_14_budget_below_the_smallest_is_refused_by_name",
     ),
     _mutant(
         *(14, "a text gets no more than the rest leaves it", "plan/script.py"),
-        *("return budget.allot(self._left() - budget.JOIN, text, later, few, self.costs.closing)", "return 10_000"),
+        *("return budget.allot(self._left() - JOIN, text, later, few, self.costs.closing)", "return 10_000"),
         "plan/test_write.py::test_row_14_the_longest_path_fits_every_budget",
     ),
     _mutant(

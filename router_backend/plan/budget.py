@@ -8,17 +8,15 @@ the later ones, since the shares are worked out anew, from the tokens that are r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 
 from router_backend.plan.rules import QA, TODO
 from router_backend.plan.schema import DIFFICULTIES, OPTIONAL_METRICS
+from router_backend.writing.stages import JOIN, Count
 
-Count = Callable[[str], int]
-# Two texts side by side may take a token more than each alone: the tokenizer may cut them elsewhere.
-JOIN = 1
 STEPS_MOST = 8
 # Further steps than these are for budgets that can pay for their to-dos too.
 STEPS_CHEAP, LEVEL_FOR_MORE = 4, 6
@@ -89,7 +87,7 @@ def opening_of_metric(key: str, *, first: bool) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Slot:
+class Pending:
     """A free text that is still to be written, and the forced tokens before it."""
 
     field: str
@@ -127,12 +125,12 @@ class Costs:
         """The least that everything after the route's last argument takes."""
         return floor(self.after("route_plan", route, 0)) + self.closing
 
-    def after(self, field: str, route: Sequence[str], level: int) -> list[Slot]:
+    def after(self, field: str, route: Sequence[str], level: int) -> list[Pending]:
         """The texts of all fields after `field`."""
         later = FIELDS[FIELDS.index(field) + 1 :] if field in FIELDS else ()
-        return list(chain.from_iterable(self.slots(name, route, level) for name in later))
+        return list(chain.from_iterable(self.texts(name, route, level) for name in later))
 
-    def slots(self, field: str, route: Sequence[str], level: int) -> list[Slot]:
+    def texts(self, field: str, route: Sequence[str], level: int) -> list[Pending]:
         """A field's texts at a level of richness: 0 is one item, `LEVELS` as many as the reference plans have.
 
         The route always has as many: how many steps a task takes is not for the budget to say.
@@ -153,16 +151,16 @@ class Costs:
             each = self.item + (self.number if field == "thinking_outline" else 0)
             forced = [each] * (1 + _scaled(shape.items - 1, level))
         forced[0] += opening - self.item
-        return [Slot(field, tokens, shape.length(level), shape.least) for tokens in forced]
+        return [Pending(field, tokens, shape.length(level), shape.least) for tokens in forced]
 
 
-def floor(slots: Sequence[Slot]) -> int:
+def floor(texts: Sequence[Pending]) -> int:
     """The least that these texts take, with what is forced before them."""
-    return sum(slot.forced + slot.least for slot in slots)
+    return sum(text.forced + text.least for text in texts)
 
 
-def usual(slots: Sequence[Slot]) -> int:
-    return sum(slot.forced + slot.usual for slot in slots)
+def usual(texts: Sequence[Pending]) -> int:
+    return sum(text.forced + text.usual for text in texts)
 
 
 def level_for(budget: int, costs: Costs, field: str, route: Sequence[str], written: int = 0) -> int:
@@ -171,21 +169,21 @@ def level_for(budget: int, costs: Costs, field: str, route: Sequence[str], writt
     They fit with texts of `FULL` their length at that level: a tight budget takes away items before words.
     """
     for level in range(LEVELS, 0, -1):
-        own = costs.slots(field, route, level)[written:] if field in FIELDS else []
-        slots = [*own, *costs.after(field, route, level)]
-        if sum(slot.forced + FULL * slot.usual for slot in slots) + costs.closing <= budget:
+        own = costs.texts(field, route, level)[written:] if field in FIELDS else []
+        texts = [*own, *costs.after(field, route, level)]
+        if sum(text.forced + FULL * text.usual for text in texts) + costs.closing <= budget:
             return level
     return 0
 
 
-def allot(budget: int, text: Slot, later: Sequence[Slot], few: Sequence[Slot], closing: int) -> int:
+def allot(budget: int, text: Pending, later: Sequence[Pending], few: Sequence[Pending], closing: int) -> int:
     """Tokens for a text whose forced tokens are written already.
 
     Its share by length among `later`, all that is planned after it; or more than that, as long as `few`, what there
     must be after it, can have its length.
     """
-    free = budget - closing - sum(slot.forced for slot in later)
-    fair = free * text.usual // (text.usual + sum(slot.usual for slot in later))
+    free = budget - closing - sum(each.forced for each in later)
+    fair = free * text.usual // (text.usual + sum(each.usual for each in later))
     spare = budget - closing - usual(few)
     more = min(spare, max(int(STRETCH * text.usual), spare // PARTS))
     room = budget - closing - floor(few)

@@ -23,28 +23,23 @@ from router_backend.plan.budget import (
     STEPS_CHEAP,
     STEPS_MOST,
     Costs,
-    Count,
-    Slot,
+    Pending,
 )
 from router_backend.plan.rules import QA
 from router_backend.plan.schema import DIFFICULTIES, OPTIONAL_METRICS
 from router_backend.types import FieldBudget
 from router_backend.writing import clip
-from router_backend.writing.stages import Ask, Reply, Stages
+from router_backend.writing.stages import JOIN, QUOTE, TRIES, Ask, Count, Reply, Script, Stages
 
-# A text's last token may be the one that holds its closing quote.
-_QUOTE = 1
 # A hand-off with fewer tokens than these is its chain alone.
 _WORTH_ASKING = 8
-_TRIES = 2
-
 
 Wish = Literal["more", "end"]
 Written = tuple[str, "str | None", bool]
 
 
 @dataclass
-class PlanScript:
+class PlanScript(Script):
     """One plan. `limit` is its budget in tokens as `count` counts them.
 
     Attributes:
@@ -52,6 +47,8 @@ class PlanScript:
         clipped: texts that were stopped by their limit, as `field` or `field[index]`.
         fields: tokens given to and used by each field's texts.
     """
+
+    failure = PlanError
 
     limit: int
     costs: Costs
@@ -151,8 +148,8 @@ class PlanScript:
             self.text += said
             if who in uncovered:
                 uncovered.remove(who)
-            needed = [] if who == QA else [self._todo_slot(each) for each in (*uncovered, QA)]
-            planned = [] if who == QA else [self._todo_slot(who)] * (len(rest) - len(needed))
+            needed = [] if who == QA else [self._todo_item(each) for each in (*uncovered, QA)]
+            planned = [] if who == QA else [self._todo_item(who)] * (len(rest) - len(needed))
             yield from self._text(
                 f"todo_list[{index}]", "todo_list", level, planned, needed=needed, leads=(" ",), banned=outside
             )
@@ -184,8 +181,8 @@ class PlanScript:
         keys = list(OPTIONAL_METRICS)
         while keys:
             shape = SHAPES["metrics.optional"]
-            slot = Slot("metrics.optional", max(self.costs.metric[key] for key in keys), shape.usual, shape.least)
-            if last is None or self._left() < budget.usual([slot]) + self.costs.closing + 2:
+            text = Pending("metrics.optional", max(self.costs.metric[key] for key in keys), shape.usual, shape.least)
+            if last is None or self._left() < budget.usual([text]) + self.costs.closing + 2:
                 break
             end = CLOSING if first else CLOSING.replace("]", "")
             options = [end, *(('"' + budget.opening_of_metric(key, first=first)) for key in keys)]
@@ -206,9 +203,9 @@ class PlanScript:
         name: str,
         field: str,
         level: int,
-        planned: Sequence[Slot] = (),
+        planned: Sequence[Pending] = (),
         *,
-        needed: Sequence[Slot] = (),
+        needed: Sequence[Pending] = (),
         leads: Sequence[str] = (),
         banned: Sequence[str] = (),
         optional: bool = False,
@@ -223,7 +220,7 @@ class PlanScript:
             return None
         rules = grammar.text(leads=leads, banned=banned, optional=optional, call=call)
         rest = grammar.rest(banned=banned)
-        for attempt in range(_TRIES):
+        for attempt in range(TRIES):
             body, tail, ended = yield from self._write(name, limit, rules, rest, attempt)
             lead = next((each for each in leads if body.startswith(each)), leads[0] if leads else "")
             text = clip.clean(body.removeprefix(lead))
@@ -233,6 +230,8 @@ class PlanScript:
             for word in banned:
                 if word in text:  # an engine that ignored the grammar
                     text, stopped = text.partition(word)[0].rstrip(), True
+            while grammar.MARK.search(text):  # the same, or left by what was cut out of it
+                text = grammar.MARK.sub("", text).strip()
             if stopped or self._tokens(lead + text) > limit:
                 text, stopped = clip.shorten(text, partial(self._fits, lead, limit)), True
                 if call:  # the call's own parenthesis comes after the ellipsis
@@ -248,10 +247,10 @@ class PlanScript:
             return None
         return "end" if tail is not None and tail[:1] in ("]", "}") else "more"
 
-    def _tag(self, tags: list[str], level: int, planned: Sequence[Slot]) -> Generator[Ask, Reply, Wish | None]:
+    def _tag(self, tags: list[str], level: int, planned: Sequence[Pending]) -> Generator[Ask, Reply, Wish | None]:
         name = f"tags[{len(tags)}]"
         limit = self._allot("tags", planned, (), level)
-        for attempt in range(_TRIES):
+        for attempt in range(TRIES):
             rules = grammar.tag(tags)
             body, tail, ended = yield from self._write(name, limit, rules, rules, attempt)
             tag = "-".join(grammar.TAG_WORD.findall(clip.clean(body).lower()))
@@ -276,64 +275,42 @@ class PlanScript:
         `rest` is the grammar of a text that has begun.
         """
         said = ""
-        left = limit + _QUOTE
+        left = limit + QUOTE
         while True:
-            reply = yield Ask(name, left, rules, ('",',), attempt, said)
+            reply = yield Ask(name, left, rules, ('",',), attempt, said, free_after=0)
             body, tail = clip.split_at_quote(said + reply.text)
             if tail is not None or not reply.ended:
                 return body, tail, tail is not None
             # The stop text came. After half an escape it was a quote and a comma inside the text.
-            left = limit + _QUOTE - self.count(body) - 2
+            left = limit + QUOTE - self.count(body) - 2
             if not clip.open_escape(body) or left < 1:
                 return body, None, True
             said, rules = body + '",', rest
 
-    def _choose(self, name: str, options: Sequence[str], *, stop: str = "") -> Generator[Ask, Reply, str]:
-        """One of the options; no stage at all where there is but one."""
-        if len(options) == 1:
-            return options[0]
-        # A checkpoint may spell an option in small tokens, a byte each at worst; counted is the text that comes of it.
-        most = max(len((option + stop).encode()) for option in options) + 1
-        # Stopping before the last character that all options share saves the pass that would draw the end token.
-        last = options[0][-1] if len({option[-1] for option in options}) == 1 and options[0][-1] in ":(" else ""
-        offered = [option + stop for option in options]
-        for attempt in range(_TRIES):
-            reply = yield Ask(name, most, grammar.choice(offered), tuple(filter(None, [stop or last])), attempt)
-            for option in options:
-                if reply.text in (option, option + stop, option.removesuffix(last) if last else option):
-                    return option
-        raise PlanError(f"the checkpoint chose none of what {name} offers, twice: the engine ignores grammars")
-
     # Arithmetic
-
-    def _left(self) -> int:
-        return self.limit - self.count(self.text)
 
     def _level(self, field: str, written: int = 0) -> int:
         return budget.level_for(self._left(), self.costs, field, self.route, written)
 
-    def _plan(self, field: str, index: int) -> tuple[int, list[Slot]]:
+    def _plan(self, field: str, index: int) -> tuple[int, list[Pending]]:
         """The level that the budget has left for a list's text, and the list's texts after it at that level."""
         level = self._level(field, index)
-        return level, self.costs.slots(field, self.route, level)[index + 1 :]
-
-    def _tokens(self, text: str) -> int:
-        return self.count(clip.escape(text))
+        return level, self.costs.texts(field, self.route, level)[index + 1 :]
 
     def _fits(self, lead: str, limit: int, text: str) -> bool:
         return self._tokens(lead + text) <= limit
 
-    def _allot(self, field: str, planned: Sequence[Slot], needed: Sequence[Slot], level: int) -> int:
+    def _allot(self, field: str, planned: Sequence[Pending], needed: Sequence[Pending], level: int) -> int:
         """Tokens for the next text: its share, and never what the rest needs at the least."""
         shape = SHAPES[field]
-        text = Slot(field, 0, shape.length(level), shape.least)
+        text = Pending(field, 0, shape.length(level), shape.least)
         later = [*needed, *planned, *self.costs.after(field, self.route, level)]
         few = [*needed, *self.costs.after(field, self.route, 0)]
-        return budget.allot(self._left() - budget.JOIN, text, later, few, self.costs.closing)
+        return budget.allot(self._left() - JOIN, text, later, few, self.costs.closing)
 
-    def _todo_slot(self, who: str) -> Slot:
+    def _todo_item(self, who: str) -> Pending:
         shape = SHAPES["todo_list"]
-        return Slot("todo_list", self.costs.item + self.costs.todo[who], shape.usual, shape.least)
+        return Pending("todo_list", self.costs.item + self.costs.todo[who], shape.usual, shape.least)
 
     def _next_tools(self) -> list[str]:
         """The tools that a further step may have: those that leave the least for everything after it."""
@@ -355,7 +332,7 @@ class PlanScript:
         """Whether one more item than planned leaves all later texts a quarter more than usual."""
         shape = SHAPES[field]
         later = self.costs.after(field, self.route, budget.LEVELS)
-        rest = sum(slot.forced + slot.usual + slot.usual // 4 for slot in later)
+        rest = sum(text.forced + text.usual + text.usual // 4 for text in later)
         extra = self.costs.item + shape.usual + (self.costs.number if field == "thinking_outline" else 0)
         if field == "todo_list":
             extra += max(self.costs.todo.values()) * 2 + shape.usual

@@ -47,7 +47,7 @@ def tell_apart(union: Union) -> list[Way]:
     options = dict.fromkeys(option for leaf in leaves if isinstance(leaf, Choice) for option in leaf.options)
     held = [way.opening for way in ways if _is_wide(way.node)]
     said = tuple(option for option in options if not any(_begins(option, opening) for opening in held))
-    _check(ways, said)
+    _check(ways, said, union.where)
     return [*ways, *([Way("", Choice(said))] if said else [])]
 
 
@@ -84,7 +84,7 @@ def _leaves(node: Node, seen: set[Node]) -> Iterator[Node]:
 
 
 def _by_discriminator(objects: Sequence[Object]) -> list[Way]:
-    """Objects by their first field; where all have a required one with values of its own, that one goes first."""
+    """Objects by their first field; where all have one with values of its own, that one goes first."""
     if len(objects) < 2:
         return [Way("{", each) for each in objects]
     for name in (each.name for each in objects[0].fields):
@@ -100,10 +100,10 @@ def _by_discriminator(objects: Sequence[Object]) -> list[Way]:
 
 
 def _options(node: Object, name: str) -> tuple[str, ...]:
-    """The values that a required field of that name may have; none where it is free."""
+    """The values that a field of that name may have; none where it is free. It need not be required: it is written."""
     for field in node.fields:
         value = resolved(field.value)
-        if field.name == name and field.required and isinstance(value, Choice):
+        if field.name == name and isinstance(value, Choice):
             return value.options
     return ()
 
@@ -119,13 +119,13 @@ def _opening(node: Object) -> str:
     return f"{{{json.dumps(first.name, ensure_ascii=False)}: " if first is not None and first.required else "{"
 
 
-def _check(ways: Sequence[Way], said: Sequence[str]) -> None:
+def _check(ways: Sequence[Way], said: Sequence[str], where: str) -> None:
     openings = [way.opening for way in ways]
     for one, other in combinations(openings, 2):
         if one == other or (one and other and (one.startswith(other) or other.startswith(one))):
             raise refused(
-                "", f"two branches of a union begin alike, with {one or 'a digit'}: they cannot be told apart"
+                where, f"two branches of a union begin alike, with {one or 'a digit'}: they cannot be told apart"
             )
     for option in said:
         if any(_begins(option, opening) for opening in openings):
-            raise refused("", f"two branches of a union begin alike, with {option}: they cannot be told apart")
+            raise refused(where, f"two branches of a union begin alike, with {option}: they cannot be told apart")

@@ -13,14 +13,12 @@ from functools import lru_cache
 from llguidance import LLMatcher, LLTokenizer
 
 from router_backend.schema.nodes import Number
+from router_backend.writing.grammar import CHARACTER, END, escaped, literals
 
 LONGEST_PATTERN, LONGEST_MATCH = 256, 256
 # Repetitions that a grammar counts; of longer texts the limit in tokens and the last check take care.
 COUNTED = 512
 _DIGITS = 15
-# As in the grammars of plans: no control characters, no surrogates, the escapes of json.dumps, no ellipsis.
-_CHARACTER = r'([^"\\…\x00-\x1f\x7f-\x9f]|\\["\\])'
-_END_OF_TEXT = r'END: /"([,\]}]|\],|\]}|\]}}|}}|\]},)?/'
 _END_OF_NUMBER = r"END: /[,\]} ]|}}|\]}|},|\],/"
 _PLAIN = r"[ !#-\[\]-~]"
 FORMATS = {
@@ -41,24 +39,25 @@ def text(least: int, most: int | None) -> str:
     counted = most if most is not None and most <= COUNTED else None
     few = min(least, COUNTED)
     times = f"{{{few},{'' if counted is None else counted}}}" if few or counted is not None else "*"
-    return f"start: TEXT END\nTEXT: /{_CHARACTER}{times}/\n{_END_OF_TEXT}\n"
+    return f"start: TEXT END\nTEXT: /{CHARACTER}{times}/\n{END}\n"
 
 
 def pattern(regex: str, least: int, most: int, *, ends: bool = True) -> str:
-    """A string of `least` to `most` plain characters that keeps `regex`. Nothing in it needs an escape.
+    """A string of `least` to `most` plain characters that keeps each line of `regex`. Nothing in it needs an escape.
 
     Dead ends are not entered, so whatever is written can be closed within `most` characters.
     """
-    body = f"TEXT: /{_slashed(regex)}/ & /{_PLAIN}{{{least},{most}}}/\n"
-    return f"start: TEXT END\n{body}{_END_OF_TEXT}\n" if ends else f"start: TEXT\n{body}"
+    each = " & ".join(f"/{_slashed(line)}/" for line in regex.splitlines() or [""])
+    body = f"TEXT: {each} & /{_PLAIN}{{{least},{most}}}/\n"
+    return f"start: TEXT END\n{body}{END}\n" if ends else f"start: TEXT\n{body}"
 
 
 def key(taken: Sequence[str]) -> str:
     """The name of a free field that is not taken yet, up to and with its closing quote."""
     body = r"/[A-Za-z_][A-Za-z0-9_ -]*/"
     if taken:
-        body += f" & ~/({'|'.join(map(_literal, taken))})/"
-    return f"start: TEXT END\nTEXT: {body}\n{_END_OF_TEXT}\n"
+        body += f" & ~/({'|'.join(map(escaped, taken))})/"
+    return f"start: TEXT END\nTEXT: {body}\n{END}\n"
 
 
 def number(node: Number) -> str:
@@ -81,10 +80,17 @@ def number(node: Number) -> str:
     return f"start: number END\nnumber: %json {json.dumps({'type': kind, **known})}\n{_END_OF_NUMBER}\n"
 
 
-def choice(options: Sequence[str], *, digit: bool = False) -> str:
-    """Exactly one of the options; with `digit` also the beginning of a number."""
-    said = [json.dumps(option, ensure_ascii=False) for option in options]
-    return f"start: CHOICE\nCHOICE: {' | '.join([*said, *(['/-?[0-9]/'] if digit else [])])}\n"
+# Checkpoints know tokens of a quote or bracket and the character after it.
+_OPENINGS = {'"': r'"[^"\\…\x00-\x1f\x7f-\x9f]?', "[": r'\[["\[{\]]?', "{": r'\{["}]?'}
+
+
+def beginning(lead: str, options: Sequence[str], *, digit: bool) -> str:
+    """The beginning of a value after a blank, or none: one of the options or a digit."""
+    exact = [lead + option for option in options if option not in _OPENINGS]
+    ways = [f"/{lead}{_OPENINGS[option]}/" for option in options if option in _OPENINGS]
+    ways += [literals(exact)] if exact else []
+    ways += [f"/{lead}-?[0-9]/"] if digit else []
+    return f"start: CHOICE\nCHOICE: {' | '.join(ways)}\n"
 
 
 @lru_cache(maxsize=256)
@@ -156,7 +162,3 @@ def _slashed(regex: str) -> str:
         said.append("\\/" if character == "/" and not escaped else character)
         escaped = character == "\\" and not escaped
     return "".join(said)
-
-
-def _literal(word: str) -> str:
-    return "".join(f"\\{char}" if not (char.isalnum() or char in "_ ") else char for char in word)

@@ -24,7 +24,7 @@ class Text(Node):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pattern(Node):
-    """A string of plain ASCII that keeps a regular expression (`grammar.pattern`); `example` is a shortest one."""
+    """A string of plain ASCII that keeps a regular expression, or several, a line each; `example` is a shortest one."""
 
     regex: str
     example: str
@@ -93,6 +93,7 @@ class Union(Node):
 
     branches: tuple[Node, ...]
     ways: list[Way] = field(default_factory=list)
+    where: str = ""
 
     def children(self) -> tuple[Node, ...]:
         return tuple(way.node for way in self.ways) or self.branches

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
+from urllib.parse import unquote
 
 import jsonschema_rs
 
+from router_backend.errors import InvalidRequest
 from router_backend.schema import grammar
 from router_backend.schema.branches import refused, tell_apart
 from router_backend.schema.nodes import (
@@ -37,20 +40,24 @@ LONGEST_SCHEMA = 65_536
 MOST_NODES, MOST_DEPTH, MOST_OPTIONS, MOST_PATTERNS = 1000, 32, 500, 32
 LARGEST = 10**15
 ANYTHING = '{"type": "object"}'
-_NOTES = frozenset(
-    {"$schema", "$comment", "title", "description", "default", "example", "examples", "deprecated", "readOnly"}
-) | {"writeOnly", "discriminator"}
+# What says which values there are, and is not understood, or not in that place. All other names are annotations.
+_ASSERTIONS = frozenset(
+    {"$ref", "$dynamicRef", "$recursiveRef", "allOf", "anyOf", "oneOf", "not", "if", "then", "else", "enum", "const"}
+    | {"type", "multipleOf", "uniqueItems", "prefixItems", "additionalItems", "contains", "minContains", "maxContains"}
+    | {"patternProperties", "propertyNames", "minProperties", "maxProperties", "dependencies", "dependentSchemas"}
+    | {"dependentRequired", "unevaluatedItems", "unevaluatedProperties"}
+)
 _KEYWORDS = {
+    "object": frozenset({"properties", "required", "additionalProperties", "patternProperties", "propertyNames"}),
+    "array": frozenset({"items", "minItems", "maxItems"}),
     "string": frozenset({"minLength", "maxLength", "pattern", "format"}),
     "integer": frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}),
     "number": frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}),
-    "array": frozenset({"items", "minItems", "maxItems"}),
-    "object": frozenset({"properties", "required", "additionalProperties"}),
     "boolean": frozenset[str](),
     "null": frozenset[str](),
 }
-# A number without a format of its own: what pydantic and others write beside plain types.
-_SILENT_FORMATS = frozenset({"int32", "int64", "float", "double"})
+_LOOK_AROUND = re.compile(r"\(\?<?[=!]")
+_ANY_NAME = frozenset({"", ".*", "^.*$", "^(.*)$"})
 
 
 def read(text: str) -> Node:
@@ -83,10 +90,34 @@ def _read(text: str) -> Node:
     if sizes[root].depth > MOST_DEPTH:
         raise refused("", f"it nests deeper than {MOST_DEPTH} levels")
     try:
-        jsonschema_rs.Draft202012Validator(schema, offline=True, pattern_options=jsonschema_rs.RegexOptions())
+        validator(schema)
     except Exception as error:
         raise refused("", " ".join(str(error).split())[:200]) from None
     return root
+
+
+def validator(schema: Any) -> jsonschema_rs.Draft202012Validator:  # noqa: ANN401
+    """What checks answers; patterns run in linear time. Raises ValueError where it is not a schema."""
+    return jsonschema_rs.Draft202012Validator(
+        _without_look_around(schema), offline=True, pattern_options=jsonschema_rs.RegexOptions()
+    )
+
+
+def _without_look_around(schema: Any) -> Any:  # noqa: ANN401
+    """A schema without the patterns that only a backtracking engine knows, where a format says the same."""
+    if isinstance(schema, list):
+        return [_without_look_around(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    left_out = {"pattern"} if _is_formats_own(schema) else set()
+    return {name: _without_look_around(value) for name, value in schema.items() if name not in left_out}
+
+
+def _is_formats_own(schema: Mapping[str, Any]) -> bool:
+    """Whether a known format stands beside a pattern that cannot be read here."""
+    regex, form = schema.get("pattern"), schema.get("format")
+    known = isinstance(form, str) and form in grammar.FORMATS
+    return known and isinstance(regex, str) and _LOOK_AROUND.search(regex) is not None
 
 
 class _Reader:
@@ -106,15 +137,36 @@ class _Reader:
                 self._definitions[name] = self._value(self._found(name), "" if name == "#" else f" {name}", 0)
         return root
 
-    def _found(self, pointer: str) -> Any:  # noqa: ANN401
-        """What a local JSON pointer shows."""
-        found = self._schema
+    def _found(self, reference: str) -> Any:  # noqa: ANN401
+        """What a local reference shows: a JSON pointer, an anchor, or an `$id` with either."""
+        base, _, pointer = reference.partition("#")
+        found = self._schema if not base else self._named("$id", base, reference)
+        pointer = unquote(pointer)
+        if pointer and not pointer.startswith("/"):
+            return self._named("$anchor", pointer, reference)
         for part in pointer.split("/")[1:]:
             step = part.replace("~1", "/").replace("~0", "~")
-            if not isinstance(found, dict) or step not in found:
-                raise refused("", f"$ref {pointer!r} leads nowhere")
-            found = found[step]
+            if isinstance(found, list) and step.isdecimal() and int(step) < len(found):
+                found = found[int(step)]
+            elif isinstance(found, dict) and step in found:
+                found = found[step]
+            else:
+                raise refused("", f"$ref {reference!r} leads nowhere")
         return found
+
+    def _named(self, keyword: str, name: str, reference: str) -> Any:  # noqa: ANN401
+        """The part of the schema that has this `$id` or `$anchor`."""
+        waiting = [self._schema]
+        while waiting:
+            part = waiting.pop()
+            if isinstance(part, dict):
+                if part.get(keyword) == name:
+                    return part
+                waiting.extend(part.values())
+            elif isinstance(part, list):
+                waiting.extend(part)
+        far = ": nothing is fetched from elsewhere" if keyword == "$id" else ""
+        raise refused("", f"$ref {reference!r} leads nowhere{far}")
 
     def _value(self, schema: Any, where: str, depth: int) -> Node:  # noqa: ANN401
         self._nodes += 1
@@ -126,9 +178,7 @@ class _Reader:
             return self._anything()
         if not isinstance(schema, dict):
             raise refused(where, "must be an object")
-        said = {
-            name: value for name, value in schema.items() if name not in _NOTES and name not in ("$defs", "definitions")
-        }
+        said = dict(schema)
         for name, read in self._COMBINATIONS.items():
             if name in said:
                 return read(self, said, where, depth)
@@ -137,8 +187,12 @@ class _Reader:
     def _reference(self, said: dict[str, Any], where: str, depth: int) -> Node:
         _only(said, {"$ref"}, where)
         name = said["$ref"]
-        if not isinstance(name, str) or not (name == "#" or name.startswith("#/")):
-            raise refused(where, "$ref must begin with #/: nothing is fetched from elsewhere")
+        if not isinstance(name, str):
+            raise refused(where, "$ref must be a text")
+        try:
+            self._found(name)
+        except InvalidRequest as error:
+            raise refused(where, error.message.removeprefix("schema: ")) from None
         self._waiting.append(name)
         return Reference(name, self._definitions)
 
@@ -148,7 +202,8 @@ class _Reader:
         branches = said[name]
         if not isinstance(branches, list) or not branches:
             raise refused(where, f"{name} must be a list that is not empty")
-        return Union(tuple(self._value(each, f"{where}.{name}[{at}]", depth + 1) for at, each in enumerate(branches)))
+        kinds = (self._value(each, f"{where}.{name}[{at}]", depth + 1) for at, each in enumerate(branches))
+        return Union(tuple(kinds), where=where)
 
     def _all_of(self, said: dict[str, Any], where: str, depth: int) -> Node:
         _only(said, {"allOf"}, where)
@@ -158,13 +213,23 @@ class _Reader:
 
     def _enum(self, said: dict[str, Any], where: str, depth: int) -> Node:
         _only(said, {"enum", "const", "type"}, where)
-        options = said["enum"] if "enum" in said else [said["const"]]
+        options = said.get("enum", [said.get("const")])
         if not isinstance(options, list) or not options:
             raise refused(where, "enum must be a list that is not empty")
         self._options += len(options)
         if self._options > MOST_OPTIONS:
             raise refused(where, f"more than {MOST_OPTIONS} enum values altogether")
-        return Choice(tuple(dict.fromkeys(json.dumps(option, ensure_ascii=False) for option in options)))
+        kinds = said.get("type", list(_KEYWORDS))
+        kinds = kinds if isinstance(kinds, list) else [kinds]
+        if unknown := [kind for kind in kinds if not isinstance(kind, str) or kind not in _KEYWORDS]:
+            raise refused(where, f"type {unknown[0]!r} is not known")
+        fitting = [json.dumps(option, ensure_ascii=False) for option in options if _is_of(option, kinds)]
+        if "const" in said:
+            constant = json.dumps(said["const"], ensure_ascii=False)
+            fitting = [option for option in fitting if _same(option, constant)]
+        if not fitting:
+            raise refused(where, "no value of its enum or const is of its type, or both")
+        return Choice(tuple(dict.fromkeys(fitting)))
 
     _COMBINATIONS: Mapping[str, Callable[[_Reader, dict[str, Any], str, int], Node]] = {
         "$ref": _reference,
@@ -178,24 +243,15 @@ class _Reader:
     def _typed(self, said: dict[str, Any], where: str, depth: int) -> Node:
         kind = said.pop("type", None)
         if kind is None:
-            kind = next((name for name in ("object", "array", "string") if said.keys() & _KEYWORDS[name]), None)
+            kind = next((each for each, names in _KEYWORDS.items() if each != "integer" and said.keys() & names), None)
+        if kind is None:
+            _only(said, (), where)
+            return self._anything()
         if isinstance(kind, list) and kind:
-            every = set[str]().union(*(_KEYWORDS.get(str(each), frozenset()) for each in kind))
-            _only(said, every, where)
-            return Union(
-                tuple(
-                    self._value(
-                        {"type": each, **{name: said[name] for name in said if name in _KEYWORDS.get(str(each), ())}},
-                        where,
-                        depth + 1,
-                    )
-                    for each in kind
-                )
-            )
+            branches = ({**said, "type": each} for each in kind)
+            return Union(tuple(self._value(each, where, depth + 1) for each in branches), where=where)
         if not isinstance(kind, str) or kind not in _KEYWORDS:
             raise refused(where, f"type {kind!r} is not known")
-        if kind in ("integer", "number") and said.get("format") in _SILENT_FORMATS:
-            said.pop("format")
         _only(said, _KEYWORDS[kind], where)
         return self._KINDS[kind](self, said, where, depth)
 
@@ -204,22 +260,22 @@ class _Reader:
         if least > grammar.COUNTED:
             raise refused(where, f"minLength must be at most {grammar.COUNTED}")
         regex = said.get("pattern")
-        if "format" in said:
-            if regex is not None:
-                raise refused(where, "pattern beside format is not supported")
-            if said["format"] not in grammar.FORMATS:
-                known = ", ".join(sorted(grammar.FORMATS))
-                raise refused(where, f"format {said['format']!r} is not supported; known are {known}")
-            regex = f"^({grammar.FORMATS[said['format']]})$"
-        return Text(least, most) if regex is None else self._pattern(regex, least, most, where)
+        form = said.get("format")
+        if not isinstance(form, str) or form not in grammar.FORMATS:
+            return Text(least, most) if regex is None else self._pattern(regex, least, most, where)
+        also = f"^({grammar.FORMATS[form]})$"
+        if regex is None or _is_formats_own(said):
+            return self._pattern(also, least, most, where)
+        return self._pattern(regex, least, most, where, also)
 
-    def _pattern(self, regex: Any, least: int, most: int | None, where: str) -> Node:  # noqa: ANN401
+    def _pattern(self, regex: Any, least: int, most: int | None, where: str, also: str = "") -> Node:  # noqa: ANN401
         self._patterns += 1
         if self._patterns > MOST_PATTERNS:
             raise refused(where, f"more than {MOST_PATTERNS} patterns altogether")
-        if not isinstance(regex, str) or len(regex) > grammar.LONGEST_PATTERN or not regex.isprintable():
-            raise refused(where, f"pattern must be printable text of at most {grammar.LONGEST_PATTERN} characters")
-        whole = _anchored(regex)
+        longest = grammar.LONGEST_PATTERN * (4 if also else 1)  # generators write long ones beside their formats
+        if not isinstance(regex, str) or len(regex) > longest or not regex.isprintable():
+            raise refused(where, f"pattern must be printable text of at most {longest} characters")
+        whole = "\n".join(map(_anchored, filter(None, (regex, also))))
         try:
             example = grammar.shortest(whole, least)
         except ValueError as error:
@@ -231,15 +287,7 @@ class _Reader:
         return Pattern(whole, example, least, most)
 
     def _number(self, said: dict[str, Any], where: str, depth: int) -> Node:
-        for name, value in said.items():
-            if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > LARGEST:
-                raise refused(where, f"{name} must be a number between -{LARGEST:.0e} and {LARGEST:.0e}")
-        bounds = (
-            said.get("minimum"),
-            said.get("maximum"),
-            said.get("exclusiveMinimum"),
-            said.get("exclusiveMaximum"),
-        )
+        bounds = [_bound(said, name, where) for name in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")]
         node = Number(False, "0", *bounds)
         example = example_of(node)
         if example is None:
@@ -272,6 +320,13 @@ class _Reader:
             for name, value in properties.items()
         )
         more = said.get("additionalProperties", True)
+        patterns = said.get("patternProperties", {})
+        if patterns and (not isinstance(patterns, dict) or patterns.keys() - _ANY_NAME or len(patterns) > 1 or fields):
+            raise refused(where, "'patternProperties' is not supported here, but for any name")
+        if patterns:
+            more = next(iter(patterns.values()))
+        if said.get("propertyNames", {}) not in ({}, True, {"type": "string"}):
+            raise refused(where, "'propertyNames' is not supported here")
         # Further fields are allowed where nothing forbids them, and written where nothing else is asked for.
         other = None if more is False or (more in (True, {}) and fields) else self._value(more, f"{where}.*", depth + 1)
         return Object(fields, other)
@@ -323,6 +378,22 @@ def within(number: float, node: Number) -> bool:
     )
 
 
+def _is_of(value: object, kinds: Collection[str]) -> bool:
+    """Whether a JSON value is of one of these types: 1.0 is an integer too."""
+    if isinstance(value, bool) or value is None:
+        return ("boolean" if value is not None else "null") in kinds
+    if isinstance(value, int | float):
+        whole = isinstance(value, int) or value.is_integer()
+        return "number" in kinds or ("integer" in kinds and whole)
+    return ("string" if isinstance(value, str) else "array" if isinstance(value, list) else "object") in kinds
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two values in JSON are equal, as JSON Schema has it: 1 and 1.0 are, 1 and true are not."""
+    left, right = json.loads(one), json.loads(other)
+    return left == right and isinstance(left, bool) == isinstance(right, bool)
+
+
 def _whole_bounds(node: Number) -> tuple[int | None, int | None]:
     """The least and the largest integer that keep the bounds."""
     lows = [math.ceil(node.minimum)] if node.minimum is not None else []
@@ -332,8 +403,22 @@ def _whole_bounds(node: Number) -> tuple[int | None, int | None]:
     return max(lows, default=None), min(highs, default=None)
 
 
+def _bound(said: Mapping[str, Any], name: str, where: str) -> float | None:
+    """A bound, None where every number that is written here keeps it anyway."""
+    value = said.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise refused(where, f"{name} must be a number")
+    if abs(value) <= LARGEST:
+        return float(value) if isinstance(value, float) else value
+    if (value < 0) is name.lower().endswith("minimum"):
+        return None
+    raise refused(where, f"{name} must be a number between -{LARGEST:.0e} and {LARGEST:.0e}")
+
+
 def _only(said: Mapping[str, Any], known: Collection[str], where: str) -> None:
-    unknown = [name for name in said if name not in known]
+    unknown = [name for name in said if name in _ASSERTIONS and name not in known]
     if unknown:
         raise refused(where, f"{unknown[0]!r} is not supported here")
 

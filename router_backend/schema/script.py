@@ -17,13 +17,10 @@ from router_backend.errors import AnswerError
 from router_backend.schema import grammar
 from router_backend.schema.nodes import Array, Choice, Field, Node, Number, Object, Pattern, Text, Union, resolved
 from router_backend.schema.read import MOST_DEPTH, within
-from router_backend.schema.size import CHARACTER, JOIN, TEXT_LEAST, Count, Sizes, Skeleton
+from router_backend.schema.size import CHARACTER, TEXT_LEAST, Sizes, Skeleton
 from router_backend.writing import clip
-from router_backend.writing.stages import Ask, Reply, Stages
+from router_backend.writing.stages import JOIN, QUOTE, TRIES, Ask, Count, Reply, Script, Stages, tokens_of
 
-_TRIES = 2
-# A text's last token may be the one that holds its closing quote.
-_QUOTE = 1
 _NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 _DEEPEST = 2 * MOST_DEPTH
 _NAME_LEAST = 8
@@ -44,13 +41,15 @@ NOTHING = Need()
 
 
 @dataclass
-class SchemaScript:
+class SchemaScript(Script):
     """One answer. `limit` is its budget in tokens as `count` counts them; `sizes` are those of `root` and all below.
 
     Attributes:
         text: the JSON so far; never taken back.
         clipped: places of the values that their limit stopped, like `.steps[2].title`.
     """
+
+    failure = AnswerError
 
     root: Node
     limit: int
@@ -70,22 +69,27 @@ class SchemaScript:
         """
         yield from self._value(self.root, "", NOTHING, _DEEPEST)
 
-    def _value(self, node: Node, where: str, after: Need, depth: int) -> Stages:
+    def _value(self, node: Node, where: str, after: Need, depth: int, lead: str = "") -> Stages:
+        """Writes one value. `lead` is the blank before it: it is chosen together with what shares a token with it."""
         found = resolved(node)
+        if isinstance(found, Union):
+            yield from self._union(found, where, after, depth, lead)
+            return
+        if isinstance(found, Choice):
+            options = [lead + option for option in self._affordable(found, after)]
+            self.text += yield from self._choose(where, options)
+            return
+        self.text += lead
         if isinstance(found, Text):
             yield from self._text(found, where, after)
         elif isinstance(found, Pattern):
             yield from self._pattern(found, where, after)
         elif isinstance(found, Number):
             yield from self._number(found, where, after)
-        elif isinstance(found, Choice):
-            self.text += yield from self._choose(where, self._affordable(found, after))
         elif isinstance(found, Array):
             yield from self._array(found, where, after, depth - 1)
         elif isinstance(found, Object):
             yield from self._object(found, where, after, depth - 1)
-        elif isinstance(found, Union):
-            yield from self._union(found, where, after, depth)
 
     # Values that hold others
 
@@ -99,9 +103,9 @@ class SchemaScript:
             if at is None:
                 break
             chosen, fields = fields[at], fields[at + 1 :]
-            self.text += ("" if not written else ", ") + f"{_quoted(chosen.name)}: "
+            self.text += ("" if not written else ", ") + f"{_quoted(chosen.name)}:"
             rest = self._needed(fields, after)
-            yield from self._value(chosen.value, f"{where}.{chosen.name}", rest, depth)
+            yield from self._value(chosen.value, f"{where}.{chosen.name}", rest, depth, " ")
             written += 1
         if node.other is not None:
             yield from self._others(node, node.other, where, after, depth, written)
@@ -123,7 +127,7 @@ class SchemaScript:
         elif not offered:
             return None
         comma = "" if first else ", "
-        options = [f"{comma}{_quoted(fields[at].name)}: " for at in offered] + (["}"] if required is None else [])
+        options = [f"{comma}{_quoted(fields[at].name)}:" for at in offered] + (["}"] if required is None else [])
         said = yield from self._choose(where, options)
         return None if said == "}" else offered[options.index(said)]
 
@@ -138,8 +142,8 @@ class SchemaScript:
             self.text += opening
             key = yield from self._key(where, taken)
             taken.append(key)
-            self.text += f'{key}": '
-            yield from self._value(value, f"{where}.{key}", after, depth)
+            self.text += f'{key}":'
+            yield from self._value(value, f"{where}.{key}", after, depth, " ")
             written += 1
 
     def _key(self, where: str, taken: Sequence[str]) -> Generator[Ask, Reply, str]:
@@ -159,16 +163,16 @@ class SchemaScript:
             if not must:
                 if not self._may_add(node.item, self._skeleton.between, after, depth):
                     break
-                comma = ", " if items else ""
+                comma = "," if items else ""
                 if (yield from self._goes_on(node, where, comma, depth)) == "]":
                     break
-            self.text += ", " if items else ""
+            self.text += "," if items else ""
             size = self.sizes[node.item]
             left = max(0, node.least - items - 1)
             rest = after.and_(
                 left * (size.least + self._skeleton.between), left * (size.usual + self._skeleton.between)
             )
-            yield from self._value(node.item, f"{where}[{items}]", rest, depth)
+            yield from self._value(node.item, f"{where}[{items}]", rest, depth, " " if items else "")
             items += 1
         self.text += "]"
 
@@ -177,7 +181,7 @@ class SchemaScript:
         if comma:
             return (yield from self._choose(where, [comma, "]"]))
         openings, digit = self._openings(node.item)
-        said = yield from self._choose(where, [*openings, "]"], digit=digit)
+        said = yield from self._choose_kind(where, [*openings, "]"], digit=digit)
         return said
 
     def _openings(self, node: Node) -> tuple[list[str], bool]:
@@ -192,7 +196,7 @@ class SchemaScript:
             return [], True
         return ["{" if isinstance(found, Object) else "[" if isinstance(found, Array) else '"'], False
 
-    def _union(self, node: Union, where: str, after: Need, depth: int) -> Stages:
+    def _union(self, node: Union, where: str, after: Need, depth: int, lead: str) -> Stages:
         room = self._left() - after.least - JOIN
         ways = [way for way in node.ways if self._fits(way.node, room, depth)]
         options: dict[str, Node] = {}
@@ -207,9 +211,9 @@ class SchemaScript:
         if digit is not None and not options:
             chosen = digit
         else:
-            said = yield from self._choose(where, list(options), digit=digit is not None)
+            said = yield from self._choose_kind(where, list(options), lead, digit=digit is not None)
             chosen = options[said] if said in options else digit or next(iter(options.values()))
-        yield from self._value(chosen, where, after, depth)
+        yield from self._value(chosen, where, after, depth, lead)
 
     # Values that hold no other
 
@@ -218,8 +222,10 @@ class SchemaScript:
         most = self._allot(max(TEXT_LEAST, CHARACTER * node.least), node, after.and_(self._skeleton.quote))
         if node.most is not None:
             most = min(most, max(1, CHARACTER * node.most))
-        for attempt in range(_TRIES):
-            reply = yield Ask(where, most + _QUOTE, grammar.text(node.least, node.most), (), attempt)
+        for attempt in range(TRIES):
+            reply = yield Ask(
+                where, most + QUOTE, grammar.text(node.least, node.most), (), attempt, free_after=2 * node.least
+            )
             body, tail = clip.split_at_quote(reply.text)
             text, stopped = clip.clean(body), tail is None
             if len(text) < node.least:  # cleaned too well
@@ -241,7 +247,7 @@ class SchemaScript:
         most = self._allot(len(node.example), node, after.and_(self._skeleton.quote))
         longest = min(most, grammar.LONGEST_MATCH, *([node.most] if node.most is not None else []))
         rules = grammar.pattern(node.regex, node.least, longest)
-        reply = yield Ask(where, most + _QUOTE, rules, ())
+        reply = yield Ask(where, most + QUOTE, rules, ())
         body, tail = clip.split_at_quote(reply.text)
         usable = tail is not None and self.count(body) <= most and grammar.keeps(node.regex, node.least, longest, body)
         self.text += (body if usable else node.example) + '"'
@@ -259,22 +265,24 @@ class SchemaScript:
         if not reply.ended or not text:
             self.clipped.append(where)
 
-    def _choose(self, where: str, options: Sequence[str], *, digit: bool = False) -> Generator[Ask, Reply, str]:
-        """One of the options, or a digit; no stage at all where there is but one."""
+    def _choose_kind(
+        self, where: str, options: Sequence[str], lead: str = "", *, digit: bool = False
+    ) -> Generator[Ask, Reply, str]:
+        """What a value begins with: one of the options, or a digit. The value itself is asked for afterwards."""
         if len(options) == 1 and not digit:
             return options[0]
-        # An option may be spelt in small tokens, a byte each at worst; counted is the text that comes of it.
-        most = max(len(option.encode()) for option in options) + 1
-        for attempt in range(_TRIES):
-            reply = yield Ask(where, most, grammar.choice(options, digit=digit), (), attempt)
-            if reply.text in options or (digit and _NUMBER.match(f"{reply.text}0")):
-                return reply.text
-        raise AnswerError(f"the checkpoint chose none of what {where or 'the answer'} offers, twice")
+        for attempt in range(TRIES):
+            rules = grammar.beginning(lead, options, digit=digit)
+            reply = yield Ask(where, tokens_of([lead + option for option in options]), rules, (), attempt)
+            said = reply.text.removeprefix(lead)
+            for option in options:
+                if said.startswith(option):
+                    return option
+            if digit and _NUMBER.match(f"{said}0"):
+                return said
+        raise self._chose_none(where)
 
     # Arithmetic
-
-    def _left(self) -> int:
-        return self.limit - self.count(self.text)
 
     def _allot(self, least: int, node: Node, after: Need) -> int:
         """Tokens for a value: what it needs, and its share of what nothing needs."""
@@ -303,7 +311,7 @@ class SchemaScript:
         return fitting or [min(node.options, key=self._skeleton.of)]
 
     def _fits_text(self, tokens: int, characters: int | None, text: str) -> bool:
-        return self.count(clip.escape(text)) <= tokens and (characters is None or len(text) <= characters)
+        return self._tokens(text) <= tokens and (characters is None or len(text) <= characters)
 
 
 def _quoted(name: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from router_backend.schema.nodes import (
@@ -19,10 +19,8 @@ from router_backend.schema.nodes import (
     Union,
     walk,
 )
+from router_backend.writing.stages import JOIN, Count
 
-Count = Callable[[str], int]
-# As in the budgets of plans: two texts side by side may take a token more than each alone.
-JOIN = 1
 # Tokens of a text that nothing is known about, of a number, items of a list.
 TEXT_LEAST, TEXT_USUAL, NUMBER_USUAL, ITEMS_USUAL = 4, 24, 4, 3
 # A character takes four tokens at most: a byte each.

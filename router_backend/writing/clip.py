@@ -82,13 +82,16 @@ def _tidy(text: str) -> str:
     return text.rstrip().rstrip(",;:([{-–—\"'/\\").rstrip()
 
 
-def repeats(pieces: Sequence[str]) -> int | None:
+def repeats(pieces: Sequence[str], free_after: int | None = 0) -> int | None:
     """Where to cut runaway repetition: pieces up to the end of an 8-gram's first time, once it is there three times.
 
-    Looks at the newest 8-gram only: call it at every piece.
+    Looks at the newest 8-gram only: call it at every piece. No cut is within the first `free_after` characters; with
+    None there is none at all.
     """
     gram = tuple(pieces[-GRAM:])
-    if len(gram) < GRAM or not "".join(gram).strip():
+    if free_after is None or len(gram) < GRAM or not "".join(gram).strip():
         return None
     ends = [end for end in range(GRAM, len(pieces) + 1) if tuple(pieces[end - GRAM : end]) == gram]
-    return ends[0] if len(ends) >= REPEATS else None
+    if len(ends) < REPEATS:
+        return None
+    return next((end for end in ends if sum(map(len, pieces[:end])) >= free_after), None)

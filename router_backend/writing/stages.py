@@ -1,26 +1,35 @@
 """Stages: a text that is written piece by piece, what is known by code and the rest by the model.
 
 A script yields an `Ask` for each piece that the model writes, is sent the `Reply`, and meanwhile its `text` grows by
-what will stand. `StageRun` brings a script and a model together.
+what will stand. `writer.StageRun` brings a script and a model together.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
-from router_backend.types import Chunk, GenerateRequest, Timings
-from router_backend.writing import clip
+from router_backend.errors import RouterError
+from router_backend.writing import clip, grammar
 
-if TYPE_CHECKING:
-    from router_backend.engines.base import LocalModel
+Count = Callable[[str], int]
+# Two texts side by side may take a token more than each alone: the tokenizer may cut them elsewhere.
+JOIN = 1
+# A text's last token may be the one that holds its closing quote.
+QUOTE = 1
+TRIES = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What the checkpoint is to write next, after the script's `text` and `said`, which does not stand yet."""
+    """What the checkpoint is to write next, after the script's `text` and `said`, which does not stand yet.
+
+    Attributes:
+        attempt: 0, or 1 where nothing usable came.
+        free_after: characters after which running in circles ends it; None where its grammar ends it by itself.
+    """
 
     field: str
     max_tokens: int
@@ -28,6 +37,7 @@ class Ask:
     stop: tuple[str, ...]
     attempt: int = 0
     said: str = ""
+    free_after: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,90 +51,54 @@ class Reply:
 Stages = Generator[Ask, Reply, None]
 
 
-class Script(Protocol):
-    """`text` is never taken back."""
-
-    text: str
-
-    def stages(self) -> Stages: ...
-
-
-class StageRun:
-    """One script on one model.
+class Script(ABC):
+    """One text in the making.
 
     Attributes:
-        calls: of the model; `calls_again` of them asked a second time.
-        cached: tokens of the first call's prompt that were in the prefix cache.
-        cancelled: the client has left, and the script did not end.
+        limit: its budget in tokens, as `count` counts them.
+        text: what was written so far; never taken back.
+        clipped: the texts in it that their limit stopped.
+        failure: raised where the checkpoint gives nothing usable, twice.
     """
 
-    def __init__(
-        self,
-        model: LocalModel,
-        request: GenerateRequest,
-        prompt_tokens: int,
-        cancelled: Callable[[], bool],
-        slot: int = 0,
-    ) -> None:
-        """`prompt_tokens` of the request: with the text so far and a stage they never exceed the context."""
-        self._model, self._request, self._slot = model, request, slot
-        self._room = model.info.context_length - prompt_tokens
-        self._is_cancelled = cancelled
-        self._sent = 0
-        self.timings = Timings()
-        self.calls = self.calls_again = self.cached = 0
-        self.cancelled = False
+    limit: int
+    count: Count
+    text: str
+    clipped: list[str]
+    failure: ClassVar[type[RouterError]]
 
-    def chunks(self, script: Script) -> Iterator[Chunk]:
-        """Yields the text as it comes to stand, all but the `rest`. Raises what script and model raise."""
-        stages = script.stages()
-        try:
-            ask = next(stages)
-            while True:
-                reply = self._run(ask, script.text)
-                if reply is None:
-                    self.cancelled = True
-                    return
-                ask = stages.send(reply)
-                if piece := self.rest(script):
-                    self._sent += len(piece)
-                    yield Chunk(piece)
-        except StopIteration:
-            pass
+    @abstractmethod
+    def stages(self) -> Stages:
+        """Writes the whole text. Raises `failure`."""
 
-    def rest(self, script: Script) -> str:
-        """What was not yielded yet."""
-        return script.text[self._sent :]
+    def _choose(self, field: str, options: Sequence[str], *, stop: str = "") -> Generator[Ask, Reply, str]:
+        """One of the options; no stage at all where there is but one. `stop` follows them all, and is not kept."""
+        if len(options) == 1:
+            return options[0]
+        # Stopping before the last character that all options share saves the pass that would draw the end token.
+        last = options[0][-1] if len({option[-1] for option in options}) == 1 and options[0][-1] in ":(" else ""
+        ends = (stop or last,) if stop or last else ()
+        offered = [option + stop for option in options]
+        for attempt in range(TRIES):
+            reply = yield Ask(field, tokens_of(offered), grammar.choice(offered), ends, attempt)
+            for option in options:
+                if reply.text in (option, option + stop, option.removesuffix(last)):
+                    return option
+        raise self._chose_none(field)
 
-    def _run(self, ask: Ask, text: str) -> Reply | None:
-        """One stage on the model. None where the client has left."""
-        prefix = text + ask.said
-        sampling = replace(
-            self._request.sampling,
-            max_new_tokens=max(1, min(ask.max_tokens, self._room - self._model.count_tokens(prefix))),
-            stop=ask.stop,
-            seed=(self._request.sampling.seed + 1000 * self.calls) % 2**32,
+    def _chose_none(self, field: str) -> RouterError:
+        return self.failure(
+            f"the checkpoint chose none of what {field or 'the answer'} offers, twice: the engine ignores grammars"
         )
-        stage = replace(self._request, sampling=sampling, prefix=prefix, grammar=ask.grammar, output="text")
-        pieces: list[str] = []
-        began = time.monotonic()
-        for chunk in self._model.generate(stage, self._is_cancelled, self._slot):
-            if chunk.text:
-                pieces.append(chunk.text)
-                cut = clip.repeats(pieces)
-                if cut is not None:
-                    self._add(Chunk(timings=Timings(0.0, 0.0, time.monotonic() - began, len(pieces))), ask)
-                    return Reply("".join(pieces[:cut]), ended=False)
-            if chunk.finish_reason == "cancelled":
-                return None
-            if chunk.finish_reason is not None:
-                self._add(chunk, ask)
-                return Reply("".join(pieces), ended=chunk.finish_reason == "stop")
-        return None
 
-    def _add(self, chunk: Chunk, ask: Ask) -> None:
-        if not self.calls:
-            self.cached = chunk.usage.cached_tokens
-        self.calls += 1
-        self.calls_again += ask.attempt > 0
-        self.timings += chunk.timings
+    def _left(self) -> int:
+        return self.limit - self.count(self.text)
+
+    def _tokens(self, text: str) -> int:
+        """Tokens of a text inside a JSON string."""
+        return self.count(clip.escape(text))
+
+
+def tokens_of(options: Sequence[str]) -> int:
+    """The most that one of them takes: it may be spelt a byte a token. What counts is the text that comes of it."""
+    return max(len(option.encode()) for option in options) + 1

@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from router_backend.plan.budget import LEVELS, SHAPES, Costs, Count, level_for
+from router_backend.plan.budget import LEVELS, SHAPES, Costs, level_for
 from router_backend.plan.rules import tool_of, validate
 from router_backend.plan.script import PlanScript
 from router_backend.writing.clip import escape
-from router_backend.writing.stages import Ask, Reply
+from router_backend.writing.stages import Ask, Count, Reply
 from router_tools.train.rows import note_of
 
 # A checkpoint does not hit a length to the token, so a text aims at what is planned for it at its level, not at the
@@ -166,7 +166,7 @@ class _Teacher:
         script = self._script
         left = script.limit - script.count(script.text)
         level = level_for(left, script.costs, "thinking_outline", script.route)
-        wanted = min(len(steps), len(script.costs.slots("thinking_outline", script.route, level)))
+        wanted = min(len(steps), len(script.costs.texts("thinking_outline", script.route, level)))
         return [steps[(2 * index + 1) * len(steps) // (2 * wanted)] for index in range(wanted)]
 
     def _next_todo(self) -> str:

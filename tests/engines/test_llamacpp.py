@@ -19,12 +19,12 @@ from router_backend.checkpoints.ladder import Candidate, Rung
 from router_backend.engines import llamacpp
 from router_backend.engines.llamacpp import LlamaCppModel, check_grammar, default_threads, load
 from router_backend.errors import CandidateError, ContextOverflow, EngineError, InvalidRequest, RungError
-from router_backend.plan import grammar
 from router_backend.plan.prompt import router_prompt
 from router_backend.plan.rules import validate
 from router_backend.plan.write import PlanWriter
 from router_backend.settings import load_settings
 from router_backend.types import Chunk, GenerateRequest, SamplingParams
+from router_backend.writing import grammar
 
 pytestmark = pytest.mark.real
 TOOLS = ("/general-search", "/math", "/code")

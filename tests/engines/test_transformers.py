@@ -29,13 +29,13 @@ from router_backend.errors import (
     RungError,
     SettingsError,
 )
-from router_backend.plan import grammar
 from router_backend.plan.prompt import router_prompt
 from router_backend.plan.rules import validate
 from router_backend.plan.write import PlanWriter
 from router_backend.service.loader import load_first
 from router_backend.settings import load_settings
 from router_backend.types import Chunk, GenerateRequest, SamplingParams
+from router_backend.writing import grammar
 from tests.fakes import tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -8,12 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router_backend.plan.budget import FIELDS, LEVELS, SHAPES, Costs, Slot, allot, floor, level_for
+from router_backend.plan.budget import FIELDS, LEVELS, SHAPES, Costs, Pending, allot, floor, level_for
 
 TOOLS = ("/general-search", "/math", "/code")
 ROUTE = ("/general-search", "/math", "/code")
 QUICK = settings(max_examples=150, deadline=None)
-SLOTS = st.lists(st.builds(Slot, st.just("f"), st.integers(0, 40), st.integers(10, 80), st.integers(0, 10)), max_size=9)
+TEXTS = st.lists(
+    st.builds(Pending, st.just("f"), st.integers(0, 40), st.integers(10, 80), st.integers(0, 10)), max_size=9
+)
 
 
 def count(text: str) -> int:
@@ -24,10 +26,10 @@ def count(text: str) -> int:
 COSTS = Costs(count, TOOLS)
 
 
-@given(extra=st.integers(0, 500), text=SLOTS.filter(bool), later=SLOTS, few=SLOTS, closing=st.integers(1, 5))
+@given(extra=st.integers(0, 500), text=TEXTS.filter(bool), later=TEXTS, few=TEXTS, closing=st.integers(1, 5))
 @QUICK
 def test_a_text_never_takes_what_must_still_come(
-    extra: int, text: list[Slot], later: list[Slot], few: list[Slot], closing: int
+    extra: int, text: list[Pending], later: list[Pending], few: list[Pending], closing: int
 ) -> None:
     budget = floor(few) + closing + text[0].least + extra
     tokens = allot(budget, text[0], [*few, *later], few, closing)
@@ -49,7 +51,7 @@ def test_what_is_written_needs_no_more_room(budget: int, written: int, field: st
 @pytest.mark.parametrize("field", FIELDS)
 def test_levels_go_from_few_and_short_to_what_reference_plans_have(field: str) -> None:
     shape = SHAPES[field]
-    sizes = [len(COSTS.slots(field, ROUTE, level)) for level in range(LEVELS + 1)]
+    sizes = [len(COSTS.texts(field, ROUTE, level)) for level in range(LEVELS + 1)]
     lengths = [shape.length(level) for level in range(LEVELS + 1)]
     assert sizes == sorted(sizes) and lengths == sorted(lengths)
     assert sizes[-1] == shape.items and lengths[-1] == shape.usual
@@ -60,4 +62,4 @@ def test_levels_go_from_few_and_short_to_what_reference_plans_have(field: str) -
 def test_lists_are_planned_with_more_than_one_item(budget: int, least: int) -> None:
     level = level_for(budget, COSTS, "route_plan", ROUTE)
     for field in ("expected_artifacts", "thinking_outline", "todo_list"):
-        assert len(COSTS.slots(field, ROUTE, level)) >= least
+        assert len(COSTS.texts(field, ROUTE, level)) >= least

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from llguidance import LLMatcher, LLTokenizer
 
 from router_backend.engines.echo import EchoModel
 from router_backend.errors import BudgetTooSmall, ContextOverflow, PlanError
+from router_backend.plan import grammar
 from router_backend.plan.budget import Costs
 from router_backend.plan.rules import validate
 from router_backend.plan.schema import KEYS, to_text
@@ -291,3 +294,37 @@ def test_stream_only_holds_what_stands() -> None:
     whole = "".join(pieces)
     assert len([piece for piece in pieces if piece]) > 10
     json.loads(whole)
+
+
+# What clients look for before they parse
+
+MARKS = ("```", "</json>", "<|end_of_plan|>", "<think>", "</think>", "</THINK>", "<|im_end|>", "<json>")
+
+
+@pytest.mark.parametrize("mark", MARKS)
+def test_texts_hold_nothing_that_clients_cut_by(mark: str) -> None:
+    """An engine that ignores grammars says it in every text, whole, and put together by what is cut out of it."""
+    for said in (mark, f"{mark[:2]}<think>hm</think>{mark[2:]}"):
+
+        def script(asked: GenerateRequest, words: str = f"this {said} it") -> str:
+            return obedient(asked).replace("this", words)
+
+        text, _ = run(EchoModel(script=script), 900)
+        assert mark not in text
+        assert validate(json.loads(text), TOOLS)[1] == []
+        # As the router UI reads an answer: thoughts dropped, the first fence's inside, the first balanced object.
+        bare = re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL)
+        fence = re.search(r"```(?:json)?(.*?)```", bare, re.DOTALL)
+        value, _ = json.JSONDecoder().raw_decode(fence[1] if fence else bare)
+        assert tuple(value) == KEYS
+
+
+@pytest.mark.parametrize("mark", MARKS)
+def test_grammars_of_texts_allow_no_mark(mark: str) -> None:
+    tokenizer = LLTokenizer("byte")
+    for rules in (grammar.text(), grammar.rest(), grammar.text(leads=(" ",), banned=["/math"], call=True)):
+        lead = " " if rules.startswith('start: (" ")') else ""
+        for said, whole in ((f'{lead}so{mark}"', False), (f'{lead}so `` <thin </jso> "', True)):
+            matcher = LLMatcher(tokenizer, rules, log_level=0)
+            tokens = list(said.encode())
+            assert (matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting()) is whole, said

@@ -80,17 +80,18 @@ def test_what_pydantic_writes() -> None:
         ({"type": "integer", "multipleOf": 3}, "schema.a: 'multipleOf' is not supported"),
         ({"type": "array", "uniqueItems": True}, "'uniqueItems'"),
         ({"type": "array", "prefixItems": []}, "'prefixItems'"),
-        ({"type": "object", "patternProperties": {}}, "'patternProperties'"),
-        ({"not": {}}, "type None"),
+        ({"type": "object", "patternProperties": {"^a": {}}}, "'patternProperties'"),
+        ({"not": {}}, "'not' is not supported"),
         ({"allOf": [{}, {}]}, "allOf of several"),
         ({"anyOf": []}, "must be a list that is not empty"),
         ({"enum": []}, "must be a list that is not empty"),
-        ({"type": "string", "format": "regex"}, "known are date"),
-        ({"type": "string", "format": "date", "pattern": "x"}, "pattern beside format"),
+        ({"type": "string", "format": "date", "pattern": "^x$"}, "no plain text"),
         ({"type": "string", "minLength": -1}, "minLength must be"),
         ({"type": "string", "minLength": 3, "maxLength": 2}, "greater than"),
         ({"type": "string", "minLength": 5000}, "at most 512"),
         ({"type": "integer", "minimum": 1e300}, "must be a number between"),
+        ({"properties": {"b": {"anyOf": [{"type": "array"}, {"items": {}}]}}}, "schema.a.b: two branches"),
+        ({"properties": {"b": {"$ref": "#/$defs/Nothing"}}}, "schema.a.b: $ref '#/$defs/Nothing' leads nowhere"),
         ({"type": "integer", "minimum": 0.1, "maximum": 0.9}, "no integer is within"),
         ({"type": "number", "minimum": 2, "maximum": 1}, "no number is within"),
         ({"type": "object", "properties": {"x": {}}, "required": ["y"]}, "required names 'y'"),
@@ -186,3 +187,68 @@ def test_formats_are_what_validators_take() -> None:
 def test_read_schemas_are_remembered() -> None:
     text = json.dumps({"type": "object"})
     assert read(text) is read(text)
+
+
+@pytest.mark.parametrize(
+    ("schema", "options"),
+    [
+        ({"type": "string", "enum": ["aaa", "bbb", None]}, ('"aaa"', '"bbb"')),
+        ({"type": ["string", "null"], "enum": ["aaa", None, 3]}, ('"aaa"', "null")),
+        ({"type": "integer", "enum": [1, 2.0, 2.5, True]}, ("1", "2.0")),
+        ({"enum": ["a", "b"], "const": "b"}, ('"b"',)),
+        ({"enum": [True, 1], "const": 1}, ("1",)),
+    ],
+)
+def test_type_enum_and_const_are_intersected(schema: object, options: tuple[str, ...]) -> None:
+    assert of(schema).options == options
+
+
+@pytest.mark.parametrize(
+    "schema", [{"type": "string", "enum": [1]}, {"enum": ["a"], "const": "b"}, {"type": "null", "const": 0}]
+)
+def test_what_is_left_empty_is_refused(schema: object) -> None:
+    assert "schema.a: no value of its enum" in refusal(schema)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "string", "format": "password"},
+        {"type": "string", "format": "regex", "contentEncoding": "base64", "x-order": 3, "$id": "A", "$comment": "c"},
+        {"type": "string", "minimum": 3, "nullable": True, "readOnly": True, "examples": [1], "deprecated": False},
+    ],
+)
+def test_annotations_say_nothing(schema: object) -> None:
+    assert isinstance(of(schema), Text)
+    assert isinstance(of({"type": "integer", "format": "uint32", "maxLength": 3}), Number)
+    assert isinstance(of({"title": "A", "description": "anything"}), Union)
+
+
+@pytest.mark.parametrize(
+    "reference",
+    ["#/$defs/a~1b", "#/$defs/a%7E1b", "#/x-more/0/%C3%A9%20~01", "#it", "it", "it#", "http://x/s#/$defs/a~1b"],
+)
+def test_local_references_are_resolved(reference: str) -> None:
+    kept = {"type": "string", "minLength": 2}
+    schema = {
+        "$id": "http://x/s",
+        "type": "object",
+        "properties": {"a": {"$ref": reference}},
+        "$defs": {"a/b": kept, "named": {"$anchor": "it", **kept}, "other": {"$id": "it", **kept}},
+        "x-more": [{"é ~1": kept}],
+    }
+    root = resolved(read(json.dumps(schema)))
+    assert isinstance(root, Object)
+    found = resolved(root.fields[0].value)
+    assert isinstance(found, Text) and found.least == 2
+
+
+def test_a_format_and_its_pattern_both_hold() -> None:
+    node = of({"type": "string", "format": "date", "pattern": "^2026"})
+    assert node.example.startswith("2026-")
+    assert of({"type": "string", "format": "email", "pattern": "^(?!x).*@.*$"}).regex.startswith("(")
+
+
+def test_bounds_that_every_written_number_keeps_are_none() -> None:
+    node = of({"type": "integer", "minimum": -(2**53) + 1, "maximum": 2**64})
+    assert (node.minimum, node.maximum) == (None, None)

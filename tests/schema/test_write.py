@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import jsonschema_rs
@@ -13,9 +14,9 @@ from hypothesis import strategies as st
 from router_backend.engines.echo import EchoModel
 from router_backend.errors import AnswerError, BudgetTooSmall, ContextOverflow, InvalidRequest
 from router_backend.schema.read import ANYTHING
-from router_backend.schema.size import JOIN
 from router_backend.schema.write import SchemaWriter, check
 from router_backend.types import Chunk, GenerateRequest, ModelInfo, SamplingParams, Turn
+from router_backend.writing.stages import JOIN
 from tests.fakes.random_model import RandomModel
 
 Json = dict[str, Any]
@@ -215,7 +216,7 @@ def test_conversation_and_prefix_reach_the_model() -> None:
     history = (Turn("system", "s"),)
     _, last = write(model, field(type="boolean"), 50, history=history)
     assert all(seen.history == history and seen.output == "text" for seen in model.seen)
-    assert last.usage.prompt_tokens == 2 and model.seen[0].prefix == '{"a": '
+    assert last.usage.prompt_tokens == 2 and model.seen[0].prefix == '{"a":'
 
 
 def test_cancel_ends_without_an_answer() -> None:
@@ -237,7 +238,7 @@ def test_engine_that_ignores_grammars_is_found_out() -> None:
             write(echo, schema, 300)
     assert write(echo, field(type="integer", minimum=7), 300)[0] == {"a": 7}, "nothing usable: the example"
     assert write(echo, field(type="string", pattern="^x{3}$"), 300)[0] == {"a": "xxx"}
-    with pytest.raises(AnswerError, match="no JSON"):
+    with pytest.raises(AnswerError, match="not valid JSON"):
         check("{", ANYTHING)
     with pytest.raises(AnswerError, match="does not keep the schema"):
         check("[]", ANYTHING)
@@ -246,3 +247,35 @@ def test_engine_that_ignores_grammars_is_found_out() -> None:
 def test_schema_is_read_where_the_model_is_too() -> None:
     with pytest.raises(InvalidRequest, match="outermost type must be object"):
         write(RandomModel(), {"type": "array"}, 100)
+
+
+@pytest.mark.parametrize("last", "12")
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"enum": [f"{'1-' * 30}1", f"{'1-' * 30}2"]},
+        {"type": "string", "pattern": "^(1-){30}[12]$"},
+        {"type": "string", "minLength": 61, "maxLength": 61},
+    ],
+)
+def test_what_repeats_itself_because_it_must_is_not_cut(kind: Json, last: str) -> None:
+    """A token for each character, so that the guard against repetition could see it."""
+    said = f'{"1-" * 30}{last}"'
+    model = EchoModel(script=lambda asked: f' "{said}' if "CHOICE" in (asked.grammar or "") else said)
+    model.tokenize = lambda text: list(text)  # type: ignore[method-assign]
+    assert write(model, field(**kind), 400)[0] == {"a": said[:-1]}
+
+
+GENERATORS: dict[str, Json] = json.loads((Path(__file__).parent / "generators.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", sorted(GENERATORS))
+def test_what_generators_write_is_kept(name: str) -> None:
+    """Closed and checked against the schema itself, by the writer."""
+    model, schema = RandomModel(b"ab "), GENERATORS[name]
+    least = smallest(SchemaWriter(model), schema)
+    for seed, extra in enumerate((0, 30, 300)):
+        sampling = SamplingParams(least + extra, seed=seed)
+        request = GenerateRequest("t", "p", sampling, "json", schema=json.dumps(schema))
+        text = "".join(chunk.text for chunk in SchemaWriter(model).write(request, lambda: False))
+        assert isinstance(json.loads(text), dict)

@@ -350,6 +350,18 @@ def test_which_schema_is_a_plans() -> None:
     assert not is_plan({"$ref": "#/$defs/A", "$defs": {"A": {"properties": {"a": {"$ref": "#/$defs/A"}}}}}), "endless"
 
 
+def test_comparing_with_a_plans_schema_never_goes_further_than_that_does() -> None:
+    """Each level would be eight times as many: the tenth alone a thousand million."""
+    branches = [{"$ref": "#/$defs/A"}] * 8
+    many = {"$defs": {"A": {"anyOf": branches}}, "$ref": "#/$defs/A"}
+    assert not is_plan(many)
+    plan = Plan.model_json_schema()
+    for name in plan["properties"]:
+        inner = {**plan, "$defs": {**plan["$defs"], "A": {"anyOf": branches}}}
+        assert not is_plan({**inner, "properties": {**plan["properties"], name: {"$ref": "#/$defs/A"}}})
+    assert not is_plan({**plan, "properties": {**plan["properties"], "metrics": {"$ref": "#"}}})
+
+
 # On a real port
 
 

@@ -9,6 +9,7 @@ from llguidance import LLMatcher, LLTokenizer
 from router_backend.plan import grammar
 from router_backend.plan.schema import DIFFICULTIES
 from router_backend.writing.clip import ELLIPSIS, clean, escape, split_at_quote
+from router_backend.writing.grammar import choice
 
 TOOLS = ("/general-search", "/math", "/code")
 ENDS = ('"', '",', '"]', '"}', '"],', '"]}', '"]}}', '"}}', '"]},')
@@ -62,12 +63,12 @@ ALL_KINDS = {
     "everything": grammar.text(leads=(" ",), banned=TOOLS, optional=True, call=True),
     "first tag": grammar.tag([]),
     "fourth tag": grammar.tag(["ai", "ai-ml", "math-2"]),
-    "tool": grammar.choice([f"{tool}(" for tool in TOOLS]),
-    "one tool": grammar.choice(["/math("]),
-    "64 tools": grammar.choice([f"/tool-{index}(" for index in range(64)]),
-    "difficulty": grammar.choice([f'{word}"' for word in DIFFICULTIES]),
-    "end of a list": grammar.choice(['",', '"]']),
-    "end of the metrics": grammar.choice(['"]}}', '"], "guidance": "', '"], "diagnostic": "']),
+    "tool": choice([f"{tool}(" for tool in TOOLS]),
+    "one tool": choice(["/math("]),
+    "64 tools": choice([f"/tool-{index}(" for index in range(64)]),
+    "difficulty": choice([f'{word}"' for word in DIFFICULTIES]),
+    "end of a list": choice(['",', '"]']),
+    "end of the metrics": choice(['"]}}', '"], "guidance": "', '"], "diagnostic": "']),
 }
 
 
@@ -270,7 +271,7 @@ def test_a_taken_tag_is_refused_and_longer_ones_are_not() -> None:
     ],
 )
 def test_exactly_one_of_the_options(options: Sequence[str]) -> None:
-    rules = grammar.choice(options)
+    rules = choice(options)
     for option in options:
         assert state(rules, option) == "whole"
         assert state(rules, f"{option}x") == "refused"
@@ -280,7 +281,7 @@ def test_exactly_one_of_the_options(options: Sequence[str]) -> None:
 
 
 def test_a_beginning_is_no_choice() -> None:
-    rules = grammar.choice(["/code(", "/code-review("])
+    rules = choice(["/code(", "/code-review("])
     assert state(rules, "/code") == "open"
     assert state(rules, "/code-review") == "open"
     assert state(rules, "/code-(") == "refused"

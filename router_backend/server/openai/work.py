@@ -21,7 +21,8 @@ from router_backend.types import GenerateRequest, Output, Role, SamplingParams, 
 ALIAS = "router"
 _ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 # What says nothing about which values there are, or which the transforms of clients write differently.
-_NOTES = {"title", "description", "default", "required", "additionalProperties"}
+_NOTES = {"title", "description", "default", "required", "additionalProperties", "$defs"}
+_MOST_REFERENCES = 8
 
 
 def check_model(name: str | None, service: GenerationService) -> None:
@@ -94,23 +95,46 @@ async def _output(body: ChatBody | CompletionBody) -> tuple[Output, str | None]:
 
 def is_plan(schema: dict[str, Any]) -> bool:
     """Whether a schema is that of a routing plan, as pydantic writes it or as a client's strict mode rewrites it."""
-    return bool(_bare(schema, schema) == _bare(_PLAN, _PLAN))
+    return _alike(schema, _PLAN, schema)
 
 
-def _bare(schema: Any, root: dict[str, Any], depth: int = 0) -> Any:  # noqa: ANN401 - any JSON
-    """A schema without notes and references."""
-    if isinstance(schema, list):
-        return [_bare(each, root, depth) for each in schema]
-    if not isinstance(schema, dict) or depth > 16:
-        return schema
-    name = str(schema.get("$ref", ""))
-    definitions = root.get("$defs", {})
-    if name.startswith("#/$defs/") and isinstance(definitions, dict):
-        return _bare(definitions.get(name.removeprefix("#/$defs/")), root, depth + 1)
-    kept = {key: value for key, value in schema.items() if key not in _NOTES and key != "$defs"}
-    if isinstance(properties := kept.get("properties"), dict):
-        kept["properties"] = [(key, _bare(value, root, depth + 1)) for key, value in properties.items()]
-    return {key: value if key == "properties" else _bare(value, root, depth + 1) for key, value in kept.items()}
+def _alike(theirs: Any, plans: Any, root: dict[str, Any]) -> bool:  # noqa: ANN401 - any JSON
+    """Whether two schemas are one, notes and references apart. Goes no further than the plan's own does."""
+    theirs, plans = _target(theirs, root), _target(plans, _PLAN)
+    if isinstance(plans, list):
+        return (
+            isinstance(theirs, list)
+            and len(theirs) == len(plans)
+            and all(_alike(*pair, root) for pair in zip(theirs, plans, strict=True))
+        )
+    if not isinstance(plans, dict):
+        return bool(theirs == plans)
+    if not isinstance(theirs, dict):
+        return False
+    theirs, plans = ({key: each[key] for key in each if key not in _NOTES} for each in (theirs, plans))
+    if theirs.keys() != plans.keys():
+        return False
+    for key, value in plans.items():
+        if key == "properties":
+            fields = theirs[key]
+            if not isinstance(fields, dict) or list(fields) != list(value):
+                return False
+            if not all(_alike(fields[name], value[name], root) for name in value):
+                return False
+        elif not _alike(theirs[key], value, root):
+            return False
+    return True
+
+
+def _target(schema: Any, root: dict[str, Any]) -> Any:  # noqa: ANN401
+    """What a few references lead to."""
+    definitions = root.get("$defs")
+    for _ in range(_MOST_REFERENCES):
+        name = schema.get("$ref") if isinstance(schema, dict) else None
+        if not isinstance(name, str) or not isinstance(definitions, dict):
+            break
+        schema = definitions.get(name.removeprefix("#/$defs/"))
+    return schema
 
 
 _PLAN = Plan.model_json_schema()

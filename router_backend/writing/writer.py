@@ -1,0 +1,175 @@
+"""Writer: runs a script on a model, checks what came out, and lets nothing else through."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from router_backend.errors import BudgetTooSmall, ContextOverflow
+from router_backend.types import Budget, Chunk, GenerateRequest, Timings, Usage
+from router_backend.writing import clip
+from router_backend.writing.stages import Ask, Reply, Script
+
+if TYPE_CHECKING:
+    from router_backend.engines.base import LocalModel
+
+S = TypeVar("S", bound=Script)
+
+
+class Writer(ABC, Generic[S]):
+    """Writes texts of one kind with one model. Thread-safe: a text's state is its own.
+
+    Attributes:
+        kind: what is written, and `whole`: what must fit in the budget, as messages name them.
+    """
+
+    kind: str
+    whole: str
+
+    def __init__(self, model: LocalModel) -> None:
+        self._model = model
+
+    def admit(self, request: GenerateRequest) -> int:
+        """Tokens of the prompt, where the request can be answered at all.
+
+        Raises:
+            BudgetTooSmall: nothing whole fits in `max_new_tokens`.
+            ContextOverflow: prompt and budget do not fit in the context.
+        """
+        limit, smallest = request.sampling.max_new_tokens, self._smallest(request)
+        if limit < smallest:
+            raise BudgetTooSmall(
+                f"max_new_tokens is {limit}; the smallest budget for {self.whole} is {smallest}",
+                param="max_new_tokens",
+            )
+        prompt_tokens = self._model.prompt_tokens(self._told(request))
+        context = self._model.info.context_length
+        if prompt_tokens + limit > context:
+            raise ContextOverflow.of(prompt_tokens, limit, context)
+        return prompt_tokens
+
+    def write(self, request: GenerateRequest, cancelled: Callable[[], bool], slot: int = 0) -> Iterator[Chunk]:
+        """Yields the text as it comes to stand; the last chunk has the sums.
+
+        Raises:
+            InvalidRequest: it asks for what is not done here.
+            BudgetTooSmall, ContextOverflow: as `admit` does.
+            PlanError, AnswerError: the model gave nothing usable, or the result is not what it must be.
+        """
+        limit = request.sampling.max_new_tokens
+        prompt_tokens = self.admit(request)
+        script = self._script(request)
+        run = StageRun(self._model, self._told(request), prompt_tokens, cancelled, slot)
+        yield from run.chunks(script)
+        if run.cancelled:
+            yield Chunk(finish_reason="cancelled", timings=run.timings)
+            return
+        used = self._model.count_tokens(script.text)
+        self._check(script.text, request)
+        if used > limit:
+            raise script.failure(f"the {self.kind} has {used} tokens, its budget {limit}")
+        usage = Usage(prompt_tokens, used, min(run.cached, prompt_tokens))
+        yield Chunk(run.rest(script), "stop", usage, run.timings, self._done(script, used, run))
+
+    @abstractmethod
+    def _smallest(self, request: GenerateRequest) -> int:
+        """The fewest tokens that can answer it. Raises InvalidRequest."""
+
+    @abstractmethod
+    def _script(self, request: GenerateRequest) -> S: ...
+
+    @abstractmethod
+    def _check(self, text: str, request: GenerateRequest) -> None:
+        """Nothing leaves that was not parsed and checked. Raises the script's `failure`."""
+
+    def _told(self, request: GenerateRequest) -> GenerateRequest:
+        """The request as the model reads it."""
+        return request
+
+    def _done(self, script: S, used: int, run: StageRun) -> Budget | None:
+        """Once a text was checked: what the last chunk says of its budget."""
+        return None
+
+
+class StageRun:
+    """One script on one model.
+
+    Attributes:
+        calls: of the model; `calls_again` of them asked a second time.
+        cached: tokens of the first call's prompt that were in the prefix cache.
+        cancelled: the client has left, and the script did not end.
+    """
+
+    def __init__(
+        self,
+        model: LocalModel,
+        request: GenerateRequest,
+        prompt_tokens: int,
+        cancelled: Callable[[], bool],
+        slot: int = 0,
+    ) -> None:
+        """`prompt_tokens` of the request: with the text so far and a stage they never exceed the context."""
+        self._model, self._request, self._slot = model, request, slot
+        self._room = model.info.context_length - prompt_tokens
+        self._is_cancelled = cancelled
+        self._sent = 0
+        self.timings = Timings()
+        self.calls = self.calls_again = self.cached = 0
+        self.cancelled = False
+
+    def chunks(self, script: Script) -> Iterator[Chunk]:
+        """Yields the text as it comes to stand, all but the `rest`. Raises what script and model raise."""
+        stages = script.stages()
+        try:
+            ask = next(stages)
+            while True:
+                reply = self._run(ask, script.text)
+                if reply is None:
+                    self.cancelled = True
+                    return
+                ask = stages.send(reply)
+                if piece := self.rest(script):
+                    self._sent += len(piece)
+                    yield Chunk(piece)
+        except StopIteration:
+            pass
+
+    def rest(self, script: Script) -> str:
+        """What was not yielded yet."""
+        return script.text[self._sent :]
+
+    def _run(self, ask: Ask, text: str) -> Reply | None:
+        """One stage on the model. None where the client has left."""
+        prefix = text + ask.said
+        sampling = replace(
+            self._request.sampling,
+            max_new_tokens=max(1, min(ask.max_tokens, self._room - self._model.count_tokens(prefix))),
+            stop=ask.stop,
+            seed=(self._request.sampling.seed + 1000 * self.calls) % 2**32,
+        )
+        stage = replace(self._request, sampling=sampling, prefix=prefix, grammar=ask.grammar, output="text")
+        pieces: list[str] = []
+        began = time.monotonic()
+        for chunk in self._model.generate(stage, self._is_cancelled, self._slot):
+            if chunk.text:
+                pieces.append(chunk.text)
+                cut = clip.repeats(pieces, ask.free_after)
+                if cut is not None:
+                    self._add(Chunk(timings=Timings(0.0, 0.0, time.monotonic() - began, len(pieces))), ask)
+                    return Reply("".join(pieces[:cut]), ended=False)
+            if chunk.finish_reason == "cancelled":
+                return None
+            if chunk.finish_reason is not None:
+                self._add(chunk, ask)
+                return Reply("".join(pieces), ended=chunk.finish_reason == "stop")
+        return None
+
+    def _add(self, chunk: Chunk, ask: Ask) -> None:
+        if not self.calls:
+            self.cached = chunk.usage.cached_tokens
+        self.calls += 1
+        self.calls_again += ask.attempt > 0
+        self.timings += chunk.timings
