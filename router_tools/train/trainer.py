@@ -50,7 +50,7 @@ def last_checkpoint(folder: Path) -> Path | None:
     return next((each for each in found if _is_json(each / _STATE)), None)
 
 
-class PlanTrainer(Trainer):
+class PlanTrainer(Trainer):  # type: ignore[misc]  # transformers is read as untyped
     """Learns batches of plans; logs, validates, saves and ends as the options say."""
 
     def __init__(
@@ -110,7 +110,7 @@ class PlanTrainer(Trainer):
         losses = self._validate(self._options.glance)
         prompt = self._examples.prompt_ids(with_budget(self._held_out[0].prompt, CONTRACT))
         self._log.write("sample", step=self.place.step, text=self._write(prompt))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, losses)
+        self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, losses)
         return losses
 
     @torch.no_grad()
@@ -145,7 +145,7 @@ class PlanTrainer(Trainer):
         return figure(total, 4) if examples else None
 
 
-class _Turns(TrainerCallback):
+class _Turns(TrainerCallback):  # type: ignore[misc]
     """What is to be done after a step."""
 
     def __init__(self, trainer: PlanTrainer, options: TrainOptions, log: Log, bar: Bar, stop: _Stop) -> None:
