@@ -3,6 +3,7 @@
 from router_tools.extras import extra
 
 with extra("train"):
-    from router_tools.train.run import TrainOptions, train
+    from router_tools.train.options import TrainOptions
+    from router_tools.train.run import train
 
 __all__ = ["TrainOptions", "train"]

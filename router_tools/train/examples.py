@@ -6,7 +6,11 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import count
 from typing import TYPE_CHECKING
+
+import torch
+from torch.utils.data import IterableDataset
 
 from router_backend.plan.budget import Costs
 from router_backend.plan.prompt import with_budget
@@ -21,6 +25,7 @@ BUDGETS = tuple(range(300, 1201, 50))
 # Shares of the draws: the contract's budget, the reference as it is (with and without a line); the rest any budget.
 AT_CONTRACT, WHOLE_BARE, WHOLE_BUDGETED = 0.40, 0.15, 0.10
 _WINDOW = 16
+IGNORED = -100  # what PyTorch's cross-entropy leaves out
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +48,14 @@ class Examples:
         self._count = lru_cache(maxsize=200_000)(lambda text: len(self._ids(text)))
         self._costs = Costs(self._count, tools)
         self._longest = longest
+
+    @property
+    def end(self) -> int:
+        """The token that ends a plan."""
+        return int(self._tokenizer.eos_token_id)
+
+    def text(self, ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(ids))
 
     def reference(self, row: Row) -> Example | None:
         """The reference plan as it is, without a budget line. None where it is too long."""
@@ -84,7 +97,7 @@ class Examples:
 
     def _example(self, prompt: str, completion: str) -> Example | None:
         head = self.prompt_ids(prompt)
-        ids = (*head, *self._ids(completion), int(self._tokenizer.eos_token_id))
+        ids = (*head, *self._ids(completion), self.end)
         return Example(ids, len(head)) if len(ids) <= self._longest else None
 
 
@@ -102,6 +115,34 @@ def batches(examples: Examples, rows: Sequence[Row], *, size: int, seed: int, ep
         made = [drawn[at : at + size] for at in range(0, len(drawn), size)]
         chance.shuffle(made)
         yield from made
+
+
+class Batches(IterableDataset[list[Example]]):
+    """The batches of one epoch after the other, without end."""
+
+    def __init__(self, examples: Examples, rows: Sequence[Row], *, size: int, seed: int) -> None:
+        self._examples, self._rows = examples, rows
+        self._size, self._seed = size, seed
+
+    def __iter__(self) -> Iterator[list[Example]]:
+        for epoch in count():
+            yield from batches(self._examples, self._rows, size=self._size, seed=self._seed, epoch=epoch)
+
+
+def collate(batch: Sequence[Example]) -> dict[str, torch.Tensor | int]:
+    """The arguments of a causal LM for a batch: `input_ids` (rows, width), `labels` (rows, kept) and how many are kept.
+
+    The rows are padded on the right: under a causal mask no token sees what is after it, so no other one is needed. The
+    logits are asked for from the first completion on, since prompts do not count in the loss.
+    """
+    width = max(len(example.ids) for example in batch)
+    ids = torch.zeros((len(batch), width), dtype=torch.long)
+    labels = torch.full((len(batch), width), IGNORED)
+    for index, example in enumerate(batch):
+        ids[index, : len(example.ids)] = torch.tensor(example.ids)
+        labels[index, example.start : len(example.ids)] = torch.tensor(example.ids[example.start :])
+    kept = width - min(example.start for example in batch) + 1
+    return {"input_ids": ids, "labels": labels[:, -kept:], "logits_to_keep": kept}
 
 
 def _length(example: Example) -> int:

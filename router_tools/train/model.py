@@ -1,24 +1,27 @@
-"""The network that is trained: a frozen causal LM with a LoRA adapter on all its linear layers."""
+"""The network that is trained: a frozen causal LM with PEFT's LoRA on all its linear layers."""
 
 from __future__ import annotations
 
+import json
 import struct
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, GgufConfig
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from router_backend.checkpoints import embedded
-from router_backend.engines.transformers.runner import cache_argument
 from router_backend.errors import CandidateError
-from router_tools.train import attention, lora
-from router_tools.train.loss import head_loss
+from router_backend.plan.prompt import BUDGET_KEY
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from router_tools.train.examples import Example
+ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+_SCALE = 2
 
 
 def load_base(base: str) -> tuple[Any, PreTrainedTokenizerBase]:
@@ -45,70 +48,36 @@ def load_base(base: str) -> tuple[Any, PreTrainedTokenizerBase]:
     return model, tokenizer
 
 
-class Student:
-    """A base with its adapter. `half`: everything in bf16 but the adapter's own weights, which are fp32."""
-
-    def __init__(self, base: Any, rank: int, *, device: torch.device, half: bool) -> None:  # noqa: ANN401
-        self.model = base.to(device, torch.bfloat16 if half else torch.float32)
-        if device.type == "cpu":
-            self.model.set_attn_implementation(attention.NAME)
-        self.layers = lora.inject(self.model, rank)
-        self.model.to(device).train()
-        self.parameters = [each for layer in self.layers.values() for each in (layer.lora_a, layer.lora_b)]
-        self._device = device
-        self._head = self.model.get_output_embeddings().weight.detach()
-
-    def loss(self, batch: list[Example]) -> torch.Tensor:
-        """Cross-entropy summed over the batch's completion tokens.
-
-        The rows are padded on the right: under a causal mask no token sees what is after it, so no other one is needed.
-        """
-        width = max(len(example.ids) for example in batch)
-        ids = torch.zeros((len(batch), width), dtype=torch.long)
-        wanted = torch.zeros((len(batch), width), dtype=torch.bool)
-        for index, example in enumerate(batch):
-            ids[index, : len(example.ids)] = torch.tensor(example.ids)
-            wanted[index, example.start : len(example.ids)] = True
-        ids, wanted = ids.to(self._device), wanted.to(self._device)
-        hidden = self.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
-        return head_loss(hidden[:, :-1][wanted[:, 1:]], self._head, ids[:, 1:][wanted[:, 1:]])
-
-    @torch.no_grad()
-    def mean_loss(self, batches: list[list[Example]]) -> float:
-        """Mean cross-entropy of a completion token."""
-        self.model.eval()
-        total = sum(self.loss(batch).item() for batch in batches)
-        self.model.train()
-        return total / sum(example.completion_tokens for batch in batches for example in batch)
-
-    @torch.no_grad()
-    def write(self, prompt: list[int], tokens: int) -> list[int]:
-        """What the model answers, greedily and without a grammar."""
-        self.model.eval()
-        ids = torch.tensor([prompt], device=self._device)
-        past = {cache_argument(self.model): DynamicCache()}
-        said = []
-        for _ in range(tokens):
-            ids = self.model(input_ids=ids, use_cache=True, **past).logits[:, -1:].argmax(-1)
-            said.append(int(ids))
-        self.model.train()
-        return said
-
-    def state(self) -> dict[str, torch.Tensor]:
-        return {str(index): each.detach() for index, each in enumerate(self.parameters)}
-
-    def restore(self, state: dict[str, torch.Tensor]) -> None:
-        with torch.no_grad():
-            for name, own in self.state().items():
-                own.copy_(state[name])
-
-    def save(self, folder: Path) -> None:
-        """Writes the adapter."""
-        lora.save(self.layers, folder)
+def with_adapter(base: Any, rank: int, *, half: bool) -> PeftModel:  # noqa: ANN401
+    """The base, frozen, with a LoRA adapter of fp32 weights. `half`: the base and what it computes are bf16."""
+    base.name_or_path = ""  # PEFT would ask the hub about the base whenever it saves
+    base.config.use_cache = False
+    if half:
+        base.to(torch.bfloat16)
+    config = LoraConfig(r=rank, lora_alpha=_SCALE * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    with warnings.catch_warnings():
+        # PEFT asks by a name that transformers has renamed.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        return get_peft_model(base, config)
 
 
-def best_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def save_adapter(model: PeftModel, folder: Path) -> None:
+    """Writes the adapter in fp16, in PEFT's format, with the mark that it was trained to read a budget line."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: each.half().cpu().contiguous() for name, each in get_peft_model_state_dict(model).items()}
+    # One key alone: safetensors writes several in an order that changes from call to call.
+    save_file(weights, folder / ADAPTER, {BUDGET_KEY: "true"})
+    given = model.active_peft_config
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": given.r,
+        "lora_alpha": given.lora_alpha,
+        "lora_dropout": given.lora_dropout,
+        "bias": given.bias,
+        "target_modules": sorted(given.target_modules),
+    }
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
 
 
 def has_bf16(device: torch.device) -> bool:

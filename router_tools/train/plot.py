@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+
+from router_backend.jsonl import read_values
 
 
 def plot(log: Path, out: Path) -> None:
     """Draws the training and validation losses of a JSON-lines log into a PNG."""
     from matplotlib.figure import Figure
 
-    events = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
+    events = [event for _, event in read_values(log)]
     steps = [each for each in events if each["event"] == "step"]
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from router_backend.errors import InvalidRequest
+from router_backend.jsonl import read_lines
 from router_backend.plan.rules import QA, TODO, tool_of, validate
 
 _LITTLE = 20
@@ -52,12 +53,8 @@ def read_rows(path: Path, tools: Sequence[str]) -> Rows:
     Raises:
         InvalidRequest: the file cannot be read, or not one row of it can be used.
     """
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"{path} cannot be read as UTF-8 text: {type(error).__name__}") from None
     rows = Rows([])
-    for line in filter(str.strip, lines):
+    for _, line in read_lines(path):
         row = _row(line, tools)
         if isinstance(row, Row):
             rows.kept.append(row)
@@ -93,7 +90,7 @@ def note_of(handoff: str) -> str:
     return tail
 
 
-def _row(line: str, tools: Sequence[str]) -> Row | str:
+def _row(line: bytes, tools: Sequence[str]) -> Row | str:
     """The row, or why it is left out."""
     try:
         row = json.loads(line)

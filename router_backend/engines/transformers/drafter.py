@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from router_backend.errors import InvalidRequest, SettingsError
+from router_backend.jsonl import read_values
 from router_backend.plan.rules import validate
 
 
@@ -24,7 +24,7 @@ def build(source: Path, out: Path, tools: Sequence[str]) -> tuple[int, int]:
     """
     plans: dict[str, None] = {}
     left_out = 0
-    for value in _lines(source):
+    for _, value in read_values(source):
         plan = _plan_of(value)
         if plan is None or validate(plan, tools)[1]:
             left_out += 1
@@ -39,25 +39,10 @@ def build(source: Path, out: Path, tools: Sequence[str]) -> tuple[int, int]:
 def read(path: Path) -> Iterator[str]:
     """The plans of a drafter file, in the form in which they are served. Raises SettingsError."""
     try:
-        with path.open(encoding="utf-8") as lines:
-            for line in lines:
-                yield json.dumps(json.loads(line), ensure_ascii=False)
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"DRAFTER={str(path)!r} is wrong: {error}") from None
-
-
-def _lines(path: Path) -> Iterator[Any]:
-    number = 0
-    try:
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):  # noqa: B007 - for the error
-            if line.strip():
-                yield json.loads(line)
-    except OSError as error:
-        raise InvalidRequest(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise InvalidRequest(f"{path} is no UTF-8 text") from None
-    except ValueError:
-        raise InvalidRequest(f"{path}, line {number}: no JSON") from None
+        for _, plan in read_values(path):
+            yield json.dumps(plan, ensure_ascii=False)
+    except InvalidRequest as error:
+        raise SettingsError(f"DRAFTER={str(path)!r} is wrong: {error.message}") from None
 
 
 def _plan_of(value: object) -> object | None:

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from router_backend.cli import app
 from router_backend.engines.transformers.drafter import build, read
 from router_backend.errors import InvalidRequest, SettingsError
+from router_backend.jsonl import read_values
 from router_backend.plan.rules import validate
 from router_backend.plan.write import PlanWriter
 from router_backend.types import GenerateRequest, SamplingParams
@@ -54,6 +55,15 @@ def test_a_wrong_file_is_named(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(InvalidRequest, match=words):
         build(source, tmp_path / "out.jsonl", TOOLS)
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_lines_end_at_a_line_feed_alone(tmp_path: Path) -> None:
+    """Other separators of Unicode stand inside strings, and a byte order mark before the first row."""
+    source = tmp_path / "rows.jsonl"
+    rows = [{"text": "a\u2028b\u0085c"}, {"text": "d"}]
+    text = "\n\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    source.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert list(read_values(source)) == [(1, rows[0]), (3, rows[1])]
 
 
 def test_missing_and_damaged_files_are_readable_errors(tmp_path: Path) -> None:

@@ -1,0 +1,52 @@
+"""JSON Lines: one JSON value a line, a line ends at "\\n" alone. Blank lines and a byte order mark are skipped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from router_backend.errors import InvalidRequest
+
+_BOM = b"\xef\xbb\xbf"
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Line numbers, from 1, and lines, without the blank ones.
+
+    Raises:
+        InvalidRequest: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                text = line.removeprefix(_BOM) if number == 1 else line
+                if text.strip():
+                    yield number, text
+    except OSError as error:
+        raise InvalidRequest(f"{path}: {error.strerror or 'cannot be read'}") from None
+
+
+def read_values(path: Path) -> Iterator[tuple[int, Any]]:
+    """Line numbers and the values of the lines.
+
+    Raises:
+        InvalidRequest: the file cannot be read, or a line is not valid JSON in UTF-8; the message names both.
+    """
+    for number, line in read_lines(path):
+        yield number, parse(line, f"{path}, line {number}")
+
+
+def parse(text: bytes, where: str) -> Any:  # noqa: ANN401 - any JSON value
+    """The value of a JSON text in UTF-8. Raises InvalidRequest that begins with `where`."""
+    try:
+        return json.loads(text.decode("utf-8"), parse_constant=_refuse)
+    except UnicodeDecodeError:
+        raise InvalidRequest(f"{where}: not valid UTF-8") from None
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"{where}: not valid JSON: {error}") from None
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")

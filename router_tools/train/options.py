@@ -1,0 +1,76 @@
+"""What a training run is told, and the learning rate that follows from it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+# The rate falls to this share of its peak.
+_LAST = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class TrainOptions:
+    """A run.
+
+    Attributes:
+        data, out: the rows; the folder for checkpoint, adapter, log and plot.
+        base: `embedded`, a GGUF file, a folder or a hub repo.
+        tools: the specialists that plans may use.
+        steps: optimiser steps; None where the time alone decides.
+        max_minutes: the run ends then, and its learning rate falls so as to be down by then; None: no limit.
+        batch, accumulate: examples in one pass; passes in one step.
+        rate, warmup, rank, clip: the peak learning rate and the steps up to it; the adapter; the gradient's norm.
+        validation: rows kept for validation; `glance` of them are used at intervals, all at the end.
+        every, checkpoint_minutes, sample_tokens: steps between validations; between checkpoints; length of the sample.
+        longest: tokens of prompt and plan; longer rows are left out.
+        threads: for the processor; None: as torch finds right.
+    """
+
+    data: Path
+    out: Path
+    base: str = "embedded"
+    tools: tuple[str, ...] = ("/general-search", "/math", "/code")
+    steps: int | None = None
+    max_minutes: float | None = None
+    resume: bool = False
+    batch: int = 2
+    accumulate: int = 2
+    rate: float = 1.5e-3
+    warmup: int = 12
+    rank: int = 32
+    clip: float = 1.0
+    seed: int = 0
+    validation: int = 54
+    glance: int = 8
+    every: int = 50
+    checkpoint_minutes: float = 10.0
+    sample_tokens: int = 160
+    longest: int = 2048
+    threads: int | None = None
+
+    def recipe(self) -> dict[str, Any]:
+        """What two sessions of one run must have in common. Not its end: a run may be given more steps, or fewer."""
+        fixed = (
+            "base",
+            "tools",
+            "batch",
+            "accumulate",
+            "rate",
+            "warmup",
+            "rank",
+            "clip",
+            "seed",
+            "validation",
+            "longest",
+        )
+        given = asdict(self)
+        return {key: given[key] for key in fixed}
+
+
+def learning_rate(step: int, share: float, options: TrainOptions) -> float:
+    """Linear warm-up by steps, then half a cosine over the share of the run that is done."""
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+    return options.rate * min(1.0, (step + 1) / options.warmup) * (_LAST + (1 - _LAST) * cosine)
