@@ -244,17 +244,23 @@ def write_safetensors(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None
     path.write_bytes(struct.pack("<Q", len(words)) + words + (bytes(range(251)) * (end // 251 + 1))[:end])
 
 
-def write_checkpoint(folder: Path, *, shards: int = 1, **config: Any) -> Path:  # noqa: ANN401
+def write_checkpoint(folder: Path, *, shards: int = 1, vocabulary: int = 64, **config: Any) -> Path:  # noqa: ANN401
     """The files of a tiny Llama, and some that nobody should fetch."""
     folder.mkdir(parents=True, exist_ok=True)
-    shapes = {"model.embed_tokens.weight": (64, 8), "model.norm.weight": (8,), "lm_head.weight": (64, 8)}
+    rows = (vocabulary, 8)
+    shapes = {"model.embed_tokens.weight": rows, "model.norm.weight": (8,), "lm_head.weight": rows}
     for layer in range(2):
         block = f"model.layers.{layer}"
         shapes |= {f"{block}.self_attn.{each}_proj.weight": (8, 8) for each in "qkvo"}
         shapes |= {f"{block}.mlp.{each}_proj.weight": (16, 8) for each in ("gate", "up")}
         shapes |= {f"{block}.mlp.down_proj.weight": (8, 16), f"{block}.input_layernorm.weight": (8,)}
     plain = {"model_type": "llama", "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
-    plain |= {"num_key_value_heads": 2, "intermediate_size": 16, "vocab_size": 64, "max_position_embeddings": 128}
+    plain |= {
+        "num_key_value_heads": 2,
+        "intermediate_size": 16,
+        "vocab_size": vocabulary,
+        "max_position_embeddings": 128,
+    }
     (folder / "config.json").write_text(json.dumps({**plain, **config}))
     names = list(shapes)
     files = (
