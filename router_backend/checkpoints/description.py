@@ -102,7 +102,8 @@ def describe(source: Source, *, trust_remote_code: bool = False) -> Checkpoint:
     with ThreadPoolExecutor(8) as pool:
         tensors = {name: each for part in pool.map(lambda name: _tensors(source, name), names) for name, each in part}
     _check_method(config, tensors, names[0])
-    shapes = {name: shape for name, (_, shape) in tensors.items()}
+    bits = _bits(_section(config))
+    shapes = dict(_unpacked(name, dtype, shape, bits) for name, (dtype, shape) in tensors.items())
     return count(config, shapes, sum(source.sizes[name] for name in names))
 
 
@@ -191,6 +192,22 @@ def _is_linear(name: str, shape: Sequence[int]) -> bool:
 def _section(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     section = config.get("quantization_config") or config.get("compression_config")
     return section if isinstance(section, Mapping) else None
+
+
+def _bits(section: Mapping[str, Any] | None) -> int:
+    """Of a packed weight: of several kinds the fewest, so that no size is underestimated."""
+    groups = (section or {}).get("config_groups")
+    kinds = [group.get("weights") for group in groups.values()] if isinstance(groups, Mapping) else [section]
+    found = [kind.get("num_bits", kind.get("bits")) for kind in kinds if isinstance(kind, Mapping)]
+    return min((bits for bits in found if isinstance(bits, int) and bits > 0), default=4)
+
+
+def _unpacked(name: str, dtype: str, shape: tuple[int, ...], bits: int) -> tuple[str, tuple[int, ...]]:
+    """A packed weight by the name, and about the shape, that it has unpacked."""
+    for end in (".qweight", ".weight_packed"):
+        if name.endswith(end) and shape:
+            return f"{name.removesuffix(end)}.weight", (*shape[:-1], shape[-1] * (8 if dtype == "U8" else 32) // bits)
+    return name, shape
 
 
 def _method(config: Mapping[str, Any]) -> str | None:
