@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Literal, NoReturn
 
 import httpx2
-from filelock import Timeout
 from huggingface_hub import constants, hf_hub_download, set_client_factory
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from huggingface_hub.file_download import repo_folder_name
@@ -149,7 +148,7 @@ def _fetch(repo: str, commit: str, name: str, etag: str, bar: type[tqdm]) -> Non
     home = home_of(repo)
     lock = home.parent / ".locks" / home.name / f"{etag}.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with suppress(Timeout), WeakFileLock(lock, timeout=0.1):  # nobody fetches it: what is there was left by a kill
+    with suppress(TimeoutError), WeakFileLock(lock, timeout=0.1):  # nobody fetches it: what is there was left by a kill
         for left in (home / "blobs").glob(f"{etag}.*.incomplete"):
             left.unlink(missing_ok=True)
     place = Path(hf_hub_download(repo, name, revision=commit, tqdm_class=bar))
