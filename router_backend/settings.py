@@ -2,6 +2,7 @@
 
 import os
 import re
+from difflib import SequenceMatcher
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,6 +23,10 @@ ALIASES = {
 }
 DEFAULT_FALLBACKS = (
     "Alovestocode/router-gemma3-merged,Alovestocode/router-llama31-merged,Alovestocode/router-qwen3-32b-merged"
+)
+_HUB_URL = re.compile(
+    r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/(?P<repo>[^/?#@]+/[^/?#@]+)"
+    r"(?:/(?:tree|blob|resolve)/(?P<revision>[^/?#]+))?(?:[/?#].*)?"
 )
 _TOOL = re.compile(r"/[a-z][a-z0-9-]*")
 
@@ -225,6 +230,7 @@ def load_settings(**overrides: object) -> Settings:
         raise SettingsError("; ".join(_explain(dict(item)) for item in error.errors())) from None
     for variable in ("MODEL_REPO", "MODEL_FALLBACKS"):
         for name in split_list(getattr(settings, variable.lower()) or ""):
+            _check_name(variable, name)
             _check_path(variable, name)
     return settings
 
@@ -243,6 +249,18 @@ def looks_like_path(name: str) -> bool:
     return name.startswith(("/", "./", "../", "~")) or (
         name.endswith(".gguf") and ":" not in name and name.count("/") != 1
     )
+
+
+def _check_name(variable: str, name: str) -> None:
+    """Raises SettingsError for what is meant well and names nothing."""
+    if found := _HUB_URL.fullmatch(name):
+        meant = f"{found['repo']}{'@' + found['revision'] if found['revision'] else ''}"
+    elif "/" not in name and SequenceMatcher(None, name.lower(), "embedded").ratio() > 0.9 and name != "embedded":
+        meant = "embedded"
+    else:
+        return
+    if not Path(name).exists():
+        raise SettingsError(f"{variable}={name!r} is wrong: write {variable}={meant}")
 
 
 def _check_path(variable: str, name: str) -> None:

@@ -355,21 +355,35 @@ MUTANTS = (
         "checkpoints/test_file_systems.py::test_row_25_a_read_only_cache_that_lacks_something",
     ),
     _mutant(
-        *(25, "a whole cache is not written to", "checkpoints/hub/cache.py"),
-        *("and self.latest(revision) != commit:", "or True:"),
+        *(25, "a whole cache is not written to", "checkpoints/hub/transfer.py"),
+        *("if revision != self.commit and not (ref.is_file() and ref.read_text() == self.commit):", "if True:"),
         "checkpoints/test_hub.py::test_row_25_a_whole_cache_is_not_written",
         "checkpoints/test_file_systems.py::test_row_25_a_read_only_cache_that_is_whole",
     ),
     _mutant(
-        *(25, "what is on its way has another name", "checkpoints/hub/cache.py"),
-        *('f"{etag}.part"', "etag"),
-        "checkpoints/test_hub.py::test_row_25_a_killed_process_leaves_nothing_that_is_loaded",
+        *(25, "what a killed download left is taken away", "checkpoints/hub/child.py"),
+        *("            left.unlink(missing_ok=True)\n", "            pass\n"),
         "checkpoints/test_hub.py::test_row_25_the_next_process_goes_on_too",
     ),
     _mutant(
-        *(25, "what came is compared with its hash", "checkpoints/hub/transfer.py"),
-        *("                _check(file, part)\n", ""),
+        *(25, "what came is compared with its hash", "checkpoints/hub/child.py"),
+        *("    if not _is_right(place, etag):\n", "    if False:\n"),
         "checkpoints/test_hub.py::test_row_25_a_damaged_file_is_dropped",
+    ),
+    _mutant(
+        *(25, "silence ends a download", "checkpoints/hub/child.py"),
+        *("while time.monotonic() - since < self._seconds:", "while True:"),
+        "checkpoints/test_hub.py::test_row_25_a_download_that_hangs_is_ended",
+    ),
+    _mutant(
+        *(25, "names that lead out of the cache are refused", "checkpoints/hub/api.py"),
+        *("if leaves_its_folder(each.rfilename) or not _HASH.fullmatch(etag):", "if False:"),
+        "checkpoints/test_hub.py::test_a_listing_that_leads_out_of_the_cache",
+    ),
+    _mutant(
+        *(25, "no token goes over plain HTTP", "checkpoints/hub/api.py"),
+        *("return token if may_have_token(self._endpoint) else None", "return token"),
+        "checkpoints/test_hub.py::test_a_token_is_sent_in_plain_text_to_this_machine_alone",
     ),
     _mutant(
         *(25, "offline, nothing is asked", "checkpoints/hub/__init__.py"),

@@ -462,3 +462,25 @@ def test_looks_like_path(name: str, expected: bool) -> None:
 def test_split_list() -> None:
     assert split_list(" a, ,b,, c d ,") == ("a", "b", "c d")
     assert split_list("") == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("Embedded", "embedded"),
+        ("embeded", "embedded"),
+        ("https://huggingface.co/acme/one", "acme/one"),
+        ("https://huggingface.co/acme/one/tree/v1/default", "acme/one@v1"),
+        ("hf.co/acme/one/", "acme/one"),
+    ],
+)
+def test_a_name_that_is_misspelt(name: str, meant: str) -> None:
+    for variable in ("MODEL_REPO", "MODEL_FALLBACKS"):
+        with pytest.raises(SettingsError) as caught:
+            load_settings(**{variable.lower(): name})
+        assert caught.value.message == f"{variable}={name!r} is wrong: write {variable}={meant}"
+
+
+@pytest.mark.parametrize("name", ["embedded", "embedder", "acme/Embedded", "router-embedded"])
+def test_names_that_are_their_own(name: str) -> None:
+    assert load_settings(model_repo=name).model_repo == name

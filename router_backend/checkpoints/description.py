@@ -18,6 +18,17 @@ _SINGLE = "model.safetensors"
 _FIRST_READ = 1 << 17  # most headers are smaller
 _LONGEST_HEADER = 100_000_000  # the format's own limit
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_POINTER = b"version https://git-lfs"
+_LONGEST_POINTER = 1024
+_FULL = {"BF16", "F16", "F32", "F64"}
+# Methods whose weights are stored packed, and the ends of the names that packed tensors have.
+_STORED_PACKED = {"awq", "gptq", "compressed-tensors", "bitsandbytes", "mxfp4", "fp8", "eetq", "hqq", "quanto"}
+_PACKED = (".qweight", ".weight_packed", ".SCB", ".absmax", ".W_q", "_blocks")
+_ADAPTER = (
+    "it is a LoRA adapter, not a whole checkpoint: merge it with the model that it was trained on first "
+    "(router-backend merge BASE ADAPTER OUT)"
+)
+_VOCABULARIES = ("vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model")
 
 
 class Source(Protocol):
@@ -66,7 +77,8 @@ class Folder:
     """A checkpoint on this machine."""
 
     def __init__(self, path: Path, *, nested: bool = False) -> None:
-        files = (entry for entry in path.glob("**/*" if nested else "*") if entry.is_file())
+        patterns = ("**/*",) if nested else ("*", "*/*")
+        files = (entry for pattern in patterns for entry in path.glob(pattern) if entry.is_file())
         self.path = path
         self.sizes = {entry.relative_to(path).as_posix(): entry.stat().st_size for entry in files}
 
@@ -84,8 +96,14 @@ def describe(source: Source, *, trust_remote_code: bool = False) -> Checkpoint:
     """
     config = read_config(source, trust_remote_code=trust_remote_code)
     names = weight_files(source)
+    for name, size in source.sizes.items():
+        if is_tokenizer(name) and size < _LONGEST_POINTER:
+            _no_pointer(name, source.read(name, 0, len(_POINTER)))
     with ThreadPoolExecutor(8) as pool:
-        shapes = {name: shape for part in pool.map(lambda name: _shapes(source, name), names) for name, shape in part}
+        tensors = {name: each for part in pool.map(lambda name: _tensors(source, name), names) for name, each in part}
+    _check_method(config, tensors, names[0])
+    bits = _bits(_section(config))
+    shapes = dict(_unpacked(name, dtype, shape, bits) for name, (dtype, shape) in tensors.items())
     return count(config, shapes, sum(source.sizes[name] for name in names))
 
 
@@ -118,9 +136,33 @@ def count(config: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], stored
     )
 
 
-def gguf(sizes: Iterable[int]) -> Checkpoint:
-    """A GGUF checkpoint of files of these sizes: of those only the size is known."""
-    return Checkpoint(config={}, stored_bytes=sum(sizes), quantized="gguf")
+def gguf(source: Source, names: Iterable[str]) -> Checkpoint:
+    """A GGUF checkpoint of these files: of them only the size is known. Raises CandidateError for other files."""
+    size = 0
+    for name in names:
+        size += source.sizes[name]
+        _is_gguf(name, source.read(name, 0, len(_POINTER)))
+    return Checkpoint(config={}, stored_bytes=size, quantized="gguf")
+
+
+def gguf_file(path: Path) -> Checkpoint:
+    """One GGUF file on this machine. Raises CandidateError where it is another kind of file."""
+    with path.open("rb") as file:
+        _is_gguf(path.name, file.read(len(_POINTER)))
+    return Checkpoint(config={}, stored_bytes=path.stat().st_size, quantized="gguf")
+
+
+def is_tokenizer(name: str) -> bool:
+    """Whether a file of this name, which has no folder, belongs to a tokenizer."""
+    return name.startswith("tokenizer") or name in _VOCABULARIES
+
+
+def tokenizer_folder(folder: Path) -> Path:
+    """Where the tokenizer of a checkpoint is: beside the weights, or in the folder above them."""
+    for place in (folder, folder.parent):
+        if any(is_tokenizer(entry.name) for entry in place.iterdir()):
+            return place
+    return folder
 
 
 def weight_files(source: Source) -> tuple[str, ...]:
@@ -147,36 +189,95 @@ def _is_linear(name: str, shape: Sequence[int]) -> bool:
     return bool(in_a_block) and len(shape) == 2 and name.endswith(".weight") and "embed" not in name
 
 
-def _method(config: Mapping[str, Any]) -> str | None:
+def _section(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     section = config.get("quantization_config") or config.get("compression_config")
-    return str(section.get("quant_method") or "bitsandbytes") if isinstance(section, Mapping) else None
+    return section if isinstance(section, Mapping) else None
 
 
-def _shapes(source: Source, name: str) -> list[tuple[str, tuple[int, ...]]]:
-    """Names and shapes in one safetensors file: eight bytes of length, a JSON header, the data.
+def _bits(section: Mapping[str, Any] | None) -> int:
+    """Of a packed weight: of several kinds the fewest, so that no size is underestimated."""
+    groups = (section or {}).get("config_groups")
+    kinds = [group.get("weights") for group in groups.values()] if isinstance(groups, Mapping) else [section]
+    found = [kind.get("num_bits", kind.get("bits")) for kind in kinds if isinstance(kind, Mapping)]
+    return min((bits for bits in found if isinstance(bits, int) and bits > 0), default=4)
+
+
+def _unpacked(name: str, dtype: str, shape: tuple[int, ...], bits: int) -> tuple[str, tuple[int, ...]]:
+    """A packed weight by the name, and about the shape, that it has unpacked."""
+    for end in (".qweight", ".weight_packed"):
+        if name.endswith(end) and shape:
+            return f"{name.removesuffix(end)}.weight", (*shape[:-1], shape[-1] * (8 if dtype == "U8" else 32) // bits)
+    return name, shape
+
+
+def _method(config: Mapping[str, Any]) -> str | None:
+    section = _section(config)
+    return None if section is None else str(section.get("quant_method") or "bitsandbytes")
+
+
+def _no_pointer(name: str, head: bytes) -> None:
+    """Raises CandidateError where a file begins as what git keeps of it in place of its content."""
+    if head.startswith(_POINTER):
+        raise CandidateError(
+            f"{name} is a git-lfs pointer, not the file itself: run `git lfs pull` where it was cloned, "
+            "or let the hub's own client download it"
+        )
+
+
+def _is_gguf(name: str, head: bytes) -> None:
+    _no_pointer(name, head)
+    if not head.startswith(b"GGUF"):
+        raise CandidateError(f"{name} is not a GGUF file: it does not begin as one")
+
+
+def _check_method(config: Mapping[str, Any], tensors: Mapping[str, tuple[str, tuple[int, ...]]], file: str) -> None:
+    """Raises CandidateError where config.json and the weights do not agree on whether they are quantised."""
+    section = _section(config)
+    method = _method(config)
+    packed = sorted(name for name in tensors if name.endswith(_PACKED))
+    dtypes = sorted({dtype for dtype, _ in tensors.values()})
+    if section is None and packed:
+        raise CandidateError(
+            f"{file} holds quantised weights ({packed[0]}), and config.json does not say how (it has no "
+            "quantization_config): fetch the config.json that belongs to them"
+        )
+    stored_full = section is None or section.get("format") == "dense" or method not in _STORED_PACKED
+    if stored_full or packed or not set(dtypes) <= _FULL:
+        return
+    raise CandidateError(
+        f"config.json says that the weights are quantised by {method} (quantization_config), and {file} holds full "
+        f"ones ({', '.join(dtypes)}): take quantization_config out of config.json, or fetch the quantised weights"
+    )
+
+
+def _tensors(source: Source, name: str) -> list[tuple[str, tuple[str, tuple[int, ...]]]]:
+    """Names, dtypes and shapes in one safetensors file: eight bytes of length, a JSON header, the data.
 
     As the documentation of safetensors has the format.
     """
     size = source.sizes[name]
     head = source.read(name, 0, min(size, _FIRST_READ))
     length = int.from_bytes(head[:8], "little")
+    _no_pointer(name, head)
     if len(head) < 8 or length > min(size - 8, _LONGEST_HEADER):
         raise CandidateError(f"{name} is no safetensors file, or cut short")
     head = head[8:] + source.read(name, len(head), max(0, 8 + length - len(head)))
     try:
         tensors = {key: value for key, value in json.loads(head[:length]).items() if key != "__metadata__"}
         end = max((value["data_offsets"][1] for value in tensors.values()), default=0)
-        shapes = [(key, tuple(value["shape"])) for key, value in tensors.items()]
+        found = [(key, (str(value["dtype"]), tuple(value["shape"]))) for key, value in tensors.items()]
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
         raise CandidateError(f"{name} is no safetensors file: its header is broken") from None
     if size < 8 + length + end:
         raise CandidateError(f"{name} is cut short: {size} of {8 + length + end} bytes. Fetch it again")
-    return shapes
+    return found
 
 
 def _read_json(source: Source, name: str) -> dict[str, Any]:
+    text = source.read(name, 0, source.sizes[name])
+    _no_pointer(name, text)
     try:
-        found = json.loads(source.read(name, 0, source.sizes[name]))
+        found = json.loads(text)
     except ValueError:
         found = None
     if not isinstance(found, dict):
@@ -186,17 +287,24 @@ def _read_json(source: Source, name: str) -> dict[str, Any]:
 
 def _no_config(names: Mapping[str, int]) -> str:
     if "adapter_config.json" in names:
-        return "it is an adapter, no whole checkpoint: merge it with its base model first"
+        return _ADAPTER
     if ggufs := sorted(name for name in names if name.endswith(".gguf")):
-        return f"it holds GGUF files: name one of them, as in repo:{ggufs[0]}"
-    return "it has no config.json, so it is no checkpoint for transformers"
+        return f"it holds GGUF files: name one of them, as in repo:{ggufs[0]} or folder/{ggufs[0]}"
+    return f"it has no config.json, so it is no checkpoint for transformers{_folders(names)}"
 
 
 def _no_weights(names: Mapping[str, int]) -> str:
-    pickles = [name for name in names if name.endswith(_PICKLES)]
-    if pickles:
+    if "adapter_config.json" in names:
+        return _ADAPTER
+    if pickles := [name for name in names if name.endswith(_PICKLES) and "/" not in name]:
         return (
             f"its weights are pickle files only ({pickles[0]}), which can run code and are not loaded: "
             "convert them to safetensors"
         )
-    return f"it has no weights: neither {_SINGLE} nor {INDEX} is there"
+    return f"it has no weights: neither {_SINGLE} nor {INDEX} is there{_folders(names)}"
+
+
+def _folders(names: Mapping[str, int]) -> str:
+    """The folders inside that have weights, as the end of a sentence."""
+    found = sorted({name.rpartition("/")[0] for name in names if name.endswith((f"/{_SINGLE}", f"/{INDEX}"))})
+    return f"; folders of it have weights: add /{found[0]} to the name" if found else ""

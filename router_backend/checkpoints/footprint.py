@@ -124,6 +124,8 @@ def _weights(checkpoint: Checkpoint, strategy: str, element: int) -> int:
         return round(linear * NF4_BYTES) + checkpoint.matrices * NF4_TABLES + other
     if strategy in ("bf16", "fp16", "cpu"):
         return linear * element + other
+    if checkpoint.quantized == "compressed-tensors":  # its weights are unpacked by the first forward pass, and stay so
+        return max(checkpoint.stored_bytes, linear * 2 + checkpoint.other * 2)
     return checkpoint.stored_bytes
 
 

@@ -24,7 +24,8 @@ class Candidate:
     """A checkpoint that may be served.
 
     Attributes:
-        name: as the operator wrote it, owner added: a path, or `owner/repo`, `owner/repo@revision:file.gguf`.
+        name: as the operator wrote it, owner added: a path, or `owner/repo`, `owner/repo/folder@revision`,
+            `owner/repo@revision:file.gguf`.
         kind: where it is and in which form.
         last_resort: whether nobody asked for it by name.
     """
@@ -40,7 +41,12 @@ class Candidate:
     @property
     def repo(self) -> str:
         """`owner/repo`, of a candidate on a hub."""
-        return self.name.partition(":")[0].partition("@")[0]
+        return "/".join(self.name.partition(":")[0].partition("@")[0].split("/")[:2])
+
+    @property
+    def folder(self) -> str:
+        """The folder inside the repository, `""` for all of it."""
+        return "/".join(self.name.partition(":")[0].partition("@")[0].split("/")[2:])
 
     @property
     def revision(self) -> str | None:
@@ -156,6 +162,8 @@ def rungs(
     """
     own = {"llamacpp": ("gguf",), "echo": ("native",)}.get(candidate.engine, strategies(settings))
     if reason := missing(candidate.engine):
+        if candidate.kind == "folder":
+            describe(candidate)  # what is wrong with it is told first: no engine would help
         return (Rung(candidate, own[0], skip=reason),)
     no_card = _no_accelerator(settings, machine) if candidate.engine == "transformers" else None
     if no_card and settings.model_device == "cuda":

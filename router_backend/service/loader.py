@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from router_backend import engines
 from router_backend.checkpoints import ladder, machine
-from router_backend.checkpoints.description import Checkpoint, gguf
+from router_backend.checkpoints.description import Checkpoint, gguf_file
 from router_backend.checkpoints.ladder import Attempt, Candidate, Loaded, Rung
 from router_backend.checkpoints.machine import Machine
 from router_backend.engines.base import Engine
@@ -100,7 +100,7 @@ def rungs_here(settings: Settings, here: Machine) -> Callable[[Candidate], tuple
         if candidate.kind in ("embedded", "echo"):
             return None
         if candidate.kind == "gguf":
-            return gguf([Path(candidate.name).stat().st_size])
+            return gguf_file(Path(candidate.name))
         return the_hub().describe(candidate)
 
     return partial(ladder.rungs, settings=settings, machine=here, missing=engines.missing, describe=describe)

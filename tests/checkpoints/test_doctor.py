@@ -38,6 +38,7 @@ def examine(**settings: object) -> tuple[int, list[tuple[str, ...]], str]:
 def checkpoint(tmp_path: Path) -> str:
     path = tmp_path / "model.gguf"
     with path.open("wb") as file:
+        file.write(b"GGUF")
         file.truncate(3 * 2**28)
     return str(path)
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from router_backend.checkpoints.description import Checkpoint, count
+from router_backend.checkpoints.description import Checkpoint, Folder, count, describe
 from router_backend.checkpoints.footprint import NF4_BYTES, Footprint, cpu_dtype, estimate, gigabytes, room, shortfall
 from router_backend.checkpoints.machine import Accelerator, Machine
+from tests.fakes.hub import write_safetensors
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -262,3 +265,23 @@ def test_nothing_heavy_is_imported() -> None:
     code += "print([x for x in ('torch', 'transformers', 'huggingface_hub', 'xllamacpp') if x in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "shape", "unpacked"),
+    [
+        ("compressed-tensors", "weight_packed", (64, 8), True),  # 64 rows of 64 weights, eight in an int32
+        ("gptq", "qweight", (8, 64), False),
+        ("awq", "qweight", (64, 8), False),
+    ],
+)
+def test_packed_weights(method: str, name: str, shape: tuple[int, int], unpacked: bool, tmp_path: Path) -> None:
+    """compressed-tensors unpacks its weights into bfloat16 with the first forward pass; the others keep them packed."""
+    section = {"quant_method": method, "config_groups": {"g": {"weights": {"num_bits": 4}}}}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "quantization_config": section}))
+    tensors = {f"model.layers.0.mlp.up_proj.{name}": shape, "model.embed_tokens.weight": (10, 64)}
+    write_safetensors(tmp_path / "model.safetensors", tensors, packed="I32")
+    known = describe(Folder(tmp_path))
+    assert (known.linear, known.other) == (64 * 64, 10 * 64)
+    needs = estimate(known, "native", 128, 1).weights
+    assert needs == (2 * (64 * 64 + 10 * 64) if unpacked else known.stored_bytes)

@@ -19,9 +19,10 @@ from huggingface_hub import constants, hf_hub_download, snapshot_download
 
 from router_backend import engines
 from router_backend.checkpoints import embedded, hub
+from router_backend.checkpoints.description import tokenizer_folder
 from router_backend.checkpoints.hub import Hub
 from router_backend.checkpoints.hub.api import HubApi
-from router_backend.checkpoints.hub.cache import Cache
+from router_backend.checkpoints.hub.write import hub_access
 from router_backend.checkpoints.ladder import (
     Attempt,
     Candidate,
@@ -30,13 +31,14 @@ from router_backend.checkpoints.ladder import (
     Rung,
     candidates,
     first_that_loads,
+    parse_candidate,
     rungs,
 )
 from router_backend.checkpoints.machine import Machine
-from router_backend.errors import CandidateError, SettingsError
+from router_backend.errors import CandidateError, HubError, SettingsError
 from router_backend.service.loader import load_first
 from router_backend.settings import DEFAULT_FALLBACKS, Settings, load_settings
-from tests.fakes.hub import SIGNATURE, FakeHub, fake_hub, write_checkpoint
+from tests.fakes.hub import SIGNATURE, FakeHub, Repo, fake_hub, write_checkpoint, write_safetensors
 from tests.fakes.running import until
 
 TOKEN = "hf_NEVERSHOWN"
@@ -71,6 +73,10 @@ def settings_for(server: FakeHub, **rest: object) -> Settings:
     return load_settings(**{"hf_endpoint": server.url, "hf_hub_offline": False, "hub_timeout": 5, **rest})
 
 
+def snapshot(repo: str, commit: str) -> Path:
+    return Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}" / "snapshots" / commit
+
+
 def names_in(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
 
@@ -87,6 +93,8 @@ def trouble(server: FakeHub, candidate: Candidate = ONE, **rest: object) -> str:
     return caught.value.message
 
 
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+
 # What is fetched
 
 
@@ -94,7 +102,7 @@ def test_row_26_only_what_is_needed_is_fetched_and_it_is_whole(server: FakeHub, 
     folder = hub.fetch(ONE, settings_for(server))
     assert names_in(folder) == WANTED
     assert same(folder, checkpoint)
-    assert not list(folder.parents[1].rglob("*.part"))
+    assert not list(folder.parents[1].rglob("*.incomplete"))
 
 
 def test_row_26_code_is_fetched_only_when_it_is_trusted(server: FakeHub) -> None:
@@ -140,7 +148,7 @@ def test_describing_reads_headers_and_no_weights(server: FakeHub, tmp_path: Path
     assert known.config["hidden_size"] == 8 and known.quantized is None
     assert known.stored_bytes == sum(path.stat().st_size for path in (tmp_path / "sharded").glob("*.safetensors"))
     assert all(asked.range for asked in server.paths(".safetensors"))
-    assert not Cache("acme/sharded").root.exists()
+    assert not Path(constants.HF_HUB_CACHE).exists()
 
 
 def test_a_hub_without_ranges(server: FakeHub, checkpoint: Path) -> None:
@@ -288,7 +296,7 @@ def test_a_token_that_cannot_be_sent(server: FakeHub, token: str) -> None:
 
 
 def test_a_name_that_is_none(server: FakeHub) -> None:
-    for name in ("acme/one/two", "acme/../one", "acme/one two", "acme/"):
+    for name in ("acme/../one", "acme/one two", "acme/", "acme/one/../two", "acme/one//two", "acme/one@../../x"):
         assert "is no name of a repository: write owner/name" in trouble(server, Candidate(name, "hub"))
     assert not server.asked
 
@@ -351,25 +359,39 @@ def test_a_hub_that_hangs_is_waited_for_once(server: FakeHub, checkpoint: Path, 
     assert attempts[0].seconds > 1.4 and attempts[1].seconds < 0.5
 
 
-def test_an_interrupted_file_goes_on_where_it_stopped(server: FakeHub, checkpoint: Path) -> None:
-    repo = server.repos["acme/one"]
-    repo.cut_at, repo.times = 2500, 1
-    settings = settings_for(server)
-    assert same(hub.fetch(ONE, settings), checkpoint)
+# Pieces of 256 KiB are written; what came of the next one when a transfer breaks off is fetched again.
+CUT, KEPT = 700_000, 2 * (1 << 18)
+
+
+@pytest.fixture
+def large(server: FakeHub, tmp_path: Path) -> Repo:
+    """Weights of 2 MB."""
+    return server.add("acme/one", write_checkpoint(tmp_path / "large", vocabulary=1 << 16))
+
+
+def test_an_interrupted_file_goes_on_where_it_stopped(server: FakeHub, large: Repo) -> None:
+    large.cut_at, large.times = CUT, 1
+    assert same(hub.fetch(ONE, settings_for(server)), large.folder)
     ranges = [asked.range for asked in server.paths(".safetensors") if asked.host == "store"]
-    assert ranges[-1] == "bytes=2500-"
+    assert ranges[-1] == f"bytes={KEPT}-"
 
 
-def test_row_25_the_next_process_goes_on_too(server: FakeHub, checkpoint: Path) -> None:
-    server.repos["acme/one"].cut_at = 3000
-    assert "broke off" in trouble(server)
-    part = next(part for part in Cache("acme/one").root.rglob("*.part") if len(part.stem) == 64)
-    assert part.stat().st_size == 3000
-    server.repos["acme/one"].cut_at = None
+def test_row_25_the_next_process_goes_on_too(server: FakeHub, tmp_path: Path) -> None:
+    """With the files that are complete: huggingface_hub begins the others anew."""
+    repo = server.add("acme/two", write_checkpoint(tmp_path / "two", shards=2, vocabulary=1 << 16))
+    two, first, second = Candidate("acme/two", "hub"), *(f"model-0000{part}-of-00002.safetensors" for part in (1, 2))
+    sizes = {name: (repo.folder / name).stat().st_size for name in (first, second)}
+    small, big = sorted(sizes, key=sizes.__getitem__)
+    assert sizes[small] + 1000 < sizes[big]
+    repo.cut_at = sizes[small] + 1000
+    said = trouble(server, two)
+    assert "broke off" in said or "did not answer within" in said  # as the library has given up by then, or not yet
+    assert (snapshot("acme/two", repo.commit) / small).exists()
+    repo.cut_at = None
     server.asked.clear()
-    assert same(hub.fetch(ONE, settings_for(server)), checkpoint)
-    assert [asked.range for asked in server.paths(".safetensors") if asked.host == "store"][-1] == "bytes=3000-"
-    assert not part.exists()
+    assert same(hub.fetch(two, settings_for(server)), repo.folder)
+    assert {Path(asked.path).name.partition("?")[0] for asked in server.asked if asked.host == "store"} == {big}
+    assert not list(Path(constants.HF_HUB_CACHE).rglob("*.incomplete")), "what was left is taken away"
 
 
 def test_row_25_a_killed_process_leaves_nothing_that_is_loaded(server: FakeHub, tmp_path: Path) -> None:
@@ -380,14 +402,15 @@ def test_row_25_a_killed_process_leaves_nothing_that_is_loaded(server: FakeHub, 
     candidate = Candidate("acme/two", "hub")
     repo.hangs = f"{repo.commit}/{last}"
     code = (
-        "import sys; from router_backend import hub; from router_backend.checkpoints.ladder import Candidate; "
+        "import sys; from router_backend.checkpoints import hub; "
+        "from router_backend.checkpoints.ladder import Candidate; "
         "from router_backend.settings import load_settings; hub.describe = lambda *_, **__: None; "
         "hub.fetch(Candidate('acme/two', 'hub'), load_settings(hf_endpoint=sys.argv[1], hub_timeout=60))"
     )
-    environment = {"HF_HUB_CACHE": str(Cache("acme/two").root), "HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    environment = {"HF_HUB_CACHE": str(Path(constants.HF_HUB_CACHE)), "HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
     environment["PYTHONPATH"] = os.environ.get("PYTHONPATH", "")  # the code under test, where that is no installed one
     child = subprocess.Popen([sys.executable, "-c", code, server.url], env=environment, cwd=tmp_path)
-    first = Cache("acme/two").snapshot(repo.commit) / "model-00001-of-00002.safetensors"
+    first = snapshot("acme/two", repo.commit) / "model-00001-of-00002.safetensors"
     until(lambda: first.exists() and len(server.paths(last)) > 0, 30)
     child.kill()
     child.wait()
@@ -401,17 +424,15 @@ def test_row_25_a_killed_process_leaves_nothing_that_is_loaded(server: FakeHub, 
 def test_row_25_a_file_that_ends_too_early(server: FakeHub) -> None:
     server.repos["acme/one"].short_by = 100
     said = trouble(server)
-    assert (
-        "bytes of model.safetensors, and no more within" in said or "less of a file of acme/one than it lists" in said
-    )
-    assert "try again" in said
+    assert "less of a file of acme/one than it lists: try again" in said
     assert "is not in the cache" in trouble(server, hf_hub_offline=True)
 
 
 def test_row_25_a_damaged_file_is_dropped(server: FakeHub, checkpoint: Path) -> None:
     server.repos["acme/one"].damaged = True
     assert trouble(server) == "model.safetensors arrived damaged (its hash is wrong): try again"
-    assert not [part for part in Cache("acme/one").root.rglob("*.part") if len(part.stem) == 64]
+    assert not (snapshot("acme/one", server.repos["acme/one"].commit) / "model.safetensors").exists()
+    assert "is not in the cache" in (said := trouble(server, hf_hub_offline=True)) or "cannot be used" in said
     server.repos["acme/one"].damaged = False
     assert same(hub.fetch(ONE, settings_for(server)), checkpoint)
 
@@ -424,17 +445,16 @@ def test_two_at_once_share_the_work(server: FakeHub, checkpoint: Path) -> None:
     for thread in threads:
         thread.join()
     assert len(folders) == 2 and folders[0] == folders[1] and same(folders[0], checkpoint)
-    stored = [asked.range for asked in server.asked if asked.host == "store"]
-    assert len([each for each in stored if each == "bytes=0-"]) == 1
+    assert len([asked for asked in server.asked if asked.host == "store" and asked.range is None]) == 1
 
 
 def test_progress_is_logged(server: FakeHub, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("router_backend.checkpoints.hub.transfer._TELL_EVERY", 0.0)
+    monkeypatch.setattr("router_backend.checkpoints.hub.transfer._TELL_EVERY", 0.02)
     caplog.set_level(logging.INFO, "router_backend")
     hub.fetch(ONE, settings_for(server))
     said = [record.getMessage() for record in caplog.records if record.name.endswith(".hub.transfer")]
     assert said[0].startswith("fetching acme/one: 0.00 of 0.00 GB") and said[-1].startswith("fetched acme/one: ")
-    assert len(said) > 3
+    assert len(said) >= 3
 
 
 def test_row_25_no_room_on_the_disk(server: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -465,15 +485,101 @@ def test_row_25_a_whole_cache_is_not_written(server: FakeHub, monkeypatch: pytes
 
 
 def test_a_file_system_without_links(server: FakeHub, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(95, "Operation not supported")
-
-    monkeypatch.setattr(Path, "symlink_to", refuse)
+    monkeypatch.setenv("HF_HUB_DISABLE_SYMLINKS", "1")  # for the process that downloads
     folder = hub.fetch(ONE, settings_for(server))
     assert same(folder, checkpoint) and not any(path.is_symlink() for path in folder.iterdir())
     server.asked.clear()
     assert hub.fetch(ONE, settings_for(server)) == folder
     assert not server.paths(".safetensors")
+
+
+def test_row_25_a_download_that_hangs_is_ended(server: FakeHub, large: Repo) -> None:
+    """Described from what is in the cache, so that nothing but the process that downloads meets the silence."""
+    folder = hub.fetch(ONE, settings_for(server))
+    for name in ("model.safetensors", "tokenizer.json"):
+        (folder / name).resolve().unlink()
+    (folder / "tokenizer.json").unlink()
+    large.hangs = "tokenizer.json"
+    assert "did not answer within 1.5 seconds (HUB_TIMEOUT): try again later" in trouble(server, hub_timeout=1.5)
+    large.hangs = None
+    assert same(hub.fetch(ONE, settings_for(server)), large.folder)
+
+
+# A hub that means harm
+
+
+@pytest.mark.parametrize(
+    "name", ["../../../x.json", "/x.json", "a/../../x.json", "C:x.json", "..\\x.json", "a//x.json"]
+)
+def test_a_listing_that_leads_out_of_the_cache(server: FakeHub, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    files = [{**entry, "path": name} if entry["path"] == "tokenizer.json" else entry for entry in large_files(server)]
+    server.repos["acme/one"].__dict__["files"] = files
+    assert "would be kept outside of its folder" in trouble(server)
+    assert not Path(constants.HF_HUB_CACHE).exists()
+
+
+@pytest.mark.parametrize("oid", ["../../../../x", "/x", ""])
+def test_a_hash_that_is_a_path(server: FakeHub, oid: str) -> None:
+    server.repos["acme/one"].__dict__["files"] = [{**entry, "oid": oid} for entry in large_files(server)]
+    assert "would be kept outside of its folder" in trouble(server)
+
+
+def test_a_header_that_is_a_path(server: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A listing may be right, and the headers of a file another matter."""
+    repo, right = server.repos["acme/one"], list(large_files(server))
+    listed = repo.listing("acme/one")
+    monkeypatch.setattr("tests.fakes.hub.Repo.listing", lambda self, name: listed)
+    repo.__dict__["files"] = [{**entry, "oid": "../../../../x"} for entry in right]
+    assert "etag is a path" in trouble(server)
+
+
+def large_files(server: FakeHub) -> list[dict[str, Any]]:
+    return server.repos["acme/one"].files
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "sent"),
+    [
+        ("https://hub.example", True),
+        ("http://127.0.0.1:9", True),
+        ("http://localhost:9", True),
+        ("http://[::1]:9", True),
+        ("http://hub.example", False),
+        ("http://127.0.0.1.hub.example", False),
+        ("http://127.0.0.1@hub.example", False),
+        ("http://10.0.0.1", False),
+    ],
+)
+def test_a_token_is_sent_in_plain_text_to_this_machine_alone(cache: Path, endpoint: str, sent: bool) -> None:
+    settings = load_settings(hf_endpoint=endpoint, hf_token=TOKEN, hf_hub_offline=False)
+    assert HubApi(settings).environment["HF_TOKEN"] == (TOKEN if sent else "")
+    if sent:
+        assert hub_access(settings).token == TOKEN
+    else:
+        with pytest.raises(HubError, match="a token is sent over https only"):
+            hub_access(settings)
+
+
+# Folders of a repository
+
+
+def test_a_folder_of_a_repository(server: FakeHub, tmp_path: Path) -> None:
+    """Its tokenizer is in the folder above."""
+    whole = tmp_path / "nested"
+    inside = write_checkpoint(whole / "default")
+    (inside / "tokenizer.json").rename(whole / "tokenizer.json")
+    server.add("acme/nested", whole)
+    candidate = parse_candidate("acme/nested/default@main", "acme")
+    assert Hub(settings_for(server)).describe(candidate).linear
+    folder = hub.fetch(candidate, settings_for(server))
+    assert folder.name == "default" and names_in(folder) == WANTED - {"tokenizer.json"}
+    assert tokenizer_folder(folder) == folder.parent and (folder.parent / "tokenizer.json").exists()
+    assert hub.fetch(candidate, settings_for(server, hf_hub_offline=True)) == folder
+    assert tokenizer_folder(inside) == whole
+    for name in ("acme/nested", str(whole)):
+        with pytest.raises(CandidateError, match="folders of it have weights: add /default to the name"):
+            Hub(settings_for(server)).describe(parse_candidate(name, "acme"))
+    assert trouble(server, Candidate("acme/nested/other", "hub")) == "acme/nested has no folder other"
 
 
 # What must not be loaded
@@ -513,7 +619,14 @@ def test_row_26_pickles_and_code(server: FakeHub, tmp_path: Path, change: dict[s
         ({"model.safetensors": None, "pytorch_model.bin": None}, "it has no weights"),
         ({"config.json": "{'single'}"}, "config.json is broken"),
         ({"config.json": "[1]"}, "config.json is broken"),
-        ({"config.json": None, "adapter_config.json": "{}"}, "it is an adapter, no whole checkpoint"),
+        ({"config.json": None, "adapter_config.json": "{}"}, "(router-backend merge BASE ADAPTER OUT)"),
+        ({"model.safetensors": None, "adapter_config.json": "{}"}, "it is a LoRA adapter, not a whole checkpoint"),
+        (
+            {"model.safetensors": POINTER},
+            "model.safetensors is a git-lfs pointer, not the file itself: run `git lfs pull`",
+        ),
+        ({"tokenizer.json": POINTER}, "tokenizer.json is a git-lfs pointer"),
+        ({"config.json": POINTER}, "config.json is a git-lfs pointer"),
         ({"config.json": None, "one.Q8_0.gguf": "GGUF"}, "name one of them, as in repo:one.Q8_0.gguf"),
         ({"config.json": None}, "it has no config.json"),
         ({"model.safetensors": "no safetensors at all"}, "is no safetensors file, or cut short"),
@@ -542,18 +655,37 @@ def test_row_26_code_of_its_own_is_trusted_only_on_demand(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("section", "method"),
+    ("section", "method", "packed"),
     [
-        ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "awq"),
-        ({"quantization_config": {"quant_method": "mxfp4"}}, "mxfp4"),
-        ({"quantization_config": {"load_in_4bit": True}}, "bitsandbytes"),
-        ({"compression_config": {"quant_method": "compressed-tensors"}}, "compressed-tensors"),
-        ({}, None),
+        ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "awq", ".qweight"),
+        ({"quantization_config": {"quant_method": "mxfp4"}}, "mxfp4", "_blocks"),
+        ({"quantization_config": {"load_in_4bit": True}}, "bitsandbytes", ".weight.absmax"),
+        ({"compression_config": {"quant_method": "compressed-tensors"}}, "compressed-tensors", ".weight_packed"),
+        ({}, None, ""),
     ],
 )
-def test_what_is_quantised_already(tmp_path: Path, section: dict[str, Any], method: str | None) -> None:
+def test_what_is_quantised_already(tmp_path: Path, section: dict[str, Any], method: str | None, packed: str) -> None:
     folder = write_checkpoint(tmp_path / "quantised", **section)
+    if section:  # of each method a name that its packed tensors have
+        write_safetensors(folder / "model.safetensors", {f"model.layers.0.mlp.up_proj{packed}": (16, 4)})
     assert Hub(load_settings()).describe(Candidate(str(folder), "folder")).quantized == method
+
+
+@pytest.mark.parametrize("method", ["awq", "gptq", "compressed-tensors", "bitsandbytes"])
+def test_what_says_that_it_is_quantised_and_is_not(tmp_path: Path, method: str) -> None:
+    folder = write_checkpoint(tmp_path / "left over", quantization_config={"quant_method": method})
+    with pytest.raises(
+        CandidateError, match=f"config.json says .* quantised by {method} .* model.safetensors holds full"
+    ):
+        Hub(load_settings()).describe(Candidate(str(folder), "folder"))
+
+
+@pytest.mark.parametrize("name", ["q_proj.qweight", "q_proj.weight_packed", "q_proj.weight.absmax"])
+def test_what_is_quantised_and_does_not_say_so(tmp_path: Path, name: str) -> None:
+    folder = write_checkpoint(tmp_path / "packed")
+    write_safetensors(folder / "model.safetensors", {f"model.layers.0.self_attn.{name}": (8, 1)})
+    with pytest.raises(CandidateError, match=f"holds quantised weights .*{name}.* config.json does not say how"):
+        Hub(load_settings()).describe(Candidate(str(folder), "folder"))
 
 
 # GGUF
@@ -575,8 +707,7 @@ def test_one_gguf_file_of_a_repository(server: FakeHub, ggufs: Path, name: str) 
     assert Hub(settings_for(server)).describe(candidate).stored_bytes == (ggufs / name).stat().st_size
     path = hub.fetch_gguf(candidate, settings_for(server))
     assert path.read_bytes() == (ggufs / name).read_bytes()
-    snapshot = Cache("acme/ggufs").snapshot(server.repos["acme/ggufs"].commit)
-    assert names_in(snapshot) == {name}
+    assert names_in(snapshot("acme/ggufs", server.repos["acme/ggufs"].commit)) == {name}
     server.asked.clear()
     assert hub.fetch_gguf(candidate, settings_for(server, hf_hub_offline=True)) == path
     assert not server.asked

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import mmap
 import re
 import struct
 import threading
@@ -86,11 +87,12 @@ class Asked:
 
 
 class FakeHub:
-    """`url` is what HF_ENDPOINT should name; `asked` everything that came."""
+    """`url` is what HF_ENDPOINT should name; `asked` everything that came, over so many `connections`."""
 
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
         self.asked: list[Asked] = []
+        self.connections = 0
         self.closing = threading.Event()
         self._servers = [ThreadingHTTPServer(("127.0.0.1", 0), _handler(self, host)) for host in ("hub", "store")]
         for server in self._servers:
@@ -125,6 +127,10 @@ def fake_hub() -> Iterator[FakeHub]:
 def _handler(hub: FakeHub, host: str) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+
+        def setup(self) -> None:
+            super().setup()
+            hub.connections += 1
 
         def log_message(self, *_: object) -> None:
             pass
@@ -189,7 +195,10 @@ def _handler(hub: FakeHub, host: str) -> type[BaseHTTPRequestHandler]:
                 self._file(repo, file, {"ETag": f'"{entry["oid"]}"', "X-Repo-Commit": repo.commit})
 
         def _file(self, repo: Repo, name: str, headers: dict[str, str] | None = None) -> None:
-            data = bytearray((repo.folder / name).read_bytes())
+            with (repo.folder / name).open("rb") as file:
+                # Large files are sent from the disk's cache, unless they are to be changed.
+                large = repo.folder.joinpath(name).stat().st_size > 1 << 24 and not (repo.damaged or repo.short_by)
+                data: Any = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if large else bytearray(file.read())
             if name.endswith(LARGE):
                 if repo.damaged:
                     data[-1] ^= 1
@@ -203,7 +212,7 @@ def _handler(hub: FakeHub, host: str) -> type[BaseHTTPRequestHandler]:
                 return
             span = {"Content-Range": f"bytes {start}-{end}/{len(data)}"} if wanted else {}
             stop = None if wanted and wanted[2] else self._breaks_off(repo, name, start, end)
-            self._send(206 if wanted else 200, bytes(data[start : end + 1]), {**(headers or {}), **span}, stop)
+            self._send(206 if wanted else 200, memoryview(data)[start : end + 1], {**(headers or {}), **span}, stop)
 
         def _breaks_off(self, repo: Repo, name: str, start: int, end: int) -> int | None:
             cut = repo.cut_at
@@ -216,7 +225,9 @@ def _handler(hub: FakeHub, host: str) -> type[BaseHTTPRequestHandler]:
             said = {"Content-Type": "application/json", **(headers or {})}
             self._send(status, json.dumps(body).encode(), said)
 
-        def _send(self, status: int, body: bytes, headers: dict[str, str], stop: int | None = None) -> None:
+        def _send(
+            self, status: int, body: bytes | memoryview, headers: dict[str, str], stop: int | None = None
+        ) -> None:
             self.send_response(status)
             for name, value in {**headers, "Content-Length": str(len(body))}.items():
                 self.send_header(name, value)
@@ -230,31 +241,38 @@ def _handler(hub: FakeHub, host: str) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
-def write_safetensors(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Tensors of bfloat16 that count up, in the format as it is written down: length, JSON, data."""
+def write_safetensors(path: Path, shapes: Mapping[str, tuple[int, ...]], packed: str = "BF16") -> None:
+    """Tensors of bfloat16, packed ones of that type, in the format as it is written down: length, JSON, data."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in shapes.items():
-        size = 2
+        dtype = packed if name.endswith(("qweight", "weight_packed")) else "BF16"
+        size = 4 if dtype == "I32" else 2
         for each in shape:
             size *= each
-        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [end, end + size]}
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [end, end + size]}
         end += size
     words = json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(words)) + words + (bytes(range(251)) * (end // 251 + 1))[:end])
 
 
-def write_checkpoint(folder: Path, *, shards: int = 1, **config: Any) -> Path:  # noqa: ANN401
+def write_checkpoint(folder: Path, *, shards: int = 1, vocabulary: int = 64, **config: Any) -> Path:  # noqa: ANN401
     """The files of a tiny Llama, and some that nobody should fetch."""
     folder.mkdir(parents=True, exist_ok=True)
-    shapes = {"model.embed_tokens.weight": (64, 8), "model.norm.weight": (8,), "lm_head.weight": (64, 8)}
+    rows = (vocabulary, 8)
+    shapes = {"model.embed_tokens.weight": rows, "model.norm.weight": (8,), "lm_head.weight": rows}
     for layer in range(2):
         block = f"model.layers.{layer}"
         shapes |= {f"{block}.self_attn.{each}_proj.weight": (8, 8) for each in "qkvo"}
         shapes |= {f"{block}.mlp.{each}_proj.weight": (16, 8) for each in ("gate", "up")}
         shapes |= {f"{block}.mlp.down_proj.weight": (8, 16), f"{block}.input_layernorm.weight": (8,)}
     plain = {"model_type": "llama", "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
-    plain |= {"num_key_value_heads": 2, "intermediate_size": 16, "vocab_size": 64, "max_position_embeddings": 128}
+    plain |= {
+        "num_key_value_heads": 2,
+        "intermediate_size": 16,
+        "vocab_size": vocabulary,
+        "max_position_embeddings": 128,
+    }
     (folder / "config.json").write_text(json.dumps({**plain, **config}))
     names = list(shapes)
     files = (

@@ -1,4 +1,4 @@
-"""Checkpoints on a hub, in its cache and in folders: described without their weights, and fetched whole."""
+"""Checkpoints on a hub, in its cache and in folders: described without their weights, and fetched complete."""
 
 from __future__ import annotations
 
@@ -7,10 +7,21 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from router_backend.checkpoints.description import Checkpoint, Folder, Source, describe, gguf, read_config, weight_files
-from router_backend.checkpoints.hub.api import HubApi, HubFile, Unreachable
-from router_backend.checkpoints.hub.cache import Cache
-from router_backend.checkpoints.hub.transfer import check_disk, download
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import RevisionResolutionError
+
+from router_backend.checkpoints.description import (
+    Checkpoint,
+    Folder,
+    Source,
+    describe,
+    gguf,
+    is_tokenizer,
+    read_config,
+    weight_files,
+)
+from router_backend.checkpoints.hub.api import HubApi, HubFile, Unreachable, leaves_its_folder
+from router_backend.checkpoints.hub.transfer import Download
 from router_backend.checkpoints.ladder import Candidate
 from router_backend.errors import CandidateError
 from router_backend.settings import Settings
@@ -18,23 +29,24 @@ from router_backend.settings import Settings
 _log = logging.getLogger(__name__)
 _BESIDE_WEIGHTS = (".json", ".jinja", ".txt", ".model")  # config, tokenizer, chat template
 _REPO = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 
 
 def fetch(candidate: Candidate, settings: Settings) -> Path:
-    """The folder with a checkpoint for transformers, whole. Raises CandidateError."""
+    """The folder with a checkpoint for transformers, complete. Raises CandidateError."""
     return Hub(settings).fetch(candidate)
 
 
 def fetch_gguf(candidate: Candidate, settings: Settings) -> Path:
-    """The file of `repo:file.gguf`, whole; of one in parts the first, the others beside it. Raises CandidateError."""
+    """The file of `repo:file.gguf`; of one in parts the first, with the others beside it. Raises CandidateError."""
     return Hub(settings).fetch_gguf(candidate)
 
 
 class Hub:
     """A hub as one walk of the ladder sees it: found unreachable once, it is not waited for again.
 
-    With `HF_HUB_OFFLINE`, for folders, and for a pinned commit that the cache has whole, no network call is made.
+    With `HF_HUB_OFFLINE`, for folders, and for a pinned commit that the cache has complete, no network call is made.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -51,7 +63,7 @@ class Hub:
         try:
             source = self._source(candidate)
             if isinstance(source, _Repository):
-                check_disk(source.cache, source.commit, source.wanted(self._settings))
+                source.download(self._settings).check_disk()
             return self._known(candidate, source)
         except Unreachable as error:
             self._unreachable = error.message
@@ -59,7 +71,7 @@ class Hub:
 
     def fetch(self, candidate: Candidate) -> Path:
         folder = self._had(self._source(candidate))
-        self._known(candidate, Folder(folder))  # it is whole, and nothing that must not be loaded
+        self._known(candidate, Folder(folder))  # it is complete, and nothing that must not be loaded
         return folder
 
     def fetch_gguf(self, candidate: Candidate) -> Path:
@@ -68,24 +80,25 @@ class Hub:
 
     def _known(self, candidate: Candidate, source: Source) -> Checkpoint:
         if candidate.kind == "hub-gguf":
-            return gguf(source.sizes[name] for name in _parts(candidate, source.sizes))
+            return gguf(source, _parts(candidate, source.sizes))
         return describe(source, trust_remote_code=self._settings.trust_remote_code)
 
     def _had(self, source: Folder | _Repository) -> Path:
         if isinstance(source, Folder):
             return source.path
-        download(self._api, source.candidate, source.commit, source.wanted(self._settings))
-        return source.cache.snapshot(source.commit)
+        return source.download(self._settings).run(self._api) / source.candidate.folder
 
     def _source(self, candidate: Candidate) -> Folder | _Repository:
         """The folder; the cached copy, where the hub need not or cannot be asked; or else the repository."""
         if candidate.kind == "folder":
             return Folder(Path(candidate.name))
+        for name in filter(None, (candidate.folder, candidate.revision)):
+            if leaves_its_folder(name):
+                raise CandidateError(f"{candidate.name} is no name of a repository: write owner/name")
         if not _REPO.fullmatch(candidate.repo):
             raise CandidateError(f"{candidate.repo} is no name of a repository: write owner/name")
-        cache = Cache(candidate.repo)
-        pinned = cache.pinned(candidate.revision)
-        if pinned and self._trouble(candidate, cached := cache.folder(pinned)) is None and cached:
+        pinned = _COMMIT.fullmatch(candidate.revision or "") is not None
+        if pinned and self._trouble(candidate, cached := _cached(candidate)) is None and cached:
             return cached
         if self._unreachable is None:
             try:
@@ -93,7 +106,7 @@ class Hub:
                 return _Repository(self._api, candidate, commit, files)
             except Unreachable as error:
                 self._unreachable = error.message
-        cached = cache.folder(pinned or cache.latest(candidate.revision))
+        cached = _cached(candidate)
         if trouble := self._trouble(candidate, cached):
             raise CandidateError(f"{self._unreachable}, and {trouble}")
         assert cached is not None
@@ -112,35 +125,60 @@ class Hub:
 
 
 class _Repository:
-    """A revision on the hub, as a `Source`."""
+    """A revision on the hub, as a `Source` of what lies in the candidate's folder."""
 
     def __init__(self, api: HubApi, candidate: Candidate, commit: str, files: Mapping[str, HubFile]) -> None:
         self.candidate = candidate
-        self.commit = commit
-        self.cache = Cache(candidate.repo)
-        self.sizes = {file.name: file.size for file in files.values()}
-        self._api, self._files = api, files
+        self._api, self._commit, self._files = api, commit, files
+        self._folder = f"{candidate.folder}/" if candidate.folder else ""
+        inside = [name for name in files if name.startswith(self._folder)]
+        self.sizes = {name.removeprefix(self._folder): files[name].size for name in inside}
+        if not inside:
+            raise CandidateError(f"{candidate.repo} has no folder {candidate.folder}")
 
     def read(self, name: str, start: int, count: int) -> bytes:
-        place = self.cache.snapshot(self.commit) / name
+        place = Download(self.candidate, self._commit, ()).snapshot / self._folder / name
         if place.is_file():
             with place.open("rb") as file:
                 file.seek(start)
                 return file.read(count)
-        return self._api.read(self.candidate, self.commit, name, start, count)
+        return self._api.read(self.candidate, self._commit, self._folder + name, start, count)
 
-    def wanted(self, settings: Settings) -> list[HubFile]:
+    def download(self, settings: Settings) -> Download:
         """What loading needs, and nothing else: no pickles, no other frameworks' weights, no code unless trusted.
 
         Raises:
             CandidateError: it cannot be loaded, as far as config and names tell.
         """
         if self.candidate.kind == "hub-gguf":
-            return [self._files[name] for name in _parts(self.candidate, self.sizes)]
-        read_config(self, trust_remote_code=settings.trust_remote_code)
-        kinds = (*_BESIDE_WEIGHTS, ".py") if settings.trust_remote_code else _BESIDE_WEIGHTS
-        beside = [name for name in self.sizes if "/" not in name and name.endswith(kinds)]
-        return [self._files[name] for name in (*beside, *weight_files(self))]
+            names = _parts(self.candidate, self.sizes)
+        else:
+            read_config(self, trust_remote_code=settings.trust_remote_code)
+            kinds = (*_BESIDE_WEIGHTS, ".py") if settings.trust_remote_code else _BESIDE_WEIGHTS
+            names = [name for name in self.sizes if "/" not in name and name.endswith(kinds)]
+            names += weight_files(self)
+        wanted = [self._folder + name for name in names]
+        above = self._folder
+        while above and not _tokenizer(wanted, above):  # it may be in a folder above the weights
+            above = "".join(f"{part}/" for part in above.split("/")[:-2])
+            wanted += _tokenizer(self._files, above)
+        return Download(self.candidate, self._commit, [self._files[name] for name in wanted])
+
+
+def _tokenizer(names: Iterable[str], folder: str) -> list[str]:
+    """Those of a tokenizer in a folder, whose name ends with a slash or is empty."""
+    return [name for name in names if name.startswith(folder) and is_tokenizer(name.removeprefix(folder))]
+
+
+def _cached(candidate: Candidate) -> Folder | None:
+    """What the cache has of a revision, complete or not: of a branch the commit that was fetched last."""
+    revision = candidate.revision or constants.DEFAULT_REVISION
+    try:
+        commit = HfApi().resolve_revision(candidate.repo, revision=revision, local_files_only=True).resolved
+    except RevisionResolutionError:
+        return None
+    place = Download(candidate, commit, ()).snapshot / candidate.folder
+    return Folder(place, nested=True) if place.is_dir() else None
 
 
 def _parts(candidate: Candidate, names: Iterable[str]) -> list[str]:

@@ -1,39 +1,35 @@
-"""HubApi: what is asked of a hub over HTTP, how long it is waited for, and what went wrong in words.
-
-It uses huggingface_hub's session and addresses, and none of its calls: those wait for minutes where a hub hangs, repeat
-the answer's address in their messages, which may be signed, and ask the hub for a list first to name their user agent.
-"""
+"""HubApi: what is asked of a hub without its weights, how long it is waited for, and what went wrong in words."""
 
 from __future__ import annotations
 
-import contextlib
+import ipaddress
+import math
 import re
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
-from urllib.parse import quote, urlsplit
+from typing import TypeVar
+from urllib.parse import urlsplit
 
 import httpx2
-from huggingface_hub import constants, get_session, get_token, hf_hub_url
+from huggingface_hub import HfApi, constants, get_session, get_token, hf_hub_url
+from huggingface_hub.errors import HFValidationError
 
 from router_backend import __version__
+from router_backend.checkpoints.hub.child import Trouble
 from router_backend.checkpoints.ladder import Candidate
 from router_backend.errors import CandidateError
 from router_backend.settings import Settings
 
 T = TypeVar("T")
+_NAME = "router-backend"
 _WORTH_A_RETRY = {408, 429, 500, 502, 503, 504}
 _TOKEN = re.compile(r"[\x21-\x7e]+")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_HASH = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")  # git's, or SHA-256
 
-
-class Unreachable(CandidateError):
-    """No hub answers: the next candidate of this walk need not ask."""
-
-
-class CutShort(Exception):
-    """A file ended too early."""
+# Else the library would first ask the public hub for a list, only to name its user agent.
+constants.HF_HUB_DISABLE_TELEMETRY = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +41,15 @@ class HubFile:
     etag: str
 
 
+class Unreachable(CandidateError):
+    """No hub answers: the next candidate of this walk need not ask."""
+
+
 class Patience:
     """How long a hub that sends nothing new is waited for: `HUB_TIMEOUT` seconds."""
 
-    def __init__(self, seconds: float, stop: threading.Event | None = None) -> None:
-        self._seconds, self._stop = seconds, stop or threading.Event()
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
         self._most, self._since, self._pause = 0, time.monotonic(), 0.5
 
     @property
@@ -67,7 +67,8 @@ class Patience:
         pause = self._pause if seconds is None else seconds
         if time.monotonic() - self._since + pause >= self._seconds:
             return False
-        return not self._stop.wait(pause)
+        time.sleep(pause)
+        return True
 
 
 class HubApi:
@@ -80,24 +81,43 @@ class HubApi:
 
     def listing(self, candidate: Candidate) -> tuple[str, dict[str, HubFile]]:
         """The commit that a revision stands for, and its files. Raises CandidateError."""
-        revision = quote(candidate.revision or constants.DEFAULT_REVISION, safe="")
-        url = f"{self._endpoint}/api/models/{candidate.repo}/revision/{revision}?blobs=true"
+        api = HfApi(self._endpoint, self._token or False, _NAME, __version__)
+        revision = candidate.revision or constants.DEFAULT_REVISION
 
         def ask() -> tuple[str, dict[str, HubFile]]:
-            with self._get(url) as answer:
-                answer.read()
-                return _listed(answer.json())
+            found = api.model_info(candidate.repo, revision=revision, timeout=self.timeout, files_metadata=True)
+            files = {}
+            for each in found.siblings or ():
+                etag = str(each.lfs.sha256 if each.lfs else each.blob_id)
+                if leaves_its_folder(each.rfilename) or not _HASH.fullmatch(etag):
+                    raise CandidateError(
+                        f"{self.host} lists a file of {candidate.repo} that would be kept outside of its folder: "
+                        f"{each.rfilename!r} ({etag}); nothing of it is fetched"
+                    )
+                files[each.rfilename] = HubFile(each.rfilename, int(each.size or 0), etag)
+            if not _COMMIT.fullmatch(found.sha or ""):
+                raise ValueError("no commit")
+            return str(found.sha), files
 
         try:
             return self.patiently(candidate, ask, Patience(self.timeout))
+        except HFValidationError:
+            raise CandidateError(f"{candidate.repo} is no name of a repository: write owner/name") from None
         except (ValueError, TypeError, KeyError, AttributeError):
-            raise CandidateError(f"{self.host} does not answer as a hub does: check HF_ENDPOINT") from None
+            raise self.explained(candidate, Trouble("strange")) from None
 
     def read(self, candidate: Candidate, commit: str, name: str, start: int, count: int) -> bytes:
         """At most `count` bytes of a file. Raises CandidateError."""
+        url = hf_hub_url(candidate.repo, name, revision=commit, endpoint=self._endpoint)
+        headers = {"user-agent": f"{_NAME}/{__version__}", "accept-encoding": "identity"}
+        headers["range"] = f"bytes={start}-{start + count - 1}"
+        if token := self._token:  # the session leaves it out where a redirect leads to another host
+            headers["authorization"] = f"Bearer {token}"
 
         def ask() -> bytes:
-            with self.open(candidate, commit, name, start, start + count - 1) as answer:
+            with get_session().stream("GET", url, headers=headers, timeout=self.timeout) as answer:
+                if answer.is_error:
+                    raise Trouble.refused(answer)
                 skip = 0 if answer.status_code == httpx2.codes.PARTIAL_CONTENT else start
                 found = bytearray()
                 for block in answer.iter_bytes():
@@ -108,14 +128,21 @@ class HubApi:
 
         return self.patiently(candidate, ask, Patience(self.timeout)) if count > 0 else b""
 
-    @contextlib.contextmanager
-    def open(
-        self, candidate: Candidate, commit: str, name: str, start: int, end: int | None = None
-    ) -> Iterator[httpx2.Response]:
-        """A file's bytes from `start` to `end`, both included; with status 200 all of them."""
-        url = hf_hub_url(candidate.repo, name, revision=commit, endpoint=self._endpoint)
-        with self._get(url, {"range": f"bytes={start}-{'' if end is None else end}"}) as answer:
-            yield answer
+    @property
+    def environment(self) -> dict[str, str]:
+        """What huggingface_hub is told in another process. Raises CandidateError where the token cannot be one."""
+        seconds = str(max(1, math.ceil(self.timeout)))
+        return {
+            "HF_ENDPOINT": self._endpoint,
+            "HF_TOKEN": self._token or "",
+            "HF_HUB_DISABLE_IMPLICIT_TOKEN": "" if self._token else "1",
+            "HF_HUB_CACHE": constants.HF_HUB_CACHE,
+            "HF_HUB_OFFLINE": "",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DOWNLOAD_TIMEOUT": seconds,
+            "HF_HUB_ETAG_TIMEOUT": seconds,
+        }
 
     def patiently(self, candidate: Candidate, ask: Callable[[], T], patience: Patience) -> T:
         """Asks again where that can help and patience lasts.
@@ -127,91 +154,85 @@ class HubApi:
         while True:
             try:
                 return ask()
-            except (httpx2.TransportError, _Refused, CutShort) as error:  # noqa: PERF203
-                if not (_may_pass(error, patience) and patience.wait(getattr(error, "retry_after", None))):
-                    raise self._explained(candidate, error) from None
+            except (httpx2.HTTPError, httpx2.InvalidURL, Trouble) as error:  # noqa: PERF203
+                trouble = Trouble.of(error)
+                if not (_may_pass(trouble, patience) and patience.wait(trouble.retry_after)):
+                    raise self.explained(candidate, trouble) from None
 
-    @contextlib.contextmanager
-    def _get(self, url: str, headers: Mapping[str, str] | None = None) -> Iterator[httpx2.Response]:
-        """The session leaves the token out where a redirect leads to another host."""
-        own = {"user-agent": f"router-backend/{__version__}", "accept-encoding": "identity", **(headers or {})}
-        if token := self._token:
-            own["authorization"] = f"Bearer {token}"
-        with get_session().stream("GET", url, headers=own, timeout=self.timeout) as answer:
-            if answer.is_error:
-                raise _Refused(answer)
-            yield answer
+    def explained(self, candidate: Candidate, trouble: Trouble) -> CandidateError:
+        seconds = f"{self.timeout:g} seconds (HUB_TIMEOUT)"
+        host, text = self.host, trouble.text
+        if trouble.kind == "silent":
+            return Unreachable(f"{host} did not answer within {seconds}: try again later")
+        if trouble.kind == "unreachable":
+            return Unreachable(f"cannot reach {host} ({text}): check the network, or HF_ENDPOINT")
+        if trouble.kind == "broke off":
+            return Unreachable(f"{host} broke off ({text}): try again later")
+        if trouble.status == 416:
+            trouble = Trouble("cut short")
+        said = {
+            "cut short": f"{host} has less of a file of {candidate.repo} than it lists: try again later",
+            "damaged": f"{text} arrived damaged (its hash is wrong): try again",
+            "disk": f"cannot keep {candidate.repo} in {constants.HF_HUB_CACHE} ({text}): "
+            "make room there, or let HF_HOME name another folder",
+            "strange": f"{host} does not answer as a hub does{text and f' ({text})'}: check HF_ENDPOINT",
+        }
+        return CandidateError(said.get(trouble.kind) or self._refusal(candidate, trouble))
 
     @property
     def _token(self) -> str | None:
-        """`HF_TOKEN`, or the one that was stored by a login."""
+        """`HF_TOKEN`, or the one that was stored by a login; none for a hub that would get it in plain text."""
         token = self._given_token or (None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token())
         if token and not _TOKEN.fullmatch(token):  # httpx would refuse it, and repeat it in its message
             raise CandidateError("HF_TOKEN has characters that no token has: copy it again")
-        return token
+        return token if may_have_token(self._endpoint) else None
 
-    def _explained(self, candidate: Candidate, error: Exception) -> CandidateError:
-        seconds = f"{self.timeout:g} seconds (HUB_TIMEOUT)"
-        if isinstance(error, httpx2.TimeoutException):
-            return Unreachable(f"{self.host} did not answer within {seconds}: try again later")
-        if isinstance(error, httpx2.ConnectError):
-            return Unreachable(f"cannot reach {self.host} ({error}): check the network, or HF_ENDPOINT")
-        if isinstance(error, httpx2.TransportError):
-            return Unreachable(f"{self.host} broke off ({type(error).__name__}): try again later")
-        if isinstance(error, CutShort):
-            return CandidateError(
-                f"{self.host} {error}, and no more within {seconds}: try again, it goes on from there"
-            )
-        assert isinstance(error, _Refused)
-        return CandidateError(self._refusal(candidate, error))
-
-    def _refusal(self, candidate: Candidate, refused: _Refused) -> str:
+    def _refusal(self, candidate: Candidate, refused: Trouble) -> str:
         """A hub says 401 or 404 for what is private, whether it exists or not."""
         repo, host, status, ours = candidate.repo, self.host, refused.status, self._token is not None
+        unset = "HF_TOKEN is not set" if may_have_token(self._endpoint) else "a token is sent over https only"
+        set_it = "set HF_TOKEN" if may_have_token(self._endpoint) else "let HF_ENDPOINT begin with https"
         if refused.code == "GatedRepo":
-            then = "the token in use belongs to an account without it" if ours else "then set HF_TOKEN"
+            then = "the token in use belongs to an account without it" if ours else f"then {set_it}"
             return f"{repo} is gated: ask for access on its page on {host}; {then}"
         if refused.code == "RevisionNotFound":
             return f"{repo} has no revision {candidate.revision}: check what follows the @"
         if refused.code == "EntryNotFound":
             return f"{repo} lost a file while it was read: try again"
         if refused.code == "RepoNotFound" or status == 404 or (status == 401 and not ours):
-            then = "the token in use may not read it" if ours else "HF_TOKEN is not set, and a private one needs it"
+            then = "the token in use may not read it" if ours else f"{unset}, and a private one needs it"
             return f"no repository {repo} on {host}, or it is private: check the name; {then}"
         if status == 401:
             return f"{host} does not accept the token in use: HF_TOKEN is wrong or has expired, make a new one"
         if status == 403:
-            return f"{host} forbids {repo}: " + ("give HF_TOKEN the right to read it" if ours else "set HF_TOKEN")
-        if status == 416:
-            return f"{host} has less of a file of {repo} than it lists: try again later"
+            return f"{host} forbids {repo}: " + ("give HF_TOKEN the right to read it" if ours else set_it)
         if status == 429:
             when = "later" if refused.retry_after is None else f"in {refused.retry_after:g} seconds"
-            return f"{host} limits how often it is asked: try again {when}" + ("" if ours else ", or set HF_TOKEN")
+            return f"{host} limits how often it is asked: try again {when}" + ("" if ours else f", or {set_it}")
         return f"{host} fails with HTTP {status} for {repo}: try again later"
 
 
-class _Refused(Exception):
-    """An answer that is none."""
+def may_have_token(endpoint: str) -> bool:
+    """Whether a token may be sent there: over https, or in plain text to this machine."""
+    url = urlsplit(endpoint)
+    if url.scheme == "https" or url.hostname == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(url.hostname or "").is_loopback
+    except ValueError:
+        return False
 
-    def __init__(self, answer: httpx2.Response) -> None:
-        super().__init__(answer.status_code)
-        self.status: int = answer.status_code
-        self.code: str | None = answer.headers.get("x-error-code")
-        after = answer.headers.get("retry-after", "")
-        self.retry_after = float(after) if after.isdecimal() else None
+
+def leaves_its_folder(name: str) -> bool:
+    """Whether a name out of a listing, read as a path here or on Windows, leads out of the folder that it is put in."""
+    parts = re.split(r"[/\\]", name)
+    return any(part in ("", ".", "..") or ":" in part or "\0" in part for part in parts)
 
 
-def _may_pass(error: Exception, patience: Patience) -> bool:
+def _may_pass(trouble: Trouble, patience: Patience) -> bool:
     """Whether asking again can help. A hub that cannot be reached is waited for only where it could be before."""
-    if isinstance(error, _Refused):
-        return error.status in _WORTH_A_RETRY
-    return patience.rewarded or not isinstance(error, httpx2.ConnectError)
-
-
-def _listed(answer: dict[str, Any]) -> tuple[str, dict[str, HubFile]]:
-    files = {}
-    for each in answer["siblings"]:
-        large = each.get("lfs") or {}
-        etag = str(large.get("sha256") or each["blobId"])
-        files[each["rfilename"]] = HubFile(each["rfilename"], int(each["size"]), etag)
-    return str(answer["sha"]), files
+    if trouble.kind == "refused":
+        return trouble.status in _WORTH_A_RETRY
+    if trouble.kind == "unreachable":
+        return patience.rewarded
+    return trouble.kind in ("silent", "broke off", "cut short")

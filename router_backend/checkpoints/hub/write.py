@@ -10,6 +10,7 @@ import httpx2
 from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError
 
+from router_backend.checkpoints.hub.api import may_have_token
 from router_backend.errors import HubError
 from router_backend.settings import Settings
 
@@ -18,13 +19,15 @@ def hub_access(settings: Settings) -> HfApi:
     """The client for the hub of `HF_ENDPOINT`, with the token of `HF_TOKEN` or of a login.
 
     Raises:
-        HubError: offline mode is on, or there is no token.
+        HubError: offline mode is on, or there is no token, or the hub would get it in plain text.
     """
     if settings.hf_hub_offline or constants.HF_HUB_OFFLINE:
         raise HubError("HF_HUB_OFFLINE is set (make sets it): run this command with HF_HUB_OFFLINE=0")
     token = settings.hf_token.get_secret_value() if settings.hf_token else get_token()
     if not token:
         raise HubError("no token: run `hf auth login`, or set HF_TOKEN to one that may write")
+    if not may_have_token(settings.hf_endpoint or constants.ENDPOINT):
+        raise HubError("HF_ENDPOINT begins with http: a token is sent over https only, or to this machine")
     return HfApi(endpoint=settings.hf_endpoint, token=token, library_name="router-backend")
 
 

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 from transformers.utils.logging import disable_progress_bar
 
 from router_backend.checkpoints import footprint, hub, machine
+from router_backend.checkpoints.description import tokenizer_folder
 from router_backend.engines.transformers import drafter
 from router_backend.engines.transformers.model import DecodedModel, is_out_of_memory, release_memory
 from router_backend.engines.transformers.runner import TorchRunner
@@ -90,7 +91,7 @@ def _read(folder: Path, settings: Settings) -> tuple[PreTrainedConfig, Tokens]:
     trusted = settings.trust_remote_code
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted)
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder(folder), trust_remote_code=trusted)
         width = config.get_text_config().vocab_size
         ends = _end_tokens(folder, config)
         return config, Tokens(tokenizer, ends, vocabulary=width, prompt_format=settings.prompt_format)
