@@ -31,9 +31,9 @@ RUN_AND_LIST = 'there="$1/router-backend"; shift; "$@" || code=$?; ls -A "$there
 # Fetches as often as it is told to; between two tries the disk is made larger, where it can be.
 FETCH = """
 import subprocess, sys
-from router_backend import hub
+from router_backend.checkpoints import hub
 from router_backend.errors import CandidateError
-from router_backend.ladder import Candidate
+from router_backend.checkpoints.ladder import Candidate
 from router_backend.settings import load_settings
 url, cache, offline, tries = sys.argv[1:]
 for number in range(int(tries)):

@@ -375,7 +375,8 @@ def test_row_25_a_killed_process_leaves_nothing_that_is_loaded(server: FakeHub, 
     candidate = Candidate("acme/two", "hub")
     repo.hangs = f"{repo.commit}/{last}"
     code = (
-        "import sys; from router_backend import hub; from router_backend.checkpoints.ladder import Candidate; "
+        "import sys; from router_backend.checkpoints import hub; "
+        "from router_backend.checkpoints.ladder import Candidate; "
         "from router_backend.settings import load_settings; hub.describe = lambda *_, **__: None; "
         "hub.fetch(Candidate('acme/two', 'hub'), load_settings(hf_endpoint=sys.argv[1], hub_timeout=60))"
     )
@@ -383,7 +384,7 @@ def test_row_25_a_killed_process_leaves_nothing_that_is_loaded(server: FakeHub, 
     environment["PYTHONPATH"] = os.environ.get("PYTHONPATH", "")  # the code under test, where that is no installed one
     child = subprocess.Popen([sys.executable, "-c", code, server.url], env=environment, cwd=tmp_path)
     first = Cache("acme/two").snapshot(repo.commit) / "model-00001-of-00002.safetensors"
-    until(lambda: first.exists() and len(server.paths(last)) > 0, 30)
+    until(lambda: first.exists() and len(server.paths(last)) > 0)
     child.kill()
     child.wait()
     repo.hangs = None

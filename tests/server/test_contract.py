@@ -12,6 +12,7 @@ from router_backend.plan.rules import validate
 from tests.fakes.running import in_threads, until
 from tests.fakes.space import Door, client, plain_door, space_door
 
+pytestmark = pytest.mark.slow  # each door is a process with Gradio in it
 DOORS = {"plain": plain_door, "zerogpu": space_door}
 TOOLS = ("/general-search", "/math", "/code")
 

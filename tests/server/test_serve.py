@@ -109,6 +109,7 @@ def drains(port: int) -> bool:
     return bool(httpx.get(f"http://127.0.0.1:{port}/readyz").json()["state"] == "stopping")
 
 
+@pytest.mark.slow
 def test_row_23_sigterm_under_load(tmp_path: Path) -> None:
     """Fifty requests are in flight, most of them queued: all end well, a later one gets a 503, the exit code is 0."""
     text = "word " * 2000

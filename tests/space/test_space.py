@@ -14,6 +14,7 @@ import pytest
 from tests.fakes.running import in_threads, until
 from tests.fakes.space import Door, client, space_door
 
+pytestmark = pytest.mark.slow  # processes with Gradio in them
 TOKEN = "e30.e30.e30"  # a JSON Web Token that says nothing
 
 

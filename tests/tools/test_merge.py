@@ -41,7 +41,7 @@ from tests.tools import test_train as test_training
 from tests.tools.test_train_rows import TOOLS
 
 pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.torch,
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),  # PEFT asks for it
 ]
 IDS = torch.arange(3, 60)[None]
@@ -148,7 +148,7 @@ def test_a_merge_stays_within_its_memory(tmp_path: Path) -> None:
 import sys, threading, torch
 from pathlib import Path
 from safetensors.torch import save_file
-from router_backend.merging import adapter, shards
+from router_tools.merge import adapter, shards
 torch.set_num_threads(1)
 base, out = Path("base"), Path("out")
 base.mkdir(); out.mkdir()

@@ -15,7 +15,7 @@ from router_backend.engines.transformers.drafts import shared
 from router_backend.engines.transformers.runner import TorchRunner
 from tests.fakes import tiny
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.torch
 CLOSE = 2e-3  # of logits whose spread is above 1: float32, summed in another order
 MODELS = {name: tiny.model(name) for name in tiny.NAMES}
 every_model = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
