@@ -169,7 +169,8 @@ def test_row_18_a_cancelled_task_cancels() -> None:
 
 
 def test_row_18_cancelled_while_it_waits_for_a_slot() -> None:
-    model = echo_model(slots=1, seconds_per_token=0.01)
+    model, free = echo_model(slots=1), threading.Event()
+    model.stuck = free
 
     async def use(engine: ThreadedEngine) -> None:
         first = asyncio.create_task(text_of(engine, work("w " * 30)))
@@ -177,6 +178,7 @@ def test_row_18_cancelled_while_it_waits_for_a_slot() -> None:
         second = asyncio.create_task(text_of(engine, work("never")))
         await asyncio.sleep(0.02)
         second.cancel()
+        free.set()
         assert await first == "w " * 30
         await become(lambda: engine.free_slots == 1)
         assert [request.prompt for request in model.seen] == ["w " * 30]

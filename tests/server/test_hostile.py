@@ -538,18 +538,23 @@ def test_row_18_a_client_that_leaves_while_it_is_served(slow: Served, way: str) 
 
 @pytest.mark.parametrize("way", sorted(WAYS))
 def test_row_18_a_client_that_leaves_while_it_waits(slow: Served, way: str) -> None:
-    seen = len(slow.model.seen)
-    with connected(slow) as first:
-        first.sendall(request_bytes("w " * 8, {"output": "text"}))
+    seen, free = len(slow.model.seen), threading.Event()
+    slow.model.stuck = free
+    with contextlib.ExitStack() as stack:
+        stack.callback(setattr, slow.model, "stuck", None)
+        stack.callback(free.set)
+        first = stack.enter_context(connected(slow))
+        first.sendall(request_bytes("w " * 4, {"output": "text"}))
         until(lambda: len(slow.model.active) == 1)
         with connected(slow) as second:
             second.sendall(request_bytes(LONG, WAYS[way]))
             until(lambda: slow.service.health().waiting == 1)
         until(lambda: slow.service.health().waiting == 0, SOON)
+        free.set()
         said = b""
         while piece := first.recv(4096):
             said += piece
-    assert said.startswith(b"HTTP/1.1 200 ") and ("w " * 8).encode() in said, "the neighbour is unharmed"
+    assert said.startswith(b"HTTP/1.1 200 ") and ("w " * 4).encode() in said, "the neighbour is unharmed"
     until(lambda: slow.idle, SOON)
     assert len(slow.model.seen) == seen + 1, "the one that left was never begun"
 

@@ -257,13 +257,14 @@ def test_reload_drops_nothing() -> None:
 
     async def main() -> None:
         supply = Supply()
-        service = await started(supply, watchdog_timeout=20)
-        supply.models[0].seconds_per_token = 0.05
+        service = await started(supply, watchdog_timeout=1000)
+        free = supply.models[0].stuck = threading.Event()
         running = [asyncio.create_task(service.answer(work("a b c d e f g h"))) for _ in range(2)]
         await become(lambda: len(supply.models[0].active) == 2)
         waiting = asyncio.create_task(service.answer(work("w")))
         info = await service.reload()
         assert info.model == "echo-1" == service.health().model and not supply.models[0].closed
+        free.set()
         answers = await asyncio.gather(*running, waiting)
         assert [each.text for each in answers] == ["a b c d e f g h", "a b c d e f g h", "w"]
         assert [request.prompt for request in supply.models[1].seen if request.id == "r"] == ["w"]
@@ -278,7 +279,7 @@ def test_reload_drops_nothing() -> None:
 def test_reload_under_load_loses_no_request() -> None:
     async def main() -> None:
         supply = Supply()
-        service = await started(supply, watchdog_timeout=20)
+        service = await started(supply, watchdog_timeout=1000)
         stop = False
         answers: list[str] = []
 
