@@ -5,6 +5,8 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
+# A file of tests stays in one process, which loads what its tests share once. The order is that of tests/conftest.py.
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 EXTRAS := llamacpp,transformers,train,merge,ui,space,otel,dev
 export HF_HUB_OFFLINE ?= 1
 export GRADIO_ANALYTICS_ENABLED ?= False
@@ -24,10 +26,10 @@ check: test-setup ## Lint, format and types: seconds
 	@echo "mypy";   $(BIN)/mypy
 
 quick: test-setup ## The tests that need no real model, no browser and no torch
-	@$(PYTEST) -n 2 --dist loadgroup -m "not real and not browser and not slow and not torch"
+	@$(PYTEST) $(PARALLEL) -m "not real and not browser and not slow and not torch"
 
 test: check security ## Set up and run every check and test
-	@echo "pytest"; $(PYTEST) -n 2 --dist loadgroup --durations=20 --cov --cov-report=term:skip-covered --cov-fail-under=95
+	@echo "pytest"; $(PYTEST) $(PARALLEL) --durations=20 --cov --cov-report=term:skip-covered --cov-fail-under=95
 
 test-lowest: test-setup ## Run the tests on the oldest packages that pyproject.toml allows
 	@$(call test-on,lowest-direct)
@@ -42,7 +44,7 @@ define test-on
 	$(BIN)/uv pip install --quiet --python $(VENV)/$(1) --no-deps --require-hashes --requirement requirements/embedded.txt; \
 	$(BIN)/uv pip list --quiet --python $(VENV)/$(1) --format freeze > $(VENV)/$(1).txt; \
 	echo "the packages are listed in $(VENV)/$(1).txt"; \
-	$(VENV)/$(1)/bin/python -m pytest -n 2 --dist loadgroup -m "not browser"
+	$(VENV)/$(1)/bin/python -m pytest $(PARALLEL) -m "not browser"
 endef
 
 lock: test-setup ## Make the locks in requirements/ and the Space's requirements.txt anew

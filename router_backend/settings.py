@@ -116,7 +116,7 @@ class Settings(BaseSettings):
 
     slots: int = Field(4, ge=1, le=256, description="requests decoded at once")
     context_length: int = Field(4096, ge=256, le=1_048_576, description="tokens for prompt and answer of one request")
-    threads: int = Field(0, ge=0, le=1024, description="threads of the CPU engine; 0: one for each core")
+    threads: int = Field(0, ge=0, le=1024, description="threads of the CPU engine; 0: cores minus one")
     draft_tokens: int = Field(16, ge=0, le=64, description="tokens of a draft (transformers engine); 0: no drafts")
     prompt_lookup: bool = Field(True, description="draft out of the prompt and the answer so far")
     draft_history_bits: int = Field(

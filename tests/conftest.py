@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,24 @@ from router_backend.settings import Settings, load_settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+# torch on one core, before it is imported: its threads wait for each other where cores are shared.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+_ALL_TORCH = re.compile(r"^pytestmark = \[?\s*pytest\.mark\.torch\b", re.MULTILINE)
+_LONG = ("real", "torch", "browser", "slow")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Files that need torch are not even read where none of their tests would run, so that it need not be there."""
+    if "not torch" in config.option.markexpr and collection_path.name.startswith("test_"):
+        return bool(_ALL_TORCH.search(collection_path.read_text("utf-8"))) or None
+    return None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with long tests come first, so that processes which share the tests by file end at about the same time."""
+    long = {item.path for item in items if any(item.get_closest_marker(name) for name in _LONG)}
+    items.sort(key=lambda item: item.path not in long)
 
 
 @pytest.fixture(autouse=True)
@@ -24,16 +43,6 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.delenv(name.upper(), raising=False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """torch on one core: tiny models are slower on more, and so are their neighbours."""
-    torch = pytest.importorskip("torch")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
@@ -47,10 +56,9 @@ def embedded() -> Iterator[LlamaCppModel]:
 @pytest.fixture(scope="session")
 def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A merged checkpoint as people bring them, a folder of safetensors, of the embedded model's base."""
-    torch = pytest.importorskip("torch")
+    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    torch.set_num_threads(1)  # more of them wait for each other where cores are shared
     gguf, folder = base(), tmp_path_factory.mktemp("small") / "checkpoint"
     plain = GgufConfig(dequantize=True)
     model = AutoModelForCausalLM.from_pretrained(

@@ -254,12 +254,12 @@ class LlamaCppModel:
 
 
 def default_threads(cores: int) -> int:
-    """llama.cpp's threads wait for each other at every layer: one that shares its core holds up all of them.
+    """All cores but one, and at least one: a core is left to everything else.
 
-    So a core is left to everything else where there are more than two (with a busy neighbour on one of two cores, two
-    threads gave 12 tokens/s and one gave 47; on idle cores 87 and 47).
+    llama.cpp's threads spin until all of them have come, at every layer, so one that shares its core holds up the rest
+    (docs/performance.md, "Threads").
     """
-    return cores if cores <= 2 else cores - 1
+    return max(1, cores - 1)
 
 
 def _has_gpu() -> bool:

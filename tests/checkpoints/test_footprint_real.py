@@ -7,17 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from router_backend.checkpoints.description import Folder, describe
-from router_backend.checkpoints.footprint import estimate
-
-pytest.importorskip("torch")
 import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, DynamicCache
 
+from router_backend.checkpoints.description import Folder, describe
+from router_backend.checkpoints.footprint import estimate
 from router_backend.engines.transformers.runner import cache_argument
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.torch, pytest.mark.real]
 
 FOUR_BITS = BitsAndBytesConfig(
     load_in_4bit=True,
@@ -25,15 +22,6 @@ FOUR_BITS = BitsAndBytesConfig(
     bnb_4bit_use_double_quant=True,
     bnb_4bit_compute_dtype=torch.bfloat16,
 )
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """bitsandbytes' kernels wait for all of their threads, for minutes where a core is taken by another process."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def tensors(model: torch.nn.Module) -> Iterator[torch.Tensor]:

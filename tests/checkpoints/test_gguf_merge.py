@@ -20,6 +20,8 @@ from router_tools.train import lora
 
 WIDTH, INNER, HEADS, GROUPS, LAYERS, VOCABULARY = 64, 96, 4, 2, 2, 64
 
+pytestmark = pytest.mark.torch
+
 
 def write_base(path: Path, arch: str = "llama", inner: int = INNER) -> Path:
     """A small checkpoint as llama.cpp stores it, of random weights."""

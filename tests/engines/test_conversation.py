@@ -17,6 +17,7 @@ from tests.engines.transformers.test_tokens import FORGED, MADE, NAMES, TOKENS, 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+pytestmark = pytest.mark.torch
 TURNS = (Turn("system", "You route."), Turn("user", "Hello."), Turn("assistant", "Hi!"))
 every = pytest.mark.parametrize("name", NAMES)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -154,12 +153,17 @@ def test_row_18_cancel_ends_the_work_at_the_next_batch_of_a_prompt(embedded: Lla
 
 
 def test_closing_the_iterator_frees_the_slot(embedded: LlamaCppModel) -> None:
-    chunks = embedded.generate(request("Tell a long story.", 900), never, 2)
+    asked: list[bool] = []
+
+    def never_asked_long() -> bool:
+        asked.append(True)
+        return False
+
+    chunks = embedded.generate(request("Tell a long story.", 900), never_asked_long, 2)
     next(chunks)
-    began = time.monotonic()
     chunks.close()  # type: ignore[attr-defined]
-    assert time.monotonic() - began < 5, "a token or two, however busy the processor is"
     assert run(embedded, request("hi", 2), 2)[0]
+    assert len(asked) < 100, "it is asked at each token, and most were never written"
 
 
 def test_slots_run_at_once(embedded: LlamaCppModel) -> None:
@@ -207,7 +211,7 @@ def test_call_that_raises_is_an_engine_error(embedded: LlamaCppModel) -> None:
     assert run(embedded, request("hi", 1))[0], "the next one works"
 
 
-@pytest.mark.parametrize(("cores", "threads"), [(1, 1), (2, 2), (4, 3), (16, 15)])
+@pytest.mark.parametrize(("cores", "threads"), [(1, 1), (2, 1), (4, 3), (16, 15)])
 def test_a_core_is_left_to_the_rest(cores: int, threads: int) -> None:
     assert default_threads(cores) == threads
 

@@ -38,7 +38,7 @@ from router_backend.types import Chunk, GenerateRequest, SamplingParams
 from router_backend.writing import grammar
 from tests.fakes import tiny
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.torch
 RUNGS = ("8bit", "4bit", "bf16", "fp16", "cpu")
 TOOLS = ("/general-search", "/math", "/code")
 

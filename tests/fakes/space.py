@@ -18,7 +18,7 @@ import httpx
 from gradio_client import Client
 
 from tests.fakes.running import Process, answers, until
-from tests.fakes.zerogpu import Call, FakeZeroGPU, fake_zerogpu
+from tests.fakes.zerogpu import FakeZeroGPU, fake_zerogpu
 
 APP = Path(__file__).with_name("space_app.py")
 
@@ -49,16 +49,9 @@ class Door:
         sent = {"prompt": prompt, "output": "text", **body}
         return httpx.post(f"{self.url}/v1/generate", json=sent, headers=headers, timeout=60)
 
-    def released(self, since: float) -> float:
-        """Waits for the GPU to be given back, and returns the seconds from `since` to then."""
-        found: list[Call] = []
-
-        def look() -> bool:
-            found[:] = [call for call in self.api.of("/release") if call.at >= since]
-            return bool(found)
-
-        until(look, 20)
-        return found[0].at - since
+    def released(self, since: float, seconds: float) -> None:
+        """Waits for the GPU to be given back, at most so long."""
+        until(lambda: any(call.at >= since for call in self.api.of("/release")), seconds)
 
     @property
     def idle(self) -> bool:
@@ -106,7 +99,7 @@ def _process(folder: Path, model: str, environment: dict[str, str]) -> Iterator[
     try:
         until(lambda: answers(f"{url}/livez") or popen.poll() is not None, 100)
         assert popen.poll() is None, running.output
-        until(lambda: answers(f"{url}/health"), 30)
+        until(lambda: answers(f"{url}/health"))
         yield running, url
     finally:
         with contextlib.suppress(ProcessLookupError):

@@ -1,7 +1,6 @@
 import contextlib
 import json
 import math
-import time
 from typing import Any
 
 import pytest
@@ -13,15 +12,7 @@ from router_backend.plan.parse import NoPlanFound, parse
 PLAN: dict[str, Any] = {"route_plan": ['/math(solve "x", {y}, [z])'], "tags": ["a", "b"], "metrics": {"primary": ["p"]}}
 TEXT = json.dumps(PLAN)
 # A tame parser needs a few milliseconds for each of the traps, a quadratic one minutes.
-SECONDS = 2.0
-
-
-def took(text: str) -> float:
-    """Seconds until the text is parsed or refused."""
-    start = time.perf_counter()
-    with contextlib.suppress(NoPlanFound):
-        parse(text)
-    return time.perf_counter() - start
+trap = pytest.mark.timeout(60)
 
 
 # Where a plan may stand
@@ -179,18 +170,17 @@ def test_a_number_of_ten_thousand_digits_is_refused_quietly() -> None:
 # Traps
 
 
+@trap
 @pytest.mark.parametrize("opening", ["[", "{", '{"a":', '{"a":[', '[{"a":'])
 @pytest.mark.parametrize("closing", ["", "]", "}", "}]"])
 def test_deep_nesting_is_refused_quickly(opening: str, closing: str) -> None:
     text = opening * 100_000 + closing * 100_000
-    start = time.perf_counter()
     try:
         found = parse(text)
     except NoPlanFound:
         pass
     else:
         assert "route_plan" not in found
-    assert time.perf_counter() - start < SECONDS
 
 
 def test_deep_nesting_with_nothing_in_it_is_no_plan() -> None:
@@ -199,6 +189,7 @@ def test_deep_nesting_with_nothing_in_it_is_no_plan() -> None:
             parse(text)
 
 
+@trap
 @pytest.mark.parametrize(
     "piece",
     [
@@ -236,21 +227,23 @@ def test_deep_nesting_with_nothing_in_it_is_no_plan() -> None:
     ],
 )
 def test_no_piece_said_again_and_again_takes_long(piece: str) -> None:
-    assert took(piece * 50_000) < SECONDS
+    with contextlib.suppress(NoPlanFound):
+        parse(piece * 500_000)
 
 
+@trap
 @pytest.mark.parametrize(
     ("before", "piece"),
     [("```", " "), ("```json", "\n"), ('{"', '\\"'), ('{"a', '"{'), ("{,", " "), ('{"a":[1', " ,"), ("<think>", "{")],
 )
 def test_no_opening_makes_a_repeated_piece_take_long(before: str, piece: str) -> None:
-    assert took(before + piece * 50_000) < SECONDS
+    with contextlib.suppress(NoPlanFound):
+        parse(before + piece * 500_000)
 
 
+@trap
 def test_a_plan_before_a_trap_is_still_found() -> None:
-    start = time.perf_counter()
-    assert parse(TEXT + "{" * 50_000) == PLAN
-    assert time.perf_counter() - start < SECONDS
+    assert parse(TEXT + "{" * 500_000) == PLAN
 
 
 def test_huge_texts() -> None:

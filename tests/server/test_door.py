@@ -113,11 +113,12 @@ def test_an_endless_head_is_cut_off() -> None:
 
 @contextlib.contextmanager
 def connected(server: Served) -> Iterator[socket.socket]:
-    with socket.create_connection(("127.0.0.1", server.port), 10) as line:
+    with socket.create_connection(("127.0.0.1", server.port), 60) as line:
         yield line
 
 
 def closed_after(line: socket.socket) -> float:
+    """The seconds until the server closes it; an error if it does not."""
     start = time.monotonic()
     with contextlib.suppress(ConnectionError):
         while line.recv(4096):
@@ -139,7 +140,7 @@ def impatient() -> Iterator[Served]:
 def test_row_19_a_head_that_does_not_come(impatient: Served, said: bytes) -> None:
     with connected(impatient) as line:
         line.sendall(said)
-        assert 0.3 < closed_after(line) < 3
+        assert closed_after(line) > 0.3
 
 
 def test_row_19_a_second_head_that_does_not_come(impatient: Served) -> None:
@@ -147,19 +148,16 @@ def test_row_19_a_second_head_that_does_not_come(impatient: Served) -> None:
         line.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert line.recv(4096).startswith(b"HTTP/1.1 200 ")
         line.sendall(b"GET /livez HT")
-        assert 0.3 < closed_after(line) < 3
+        assert closed_after(line) > 0.3
 
 
 def test_row_19_dripping_does_not_help(impatient: Served) -> None:
     with connected(impatient) as line:
-        start = time.monotonic()
-        with contextlib.suppress(ConnectionError):
-            for byte in b"GET /livez HTTP/1.1\r\nHost: localhost\r\n" * 3:
-                line.sendall(bytes([byte]))
+        line.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nx-more: ")
+        with pytest.raises(ConnectionError):
+            for _ in range(1000):  # twenty seconds
+                line.sendall(b"x")
                 time.sleep(0.02)
-                if time.monotonic() - start > 3:
-                    break
-        assert time.monotonic() - start < 2
 
 
 def test_row_19_a_body_that_does_not_come(impatient: Served) -> None:
@@ -179,7 +177,7 @@ def test_row_19_a_reader_that_does_not_read(impatient: Served) -> None:
     content = body % words
     with socket.socket() as line:
         line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        line.settimeout(10)
+        line.settimeout(60)
         line.connect(("127.0.0.1", impatient.port))
         line.sendall(
             b"POST /v1/generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -187,8 +185,8 @@ def test_row_19_a_reader_that_does_not_read(impatient: Served) -> None:
             + content
         )
         until(lambda: len(impatient.model.seen) > 0)
-        assert until(lambda: impatient.idle) < 4
-        answer = httpx.post(f"{impatient.url}/v1/generate", json={"prompt": "next", "output": "text"}, timeout=5)
+        until(lambda: impatient.idle)
+        answer = httpx.post(f"{impatient.url}/v1/generate", json={"prompt": "next", "output": "text"}, timeout=60)
         assert answer.json() == {"text": "next"}
         said = b""
         with contextlib.suppress(ConnectionError):
@@ -202,7 +200,7 @@ def test_row_19_others_are_unaffected(impatient: Served) -> None:
         for _ in range(20):
             stack.enter_context(connected(impatient)).sendall(b"POST /v1/gen")
         for _ in range(5):
-            assert httpx.get(f"{impatient.url}/livez", timeout=1).status_code == 200
+            assert httpx.get(f"{impatient.url}/livez", timeout=60).status_code == 200
 
 
 # Browsers
@@ -387,15 +385,26 @@ def test_each_key_has_its_own_minute() -> None:
 
 
 def test_each_key_has_its_own_share_at_once() -> None:
-    with served(echo_model(slots=4, seconds_per_token=0.05), router_api_keys=KEYS, key_concurrency=2) as server:
+    model, free, refused = echo_model(slots=4), threading.Event(), list[int]()
+    with served(model, router_api_keys=KEYS, key_concurrency=2) as server:
+        model.stuck = free
 
         def ask(index: int) -> int:
+            if index == 6:  # lets the others go once all have been heard
+                try:
+                    until(lambda: len(refused) == 2 and len(model.active) == 4, 30)
+                finally:
+                    free.set()
+                return 0
             headers = {"authorization": f"Bearer {KEY if index < 4 else OTHER}"}
             body = {"prompt": "a b c d e f g h", "output": "text"}
-            return httpx.post(f"{server.url}/v1/generate", json=body, headers=headers, timeout=20).status_code
+            code = httpx.post(f"{server.url}/v1/generate", json=body, headers=headers, timeout=60).status_code
+            if code == 429:
+                refused.append(index)
+            return code
 
-        codes = in_threads(6, ask)
-        assert sorted(codes[:4]) == [200, 200, 429, 429] and codes[4:] == [200, 200]
+        codes = in_threads(7, ask)
+        assert sorted(codes[:4]) == [200, 200, 429, 429] and codes[4:6] == [200, 200]
 
 
 # Reload
@@ -432,13 +441,13 @@ def test_one_key_only_for_the_admin() -> None:
 
 def test_row_23_while_it_drains() -> None:
     model = echo_model(slots=2, seconds_per_token=0.02)
-    with served(model, drain_timeout=10) as server, connected(server) as slow_body:
+    with served(model, drain_timeout=1000) as server, connected(server) as slow_body:
         slow_body.sendall(b"POST /v1/generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
         slow_body.sendall(b"Content-Length: 33\r\n\r\n")
         until(lambda: server.service._accepted == 1)
         answers: list[httpx.Response] = []
         ask = lambda: answers.append(  # noqa: E731
-            httpx.post(f"{server.url}/v1/generate", json={"prompt": "w " * 40, "output": "text"}, timeout=20)
+            httpx.post(f"{server.url}/v1/generate", json={"prompt": "w " * 40, "output": "text"}, timeout=60)
         )
         running = threading.Thread(target=ask)
         running.start()
@@ -458,9 +467,9 @@ def test_row_23_while_it_drains() -> None:
         assert refused.headers["connection"] == "close" and int(refused.headers["retry-after"]) >= 1
         slow_body.sendall(b'{"prompt": "x", "output": "text"}')
         assert b"200 OK" in slow_body.recv(4096)
-        running.join(10)
+        running.join(60)
         assert [each.status_code for each in answers] == [200]
-        assert drained.wait(5)
+        assert drained.wait(60)
         assert [request.prompt.split()[0] for request in model.seen].count("new") == 0
 
 

@@ -7,7 +7,6 @@ import json
 import logging
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,7 +16,7 @@ import pytest
 from router_backend.errors import InvalidRequest
 from router_backend.plan.rules import validate
 from router_backend.types import GenerateRequest
-from tests.fakes.running import App, Served, app, echo_model, in_threads, says_plans, served, timed, until
+from tests.fakes.running import App, Served, app, echo_model, in_threads, says_plans, served, until
 
 JSON = {"content-type": "application/json"}
 KEY = "k-alice-1234"
@@ -263,10 +262,8 @@ def test_row_10_unknown_fields(echo: App, path: str, name: str) -> None:
 def test_row_11_no_client_brings_a_regex_or_a_schema(echo: App, path: str, name: str) -> None:
     own = "prompt" if path == "/v1/generate" else "query"
     for value in ("(a+)+b", {"$ref": "#"}, {"enum": list(range(300))}):
-        began = time.monotonic()
         response = post(echo, json.dumps({own: "x", name: value}), path)
         refused(response, 400, "unknown_field", name)
-        assert time.monotonic() - began < 1
     assert echo.model.seen == []
 
 
@@ -447,33 +444,36 @@ def test_row_16_an_odd_host_neither_opens_nor_breaks(guarded: Served, target: st
 
 
 def test_row_17_a_burst_over_the_queue_limit() -> None:
-    model = echo_model(slots=2, seconds_per_token=0.02)
+    model, free, turned_away = echo_model(slots=2), threading.Event(), list[int]()
     with served(model, queue_limit=4) as server, contextlib.ExitStack() as stack:
-        # Made before: each takes 30 ms of the processor that the server needs too.
-        probe, crowd = (stack.enter_context(httpx.Client(base_url=server.url, timeout=30)) for _ in range(2))
-        probe.get("/livez")
+        stack.callback(free.set)
+        model.stuck = free
+        probe, crowd = (stack.enter_context(httpx.Client(base_url=server.url, timeout=90)) for _ in range(2))
 
-        def watch() -> list[float]:
+        def watch() -> None:
             until(lambda: server.service.health().running == 2)
-            times = [timed(lambda: probe.get("/livez").raise_for_status())[1] for _ in range(10)]
+            for _ in range(10):
+                probe.get("/livez").raise_for_status()
+            until(lambda: len(turned_away) == 24)
             assert server.service.health().running == 2, "it was a busy server that was watched"
-            return sorted(times)
+            free.set()
 
         def ask(index: int) -> Any:  # noqa: ANN401 - one watches, the others ask
             if index == 0:
                 return watch()
             body = {"prompt": f"{index} " + "x " * 20, "output": "text"}
-            return crowd.post("/v1/generate", json=body)
+            answer = crowd.post("/v1/generate", json=body)
+            if answer.status_code != 200:
+                turned_away.append(index)
+            return answer
 
-        seconds, *answers = in_threads(31, ask)
-        assert seconds[len(seconds) // 2] < 0.1
+        _, *answers = in_threads(31, ask)
         good = [each for each in answers if each.status_code == 200]
-        rest = [each for each in answers if each.status_code != 200]
-        assert len(good) >= 6 and rest
-        assert len(good) < 20, "the queue has a limit"
-        for response in rest:
-            refused(response, 429, "overloaded")
-            assert 1 <= int(response.headers["retry-after"]) <= 60
+        assert len(good) == 6, "two slots, and a queue of four"
+        for response in answers:
+            if response not in good:
+                refused(response, 429, "overloaded")
+                assert 1 <= int(response.headers["retry-after"]) <= 60
         until(lambda: server.idle)
         assert httpx.post(f"{server.url}/v1/generate", json={"prompt": "x", "output": "text"}).status_code == 200
 
@@ -488,11 +488,11 @@ def test_row_17_livez_answers_however_long_the_model_takes() -> None:
         asking.start()
         try:
             until(lambda: len(model.active) == 1)
-            assert httpx.get(f"{server.url}/livez", timeout=5).status_code == 200
+            assert httpx.get(f"{server.url}/livez", timeout=60).status_code == 200
             assert model.active, "it was at work all the time"
         finally:
             free.set()
-            asking.join(10)
+            asking.join(60)
 
 
 # Clients that go away
@@ -500,11 +500,14 @@ def test_row_17_livez_answers_however_long_the_model_takes() -> None:
 
 @pytest.fixture(scope="module")
 def slow() -> Iterator[Served]:
-    with served(echo_model(slots=1, seconds_per_token=0.02)) as server:
+    with served(echo_model(slots=1)) as server:
+        server.model.seconds_per_token = PACE
         yield server
 
 
-LONG = "w " * 400  # eight seconds
+PACE = 0.25
+LONG = "w " * 400  # a hundred seconds, and a plan takes fifty
+SOON = 25  # seconds: long before that
 WAYS: dict[str, dict[str, Any]] = {
     "plain": {"output": "text"},
     "plan": {},
@@ -527,45 +530,50 @@ def test_row_18_a_client_that_leaves_while_it_is_served(slow: Served, way: str) 
             said = b""
             while b"data: " not in said:
                 said += line.recv(4096)
-        time.sleep(0.1)
         assert not slow.idle
-    assert until(lambda: slow.idle) < 1
+    until(lambda: slow.idle, SOON)
     response = httpx.post(f"{slow.url}/v1/generate", json={"prompt": "next", "output": "text"})
     assert response.json() == {"text": "next"}
 
 
 @pytest.mark.parametrize("way", sorted(WAYS))
 def test_row_18_a_client_that_leaves_while_it_waits(slow: Served, way: str) -> None:
-    seen = len(slow.model.seen)
-    with connected(slow) as first:
-        first.sendall(request_bytes("w " * 20, {"output": "text"}))
+    seen, free = len(slow.model.seen), threading.Event()
+    slow.model.stuck = free
+    with contextlib.ExitStack() as stack:
+        stack.callback(setattr, slow.model, "stuck", None)
+        stack.callback(free.set)
+        first = stack.enter_context(connected(slow))
+        first.sendall(request_bytes("w " * 4, {"output": "text"}))
         until(lambda: len(slow.model.active) == 1)
         with connected(slow) as second:
             second.sendall(request_bytes(LONG, WAYS[way]))
             until(lambda: slow.service.health().waiting == 1)
-        assert until(lambda: slow.service.health().waiting == 0) < 1
+        until(lambda: slow.service.health().waiting == 0, SOON)
+        free.set()
         said = b""
         while piece := first.recv(4096):
             said += piece
-    assert said.startswith(b"HTTP/1.1 200 ") and ("w " * 20).encode() in said, "the neighbour is unharmed"
-    assert until(lambda: slow.idle) < 1
+    assert said.startswith(b"HTTP/1.1 200 ") and ("w " * 4).encode() in said, "the neighbour is unharmed"
+    until(lambda: slow.idle, SOON)
     assert len(slow.model.seen) == seen + 1, "the one that left was never begun"
 
 
 @pytest.mark.parametrize("way", sorted(WAYS))
 def test_row_18_neighbours_in_other_slots_are_unharmed(way: str) -> None:
-    model = echo_model(slots=2, seconds_per_token=0.02)
+    model = echo_model(slots=2)
     with served(model) as server, connected(server) as neighbour:
-        neighbour.sendall(request_bytes("n " * 40, {"output": "text"}))
+        model.seconds_per_token = PACE
+        neighbour.sendall(request_bytes("n " * 8, {"output": "text"}))
         until(lambda: len(model.active) == 1)
         with connected(server) as line:
             line.sendall(request_bytes(LONG, WAYS[way]))
-            until(lambda: len(model.active) == 2)
-        assert until(lambda: len(model.active) == 1 and server.engine.free_slots == 1) < 1
+            until(lambda: server.service.health().running == 2 or len(model.seen) > 1)
         said = b""
         while piece := neighbour.recv(4096):
             said += piece
-        assert ("n " * 40).encode() in said
+        assert ("n " * 8).encode() in said
+        until(lambda: server.idle, SOON)
 
 
 def test_row_18_leaving_is_no_error_in_the_log(slow: Served, caplog: pytest.LogCaptureFixture) -> None:
@@ -574,7 +582,7 @@ def test_row_18_leaving_is_no_error_in_the_log(slow: Served, caplog: pytest.LogC
         with connected(slow) as line:
             line.sendall(request_bytes(LONG, WAYS[way]))
             until(lambda: len(slow.model.active) == 1)
-        until(lambda: slow.idle)
+        until(lambda: slow.idle, SOON)
     until(lambda: sum(record.name == "router_backend.access" for record in caplog.records) == 4)
     assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == []
 

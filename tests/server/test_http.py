@@ -112,7 +112,7 @@ def test_details_of_text(echo: App) -> None:
     seconds = ["queue_seconds", "prefill_seconds", "decode_seconds"]
     assert list(timings) == [*tokens, *seconds, "forward_passes", "drafted", "accepted", "forced", "gpu_seconds"]
     assert [timings[name] for name in (*tokens, "forward_passes", "drafted")] == [3, 0, 2, 2, 0]
-    assert 0 < timings["queue_seconds"] < 5 and 0 <= timings["decode_seconds"] < 5
+    assert timings["queue_seconds"] > 0 and timings["decode_seconds"] >= 0
 
 
 def test_details_of_a_plan(echo: App) -> None:

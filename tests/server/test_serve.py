@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import socket
-import time
 from contextlib import ExitStack
 from http.client import HTTPConnection
 from pathlib import Path
@@ -49,9 +48,7 @@ def test_it_says_where_it_serves_and_ends_well_when_told_to(tmp_path: Path) -> N
             assert word in running.output
         assert httpx.post(f"{url}/v1/generate", json={"prompt": "x", "output": "text"}).json() == {"text": "x"}
         assert "server" not in httpx.get(f"{url}/livez").headers
-        start = time.monotonic()
         assert running.stop() == 0
-        assert time.monotonic() - start < 5
         assert "Traceback" not in running.output
         requests = [line for line in logged(running) if line["message"] == "request"]
         assert [line["path"] for line in requests] == ["/v1/generate"]
@@ -66,7 +63,7 @@ def test_requests_in_flight_finish(tmp_path: Path, number: signal.Signals) -> No
         with socket.create_connection(("127.0.0.1", port), 10) as line:
             lines = ("POST /v1/generate HTTP/1.1", "Host: localhost", "Content-Type: application/json")
             line.sendall("\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode() + body[:5])
-            time.sleep(0.3)
+            heard(port)
             running.popen.send_signal(number)
             until(lambda: drains(port))
             assert running.popen.poll() is None
@@ -75,34 +72,36 @@ def test_requests_in_flight_finish(tmp_path: Path, number: signal.Signals) -> No
             while piece := line.recv(4096):
                 said += piece
         assert said.startswith(b"HTTP/1.1 200 ") and said.endswith(b'{"text":"in flight"}')
-        assert running.wait(10) == 0
+        assert running.wait() == 0
         assert "Traceback" not in running.output
 
 
 def test_what_does_not_finish_is_not_waited_for_for_ever(tmp_path: Path) -> None:
-    with process(folder=tmp_path, DRAIN_TIMEOUT="1", **ECHO) as running:
+    with process(folder=tmp_path, DRAIN_TIMEOUT="1", BODY_TIMEOUT="1000", **ECHO) as running:
         port = int(running.ready().rpartition(":")[2])
         with socket.create_connection(("127.0.0.1", port), 10) as line:
             line.sendall(b"POST /v1/generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
             line.sendall(b"Content-Length: 100\r\n\r\n{")
-            time.sleep(0.3)
-            start = time.monotonic()
+            heard(port)
             assert running.stop() == 0
-            assert time.monotonic() - start < 5
 
 
 def test_row_23_a_second_sigterm_ends_it_at_once(tmp_path: Path) -> None:
-    with process(folder=tmp_path, DRAIN_TIMEOUT="8", **ECHO) as running:
+    with process(folder=tmp_path, DRAIN_TIMEOUT="1000", BODY_TIMEOUT="1000", **ECHO) as running:
         port = int(running.ready().rpartition(":")[2])
         with socket.create_connection(("127.0.0.1", port), 10) as line:
             line.sendall(b"POST /v1/generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
             line.sendall(b"Content-Length: 100\r\n\r\n{")
-            time.sleep(0.3)
+            heard(port)
             running.popen.send_signal(signal.SIGTERM)
             until(lambda: drains(port))
-            start = time.monotonic()
             running.stop()
-            assert time.monotonic() - start < 3
+
+
+def heard(port: int) -> None:
+    """What was sent before this has been read: the server reads in turn."""
+    for _ in range(2):
+        httpx.get(f"http://127.0.0.1:{port}/livez", timeout=60).raise_for_status()
 
 
 def drains(port: int) -> bool:
@@ -110,6 +109,7 @@ def drains(port: int) -> bool:
     return bool(httpx.get(f"http://127.0.0.1:{port}/readyz").json()["state"] == "stopping")
 
 
+@pytest.mark.slow
 def test_row_23_sigterm_under_load(tmp_path: Path) -> None:
     """Fifty requests are in flight, most of them queued: all end well, a later one gets a 503, the exit code is 0."""
     text = "word " * 2000
@@ -132,7 +132,7 @@ def test_row_23_sigterm_under_load(tmp_path: Path) -> None:
             for client in clients:
                 answer = client.getresponse()
                 assert answer.status == 200 and json.loads(answer.read()) == {"text": text}
-        assert running.wait(10) == 0
+        assert running.wait() == 0
         assert "Traceback" not in running.output
 
 
@@ -148,7 +148,7 @@ def test_sighup_reloads(tmp_path: Path) -> None:
         assert httpx.get(f"{url}/health").json()["model"] == "echo"
         (tmp_path / ".env").write_text("ENGINE=echo\n")
         headers = {"authorization": "Bearer a-1"}
-        said = httpx.post(f"{url}/admin/reload", headers=headers, timeout=30)
+        said = httpx.post(f"{url}/admin/reload", headers=headers, timeout=60)
         assert said.json() == {"model": "echo", "strategy": "native", "engine": "echo"}
         assert httpx.get(f"{url}/health").json()["status"] == "ok"
         assert "reloading the checkpoint" in running.output and running.stop() == 0
@@ -247,7 +247,7 @@ def test_the_log_of_many_requests_is_whole_lines(tmp_path: Path) -> None:
         def ask(index: int) -> int:
             body = {"prompt": "x", "output": "text"}
             headers = {"x-request-id": f"r{index}"}
-            return httpx.post(f"{url}/v1/generate", json=body, headers=headers, timeout=20).status_code
+            return httpx.post(f"{url}/v1/generate", json=body, headers=headers, timeout=60).status_code
 
         assert set(in_threads(20, ask)) == {200}
         running.stop()
@@ -292,11 +292,9 @@ def test_a_signal_ends_a_load_that_hangs(tmp_path: Path) -> None:
     """A hub that says nothing is waited for by the load, not by who wants the server to end."""
     with fake_hub() as hub:
         hub.add("acme/router", write_checkpoint(tmp_path / "checkpoint"), hangs="")
-        where = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path), "HUB_TIMEOUT": "60"}
+        where = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path), "HUB_TIMEOUT": "1000"}
         with process(folder=tmp_path, PORT="0", MODEL_REPO="acme/router", MODEL_DEVICE="cpu", **where) as running:
-            until(lambda: bool(hub.asked), seconds=20)
+            until(lambda: bool(hub.asked))
             assert httpx.get(f"{running.url()}/health").json()["status"] == "loading"
-            start = time.monotonic()
             assert running.stop() == 0
-            assert time.monotonic() - start < 8
             assert "Traceback" not in running.output

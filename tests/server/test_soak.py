@@ -8,10 +8,12 @@ import threading
 
 import httpx
 import psutil
+import pytest
 
 from tests.fakes.running import in_threads, served, until
 
 
+@pytest.mark.slow
 def test_row_24_threads_handles_and_slots_stay_as_they_are() -> None:
     """Different prompts and budgets from eight clients, one in five of whom leaves."""
     me = psutil.Process()

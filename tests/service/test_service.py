@@ -16,7 +16,7 @@ from router_backend.errors import DeadlineExceeded, EngineError, LoadError, NotR
 from router_backend.service.service import GenerationService
 from router_backend.settings import load_settings
 from router_backend.types import Chunk, GenerateRequest, LentGpu, ModelInfo, SamplingParams
-from tests.fakes.running import echo_model, echo_service
+from tests.fakes.running import become, echo_model, echo_service
 
 RUNG = Rung(Candidate("gate", "echo"), "native")
 
@@ -83,13 +83,6 @@ def service_of(
 
 def work(name: str = "r") -> GenerateRequest:
     return GenerateRequest(name, name, SamplingParams(seed=7))
-
-
-async def become(condition: Callable[[], bool], seconds: float = 5) -> None:
-    start = time.monotonic()
-    while not condition():
-        assert time.monotonic() - start < seconds, f"still not so after {seconds} seconds"
-        await asyncio.sleep(0.002)
 
 
 async def started(service: GenerationService) -> GenerationService:
@@ -161,8 +154,9 @@ def test_queue_seconds_are_the_wait_for_a_slot() -> None:
         await asyncio.sleep(0.2)
         gate.open = True
         answer = await second
-        assert 0.15 <= answer.last.timings.queue_seconds < 2
-        assert (await service.answer(work())).last.timings.queue_seconds < 0.1
+        first_waited = answer.last.timings.queue_seconds
+        assert first_waited >= 0.15
+        assert (await service.answer(work())).last.timings.queue_seconds < first_waited, "nobody was before it"
         await first
 
     go(main())
@@ -274,7 +268,7 @@ def test_deadline_while_running() -> None:
         start = time.monotonic()
         with pytest.raises(DeadlineExceeded) as caught:
             await service.answer(work())
-        assert 0.1 <= time.monotonic() - start < 1
+        assert time.monotonic() - start >= 0.1
         assert caught.value.status == 504 and "0.1" in caught.value.message
         service.settings = load_settings()
         await assert_unused(service, gate)
@@ -292,16 +286,20 @@ def test_deadline_holds_the_wait_for_a_slot_too() -> None:
         start = time.monotonic()
         with pytest.raises(DeadlineExceeded):
             await service.answer(work("waits"))
-        assert 0.2 <= time.monotonic() - start < 1
+        assert time.monotonic() - start >= 0.2
         assert gate.order == ["first"], "the second never began"
-        late = asyncio.create_task(service.answer(work("late")))
-        await asyncio.sleep(0.12)
+        service.settings = load_settings(request_timeout=50)
+        late = ask(service, "late")
+        await become(lambda: service.health().waiting == 1)
+        (running,) = service.admission._running
+        assert running.began is not None
+        running.began -= 1000
         gate.open = True
         await first
         gate.open = False
-        with pytest.raises(Overloaded, match="too little time"):  # 0.12 s of its 0.2 went by while it waited
-            await asyncio.wait_for(late, 0.15)
-        service.settings = load_settings()
+        with pytest.raises(Overloaded, match="too little time"):  # the first took a thousand seconds
+            await late
+        service.settings = load_settings(request_timeout=5000)
         await assert_unused(service, gate)
 
     go(main())
@@ -419,7 +417,7 @@ def test_health_answers_while_a_load_blocks() -> None:
         gate, free = Gate(), threading.Event()
         service = service_of(gate, blocking(gate, free))
         assert service.health().status == "idle"
-        await asyncio.wait_for(service.start(), 1)
+        await service.start()
         await become(lambda: bool(service.health().attempts))
         health = service.health()
         assert (health.status, health.strategy, health.model, health.info) == ("loading", "pending", None, None)
@@ -545,8 +543,8 @@ def test_a_foreign_exception_of_a_load_is_a_failed_load() -> None:
 
 
 def test_back_off_doubles_and_the_request_after_it_tries_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("router_backend.service.service._FIRST_BACKOFF", 0.1)
-    monkeypatch.setattr("router_backend.service.service._LONGEST_BACKOFF", 0.3)
+    monkeypatch.setattr("router_backend.service.service._FIRST_BACKOFF", 1000)
+    monkeypatch.setattr("router_backend.service.service._LONGEST_BACKOFF", 3000)
 
     async def main() -> None:
         gate, free, calls = Gate(is_open=True), threading.Event(), list[float]()
@@ -554,21 +552,19 @@ def test_back_off_doubles_and_the_request_after_it_tries_again(monkeypatch: pyte
         broken = blocking(gate, free, fault=LoadError("gone"), calls=calls)
         service = service_of(gate, broken, allow_warm_start_failure=True)
         await service.start()
-        for attempts, pause in enumerate((0.1, 0.2, 0.3, 0.3), 1):
+        for attempts, pause in enumerate((1000, 2000, 3000, 3000), 1):
             await become(lambda: service.health().status == "failed")
-            failed = time.monotonic()
             for _ in range(3):
                 with pytest.raises(NotReady, match="gone") as caught:
                     await service.answer(work())
-                assert caught.value.retry_after is not None and caught.value.retry_after >= 1
+                assert caught.value.retry_after is not None and pause - 100 < caught.value.retry_after <= pause
             assert len(calls) == attempts, "nothing is tried before its time"
-            while len(calls) == attempts:
-                with pytest.raises(NotReady):
-                    await service.answer(work())
-                await asyncio.sleep(0.005)
-            assert pause - 0.03 <= calls[-1] - failed < pause + 0.25
+            service._retry_at = time.monotonic()
+            with pytest.raises(NotReady):
+                await service.answer(work())
+            assert len(calls) == attempts + 1
         service._load = blocking(gate, free, calls=calls)
-        await asyncio.sleep(0.35)
+        service._retry_at = time.monotonic()
         assert list(await asyncio.gather(ask(service), ask(service))) == ["hello r"] * 2
         assert service.health().status == "ok" and len(calls) == 6
 
@@ -584,7 +580,7 @@ def test_retry_after_is_the_time_to_the_next_attempt() -> None:
         await become(lambda: service.health().status == "failed")
         with pytest.raises(NotReady) as caught:
             await service.answer(work())
-        assert caught.value.retry_after is not None and 1 < caught.value.retry_after <= 2
+        assert caught.value.retry_after is not None and 1 <= caught.value.retry_after <= 2
 
     go(main())
 
@@ -622,7 +618,7 @@ def test_close_waits_no_longer_than_it_must() -> None:
         await become(lambda: gate.active == 1)
         start = time.monotonic()
         await service.close()
-        assert 0.2 <= time.monotonic() - start < 1
+        assert time.monotonic() - start >= 0.2
         assert gate.closed
         await end(task)
 
@@ -631,16 +627,15 @@ def test_close_waits_no_longer_than_it_must() -> None:
 
 def test_close_cuts_short_what_does_not_finish_in_time() -> None:
     async def main() -> None:
-        model = echo_model(slots=1, seconds_per_token=0.02)
+        model = echo_model(slots=1)
         service, _ = echo_service(model, load_settings(drain_timeout=0.2))
         await started(service)
-        task = asyncio.create_task(service.answer(work("w " * 150)))  # three seconds
+        model.seconds_per_token = 0.2
+        task = asyncio.create_task(service.answer(work("w " * 600)))  # two minutes
         await become(lambda: bool(model.active))
-        start = time.monotonic()
         await service.close()
-        seconds = time.monotonic() - start
         await end(task)
-        assert model.closed and seconds < 1.5
+        assert model.closed
 
     go(main())
 
@@ -652,7 +647,7 @@ def test_an_answer_that_nobody_reads_on_does_not_hold_the_end_up() -> None:
         chunks = service.generate(work())
         await anext(chunks)
         try:
-            await asyncio.wait_for(service.close(), 8)
+            await service.close()
         finally:
             await chunks.aclose()
         assert gate.closed
@@ -675,11 +670,9 @@ def test_close_during_the_warm_up_unloads_too() -> None:
 def test_close_of_an_idle_service_is_quick_and_may_be_repeated() -> None:
     async def main() -> None:
         gate = Gate()
-        service = await started(service_of(gate, drain_timeout=5))
-        start = time.monotonic()
+        service = await started(service_of(gate, drain_timeout=1000))
         await service.close()
         await service.close()
-        assert time.monotonic() - start < 1
         never = service_of(Gate(), skip_warm_start=True)
         await never.start()
         await never.close()
@@ -701,7 +694,7 @@ def test_a_load_that_ends_while_the_service_stops_does_not_open_it_again() -> No
         await become(lambda: gate.order == ["waits"])
         assert service.health().status == "stopping"
         with pytest.raises(NotReady):
-            await asyncio.wait_for(service.answer(work("new")), 1)
+            await service.answer(work("new"))
         gate.open = True
         assert await waiting == "hello waits"
         await closing

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-import time
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 
@@ -21,7 +20,7 @@ from router_backend.service.service import GenerationService
 from router_backend.service.watchdog import Watchdog
 from router_backend.settings import load_settings
 from router_backend.types import GenerateRequest, ModelInfo, SamplingParams
-from tests.fakes.running import app, until
+from tests.fakes.running import app, become, until
 
 RUNG = Rung(Candidate("echo", "echo"), "native")
 
@@ -46,21 +45,12 @@ def work(prompt: str = "one two three") -> GenerateRequest:
     return GenerateRequest("r", prompt, SamplingParams(seed=1))
 
 
-async def become(condition: Callable[[], bool], seconds: float = 8) -> None:
-    start = time.monotonic()
-    while not condition():
-        assert time.monotonic() - start < seconds, "still not so"
-        await asyncio.sleep(0.01)
-
-
 def go(main: Callable[[], Coroutine[None, None, None]]) -> None:
     asyncio.run(asyncio.wait_for(main(), 60))
 
 
 async def started(supply: Supply, **settings: object) -> GenerationService:
-    service = GenerationService(
-        load_settings(**{"watchdog_timeout": 0.4, "drain_timeout": 0.5, **settings}), supply.load
-    )
+    service = GenerationService(load_settings(**{"watchdog_timeout": 1, "drain_timeout": 0.5, **settings}), supply.load)
     await service.start()
     await become(lambda: service.health().status == "ok")
     return service
@@ -70,12 +60,13 @@ async def started(supply: Supply, **settings: object) -> GenerationService:
 def free(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """Set at the end, so that what hangs ends; and nobody waits long for it."""
     monkeypatch.setattr("router_backend.service.service._UNLOADED_WITHIN", 0.2)
-    event = threading.Event()
+    event, others = threading.Event(), set(threading.enumerate())
     yield event
     event.set()
-    for thread in threading.enumerate():
+    for thread in set(threading.enumerate()) - others:
         if thread.name.startswith("slot"):
-            thread.join(5)
+            thread.join(60)
+            assert not thread.is_alive()
 
 
 def test_row_22_a_hung_engine_is_replaced(free: threading.Event) -> None:
@@ -84,10 +75,9 @@ def test_row_22_a_hung_engine_is_replaced(free: threading.Event) -> None:
         service = await started(supply)
         supply.models[0].stuck = free
         hanging = asyncio.create_task(service.answer(work()))
-        start = time.monotonic()
         with pytest.raises(EngineLost) as caught:
             await hanging
-        assert time.monotonic() - start < 3 and caught.value.status == 503 and caught.value.retry_after
+        assert caught.value.status == 503 and caught.value.retry_after
         assert service.health().alive
         assert (await service.answer(work())).text == "one two three", "who comes now waits for the next engine"
         assert len(supply.models) == 2 and service.health().model == "echo-1"
@@ -177,7 +167,7 @@ def test_row_22_livez_fails_where_a_lost_engine_cannot_be_replaced(free: threadi
 
 def test_row_22_livez_says_so_to_who_restarts_processes(free: threading.Event) -> None:
     """A supervisor reads the status alone: this engine hangs, and so does the next, which is the same."""
-    with app(watchdog_timeout=0.4) as echo:
+    with app(watchdog_timeout=1) as echo:
         assert echo.client.get("/livez").status_code == 200
         echo.model.stuck = free
         assert echo.generate(output="text").status_code == 503
@@ -229,7 +219,7 @@ def test_row_22_a_warm_up_that_hangs_is_a_failed_load(free: threading.Event) -> 
     async def main() -> None:
         supply = Supply({0: lambda model: setattr(model, "stuck", free)})
         service = GenerationService(
-            load_settings(watchdog_timeout=0.4, allow_warm_start_failure=True, drain_timeout=0.5), supply.load
+            load_settings(watchdog_timeout=1, allow_warm_start_failure=True, drain_timeout=0.5), supply.load
         )
         await service.start()
         await become(lambda: service.health().status == "failed")
@@ -242,8 +232,8 @@ def test_row_22_a_warm_up_that_hangs_is_a_failed_load(free: threading.Event) -> 
 def test_a_slow_engine_is_no_hung_one() -> None:
     async def main() -> None:
         supply = Supply()
-        service = await started(supply)
-        supply.models[0].seconds_per_token = 0.2
+        service = await started(supply, watchdog_timeout=2)
+        supply.models[0].seconds_per_token = 0.4
         assert (await service.answer(work("a b c d e f"))).text == "a b c d e f"
         assert len(supply.models) == 1
         await service.close()
@@ -267,13 +257,14 @@ def test_reload_drops_nothing() -> None:
 
     async def main() -> None:
         supply = Supply()
-        service = await started(supply, watchdog_timeout=20)
-        supply.models[0].seconds_per_token = 0.05
+        service = await started(supply, watchdog_timeout=1000)
+        free = supply.models[0].stuck = threading.Event()
         running = [asyncio.create_task(service.answer(work("a b c d e f g h"))) for _ in range(2)]
         await become(lambda: len(supply.models[0].active) == 2)
         waiting = asyncio.create_task(service.answer(work("w")))
         info = await service.reload()
         assert info.model == "echo-1" == service.health().model and not supply.models[0].closed
+        free.set()
         answers = await asyncio.gather(*running, waiting)
         assert [each.text for each in answers] == ["a b c d e f g h", "a b c d e f g h", "w"]
         assert [request.prompt for request in supply.models[1].seen if request.id == "r"] == ["w"]
@@ -288,7 +279,7 @@ def test_reload_drops_nothing() -> None:
 def test_reload_under_load_loses_no_request() -> None:
     async def main() -> None:
         supply = Supply()
-        service = await started(supply, watchdog_timeout=20)
+        service = await started(supply, watchdog_timeout=1000)
         stop = False
         answers: list[str] = []
 

@@ -82,7 +82,6 @@ def test_the_pins_lie_in_the_ranges_of_the_package() -> None:
     assert [str(each) for each in held if pinned[each.name] not in each.specifier] == []
 
 
-@pytest.mark.timeout(300)  # the index may be slow
 def test_the_requirements_resolve_on_the_spaces_python(front: dict[str, Any], tmp_path: Path) -> None:
     """With Gradio and a torch that ZeroGPU has; nothing is built or downloaded but metadata."""
     (tmp_path / "more.txt").write_text(f"gradio[oauth]=={front['sdk_version']}\ntorch>=2.8,<2.12\n")
@@ -124,7 +123,7 @@ def test_nothing_is_uploaded_that_the_space_does_not_need(space: Path) -> None:
     assert sum(path.stat().st_size for path in space.rglob("*") if path.is_file()) < 2_000_000
 
 
-@pytest.mark.timeout(300)  # it imports Gradio anew
+@pytest.mark.slow  # it imports Gradio anew
 def test_the_uploaded_files_alone_start_and_answer(space: Path) -> None:
     where = subprocess.run(
         [sys.executable, "-c", "import router_backend; print(router_backend.__file__)"],

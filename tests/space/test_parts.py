@@ -223,6 +223,7 @@ def write_hollow_safetensors(path: Path, shape: tuple[int, int], layers: int) ->
         file.truncate(8 + len(words) + layers * size)
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize(
     ("settings", "strategy"),
     [
@@ -275,6 +276,7 @@ def test_a_start_without_a_model_ends_or_serves_the_reason(tmp_path: Path) -> No
 # What we rely on, and nobody promised
 
 
+@pytest.mark.torch
 def test_names_of_spaces_and_gradio_that_are_not_promised_are_where_they_were() -> None:
     texts = source("spaces.zero.client") + source("spaces.zero.wrappers")
     for title in (refusals.DURATION, refusals.QUOTA, refusals.PENDING, refusals.QUEUE, refusals.CLIENT):

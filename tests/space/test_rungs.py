@@ -21,11 +21,12 @@ from tests.fakes import tiny
 from tests.fakes.space_requests import REQUEST, RUNGS
 from tests.fakes.zerogpu import fake_zerogpu
 
+pytestmark = pytest.mark.torch
 SCRIPT = Path(__file__).parents[1] / "fakes" / "space_rungs.py"
 
 
 @pytest.mark.timeout(400)  # a process with torch and Gradio in it; 25 s on a machine that is free
-def test_says_the_same_as_without_zerogpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
+def test_says_the_same_as_without_zerogpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = str(tiny.save("llama31", tmp_path / "router"))
     there = _said_by_workers(folder, tmp_path)
     monkeypatch.setattr(footprint, "cpu_dtype", lambda machine: ("bfloat16", "as on a card"))

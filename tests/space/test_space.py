@@ -14,6 +14,7 @@ import pytest
 from tests.fakes.running import in_threads, until
 from tests.fakes.space import Door, client, space_door
 
+pytestmark = pytest.mark.slow  # processes with Gradio in them
 TOKEN = "e30.e30.e30"  # a JSON Web Token that says nothing
 
 
@@ -76,17 +77,17 @@ def test_gives_the_gpu_back_when_the_client_leaves(door: Door, streamed: bool) -
         until(lambda: bool(door.api.held))
         time.sleep(0.5)
         left = time.monotonic()
-    assert door.released(left) < 1
+    door.released(left, 20)
     assert door.generate("and on").json() == {"text": "and on"}
 
 
 def test_a_cancel_in_the_ui_gives_the_gpu_back(door: Door) -> None:
     visitor = client(door)
-    job = visitor.submit("slow " * 200, "text", 400, api_name="/generate")
+    job = visitor.submit("slow " * 1200, "text", 1200, api_name="/generate")
     until(lambda: bool(job.outputs()))
     left = time.monotonic()
     job.cancel()
-    assert door.released(left) < 1.5
+    door.released(left, 20)  # forty seconds before it would have ended
     visitor.close()
 
 

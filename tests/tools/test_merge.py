@@ -42,7 +42,11 @@ from tests.fakes.spaces_hub import TOKEN, fake_spaces_hub
 from tests.tools import test_train as test_training
 from tests.tools.test_train_rows import TOOLS
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.torch,
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),  # PEFT asks for it
+]
 IDS = torch.arange(3, 60)[None]
 
 

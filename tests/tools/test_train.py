@@ -29,6 +29,7 @@ from router_tools.train.model import ADAPTER, load_base, with_adapter
 from router_tools.train.options import learning_rate
 from tests.tools.test_train_rows import TOOLS, reference_plan, row
 
+pytestmark = pytest.mark.torch
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

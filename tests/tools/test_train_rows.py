@@ -21,6 +21,7 @@ from router_backend.plan.schema import to_text
 from router_tools.train.rows import Row, note_of, read_rows, split
 from router_tools.train.shorten import balanced, shorten, shorter, shorter_call, shorter_note
 
+pytestmark = pytest.mark.torch  # which the package asks for
 TOOLS = ("/general-search", "/math", "/code")
 WORDS = (
     "derive",

@@ -235,7 +235,7 @@ def test_a_whole_router_prompt_is_not_wrapped_again(page: Page, server: Served) 
 
 @pytest.mark.browser
 def test_stop_keeps_the_text_and_frees_the_slot(page: Page, server: Served) -> None:
-    server.model.seconds_per_token = 0.02
+    server.model.seconds_per_token = 0.1
     page.goto(f"{server.url}/gradio/")
     page.get_by_label("Text", exact=True).check()
     ask(page, "word " * 500)
@@ -243,7 +243,7 @@ def test_stop_keeps_the_text_and_frees_the_slot(page: Page, server: Served) -> N
     expect(written_in(page)).to_have_value(re.compile("word word word"))
     assert server.engine.free_slots == 3
     stop.click()
-    assert until(lambda: server.engine.free_slots == 4 and server.service.health().running == 0) < 1
+    until(lambda: server.engine.free_slots == 4 and server.service.health().running == 0, 20)  # not after fifty seconds
     expect(page.locator(".rb-alert")).to_contain_text("Stopped")
     expect(page.get_by_role("button", name="Generate")).to_be_enabled()
     expect(stop).to_be_disabled()
@@ -256,13 +256,13 @@ def test_stop_keeps_the_text_and_frees_the_slot(page: Page, server: Served) -> N
 
 @pytest.mark.browser
 def test_leaving_the_page_frees_the_slot(page: Page, server: Served) -> None:
-    server.model.seconds_per_token = 0.02
+    server.model.seconds_per_token = 0.1
     page.goto(f"{server.url}/gradio/")
     page.get_by_label("Text", exact=True).check()
     ask(page, "word " * 500)
     until(lambda: server.engine.free_slots == 3)
     page.goto("about:blank")
-    assert until(lambda: server.engine.free_slots == 4) < 5
+    until(lambda: server.engine.free_slots == 4, 20)  # not after fifty seconds
 
 
 @pytest.mark.browser

@@ -13,6 +13,7 @@ from router_backend.errors import EngineError, InvalidRequest
 from router_backend.plan import grammar
 from tests.fakes import tiny
 
+pytestmark = pytest.mark.torch
 TOKENS = {name: Tokens(tiny.tokenizer(name), [], vocabulary=576) for name in ("gemma3", "llama31", "qwen3")}
 each_tokenizer = pytest.mark.parametrize("tokens", TOKENS.values(), ids=TOKENS)
 FIXED = (

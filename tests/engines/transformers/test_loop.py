@@ -22,6 +22,7 @@ from router_backend.engines.transformers.tokens import Tokens
 from router_backend.plan import grammar
 from tests.fakes import chi_squared, tiny
 
+pytestmark = pytest.mark.torch
 BYTES = LLTokenizer("byte")
 GUIDES = Guides(BYTES)
 NOBODY = frozenset[int]()
@@ -152,7 +153,6 @@ def test_drafts_change_no_token_at_any_temperature(
     assert count.passes + count.accepted == alone.passes and count.accepted <= count.drafted
 
 
-@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("name", tiny.NAMES)
 def test_greedy_tokens_are_the_same_on_real_architectures(name: str) -> None:
     """Past Gemma's window, in a JSON string, with a history that is right, wrong, and right for a while."""

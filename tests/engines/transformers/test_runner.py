@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
@@ -16,7 +15,7 @@ from router_backend.engines.transformers.drafts import shared
 from router_backend.engines.transformers.runner import TorchRunner
 from tests.fakes import tiny
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.torch
 CLOSE = 2e-3  # of logits whose spread is above 1: float32, summed in another order
 MODELS = {name: tiny.model(name) for name in tiny.NAMES}
 every_model = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
@@ -232,17 +231,19 @@ def test_measured_pace_leaves_nothing_behind(model: PreTrainedModel) -> None:
     assert runner.cached([0] * 64) == 0 and runner.row([0] * 64) is None
 
 
-def test_pace_is_that_of_the_model() -> None:
-    """A pass of one token is made to take 60 ms longer, one of several another 30, and 9 for each token more."""
+def test_pace_is_that_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock on which a pass of one token takes 60 ms, one of several another 30, and 9 for each token more."""
     model = next(iter(MODELS.values()))
+    now = [0.0]
+    monkeypatch.setattr("router_backend.engines.transformers.runner.time.perf_counter", lambda: now[0])
 
     def slow(module: object, args: object, kwargs: dict[str, Any]) -> None:
         tokens = kwargs["input_ids"].shape[1]
-        time.sleep(0.06 + (0.03 if tokens > 1 else 0) + 0.009 * (tokens - 1))
+        now[0] += 0.06 + (0.03 if tokens > 1 else 0) + 0.009 * (tokens - 1)
 
     with model.register_forward_pre_hook(slow, with_kwargs=True):
         pace = TorchRunner(model, kept_tokens=500).pace(17)
-    assert 0.2 < pace.step < 0.6 and 0.08 < pace.slope < 0.18  # 0.5 and 0.15, if the model itself took no time
+    assert (pace.step, pace.slope) == (pytest.approx(0.5), pytest.approx(0.15))
 
 
 # Cancel

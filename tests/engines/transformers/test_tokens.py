@@ -18,6 +18,7 @@ from tests.fakes import tiny
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+pytestmark = pytest.mark.torch
 WIDTH = 640
 NAMES = ("gemma3", "llama31", "qwen3")
 MADE = {name: tiny.tokenizer(name) for name in NAMES}
