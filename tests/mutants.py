@@ -77,7 +77,7 @@ MUTANTS = (
         "server/test_hostile.py::test_row_05_numbers_that_are_none",
     ),
     _mutant(
-        *(6, "no NUL in a text", "server/fields.py"),
+        *(6, "no NUL in a text", "server/body.py"),
         *('if "\\x00" in text:', "if False:"),
         "server/test_hostile.py::test_row_06_surrogates_nul_and_bytes_that_are_no_text",
         "server/test_hostile.py::test_row_06_nul_in_a_plans_parts",
@@ -227,19 +227,19 @@ MUTANTS = (
     ),
     _mutant(
         *(19, "a head must come in time", "server/middleware/connection.py"),
-        "self._head = self._head or self.loop.call_later(settings.header_timeout, self.transport.abort)",
+        "self._head = self._head or self.loop.call_later(limits.header_seconds, self.transport.abort)",
         "pass",
         "server/test_door.py::test_row_19_a_head_that_does_not_come",
         "server/test_door.py::test_row_19_dripping_does_not_help",
     ),
     _mutant(
         *(19, "a body must come in time", "server/middleware/door.py"),
-        *("receive = in_time(receive, self._service.settings.body_timeout)", "pass"),
+        *("receive = in_time(receive, self._limits.body_seconds)", "pass"),
         "server/test_door.py::test_row_19_a_body_that_does_not_come",
     ),
     _mutant(
         *(19, "a reader must read", "server/middleware/connection.py"),
-        "self._read = self._read or self.loop.call_later(settings.write_timeout, self.transport.abort)",
+        "self._read = self._read or self.loop.call_later(limits.write_seconds, self.transport.abort)",
         "pass",
         "server/test_door.py::test_row_19_a_reader_that_does_not_read",
     ),
@@ -261,7 +261,7 @@ MUTANTS = (
         "engines/test_transformers.py::test_row_20_broken_checkpoint_is_the_candidates_fault",
     ),
     _mutant(
-        *(20, "/readyz is no 200 meanwhile", "server/probes.py"),
+        *(20, "/readyz is no 200 meanwhile", "server/operations.py"),
         'return JSONResponse(_probe(now), 200 if now.status in ("ok", "idle") else 503)',
         "return JSONResponse(_probe(now), 200)",
         "server/test_http.py::test_row_20_health_loading_and_failed",
@@ -302,7 +302,7 @@ MUTANTS = (
         "service/test_watchdog.py::test_row_22_a_dead_engine_is_replaced",
     ),
     _mutant(
-        *(22, "/livez fails where only a new process helps", "server/probes.py"),
+        *(22, "/livez fails where only a new process helps", "server/operations.py"),
         *("return JSONResponse(_probe(now), 200 if now.alive else 503)", "return JSONResponse(_probe(now))"),
         "service/test_watchdog.py::test_row_22_livez_says_so_to_who_restarts_processes",
     ),

@@ -274,7 +274,7 @@ def test_settings_do_not_change() -> None:
     [
         *(("MAX_NEW_TOKENS", text) for text in ("0", "-1", "131073", "many", "true", "1.5", "nan", "1e999")),
         *(("DEFAULT_TEMPERATURE", text) for text in ("-0.1", "2.1", "nan", "inf", "warm", "1e999")),
-        *(("DEFAULT_TOP_P", text) for text in ("0", "-0.5", "1.01", "nan", "-inf")),
+        *(("DEFAULT_TOP_P", text) for text in ("-0.5", "1.01", "nan", "-inf")),
         *(("PORT", text) for text in ("-1", "65536", "http", "80.5")),
         *(("HUB_TIMEOUT", text) for text in ("0", "-1", "nan", "inf")),
         *(("DRAIN_TIMEOUT", text) for text in ("-1", "nan", "inf")),

@@ -15,9 +15,18 @@ from pydantic import BaseModel, Field
 
 from router_backend.plan.prompt import router_prompt
 from router_backend.plan.schema import Difficulty, Plan
-from router_backend.server.body import Body, read_body
+from router_backend.server.body import (
+    ERRORS,
+    LARGEST_BUDGET,
+    STREAM,
+    Body,
+    NonEmptyText,
+    Stop,
+    Text,
+    body_schema,
+    read_body,
+)
 from router_backend.server.disconnect import unless_gone
-from router_backend.server.fields import ERRORS, LARGEST_BUDGET, STREAM, NonEmptyText, Stop, Text, body_schema
 from router_backend.server.middleware import access_log
 from router_backend.server.sse import stream
 from router_backend.service.service import GenerationService

@@ -13,8 +13,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 from typing_extensions import Self
 
-from router_backend.server.body import Body
-from router_backend.server.fields import LARGEST_BUDGET, NonEmptyText, Stop, Text
+from router_backend.server.body import LARGEST_BUDGET, Body, NonEmptyText, Stop, Text
 
 MOST_CHOICES = 8
 MOST_MESSAGES = 256
