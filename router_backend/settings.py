@@ -33,8 +33,8 @@ REPLACED = {
 }
 _TOOL = re.compile(r"/[a-z][a-z0-9-]*")
 # The first parts of this server's own paths, which ROOT_PATH must not be taken for.
-_OWN_PATHS = frozenset(
-    "v1 health livez readyz startupz metrics admin gradio gradio_api config console docs openapi.json".split()
+_OWN_PATHS = re.compile(
+    r"/(v1|health|livez|readyz|startupz|metrics|admin|gradio|gradio_api|config|console|docs|openapi\.json)(/|$)"
 )
 
 
@@ -277,7 +277,7 @@ class Settings(BaseSettings):
         path = value.rstrip("/")
         if path and not re.fullmatch(r"(/(?!\.)[\w.~-]+)+", path, re.ASCII):
             raise ValueError("give a path like /router")
-        if path.split("/")[1:2] and path.split("/")[1] in _OWN_PATHS:
+        if _OWN_PATHS.match(path):
             raise ValueError("this server has paths of its own that begin like that; choose another")
         return path
 

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from router_backend.errors import InvalidRequest, PayloadTooLarge, UnsupportedMediaType
 from router_backend.server.errors import ErrorBody
+from router_backend.types import is_blank
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -22,8 +23,15 @@ def _no_nul(text: str) -> str:
     return text
 
 
+def _not_blank(text: str) -> str:
+    if is_blank(text):
+        raise ValueError("must not be blank")
+    return text
+
+
 Text = Annotated[str, AfterValidator(_no_nul), Field(max_length=_TEXT_LENGTH)]
 NonEmptyText = Annotated[Text, Field(min_length=1)]
+Prompt = Annotated[NonEmptyText, AfterValidator(_not_blank)]
 Stop = Annotated[str, AfterValidator(_no_nul), Field(min_length=1, max_length=256)]
 
 ERRORS: dict[int | str, dict[str, Any]] = {
