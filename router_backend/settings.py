@@ -156,7 +156,7 @@ class Settings(BaseSettings):
         ),
         description="Who may show the pages in a frame, as in Content-Security-Policy. "
         "Default: `'self'`, on a Space the hub as well.",
-        examples=["'self'"],
+        examples=["\"'self'\""],  # two pairs of quotes, of which .env takes one away
     )
     max_body_bytes: int = Field(1_048_576, ge=1024, description="The size of a request body. A larger one is a 413.")
     log_format: Literal["auto", "human", "json"] = Field(
