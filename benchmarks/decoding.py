@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, LogitsProcessor, StoppingCriteria
 
-from router_backend import engines
 from router_backend.checkpoints.ladder import Candidate, Rung
+from router_backend.engines.transformers import load as engine
 from router_backend.engines.transformers.drafts import shared
 from router_backend.engines.transformers.guide import Guide, Guides
 from router_backend.engines.transformers.load import precision
@@ -35,10 +35,10 @@ from router_backend.plan.write import PlanWriter
 from router_backend.settings import Settings, load_settings
 from router_backend.types import Chunk, GenerateRequest, ModelInfo, SamplingParams, Timings, Usage
 
-OFF: dict[str, Any] = {"draft_tokens": 0, "forced_tokens": False, "prefix_cache": False}
+OFF: dict[str, Any] = {"draft_tokens": 0, "forcing": False, "prefix_cache": False}
 PARTS: dict[str, dict[str, Any]] = {
     "all, cold": {},
-    "without history": {"draft_history_bits": 0},
+    "without history": {"history_bits": 0},
     "without drafts": {"draft_tokens": 0},
     "all off": OFF,
 }
@@ -86,11 +86,9 @@ def write(writer: PlanWriter, request: GenerateRequest, tools: Sequence[str], su
     return text
 
 
-def load(options: argparse.Namespace, strategy: str, **settings: Any) -> tuple[DecodedModel, Settings]:  # noqa: ANN401
-    configured = load_settings(model_device="cpu" if options.cpu else "auto", **settings)
-    model = engines.load(Rung(Candidate(options.checkpoint, "folder"), strategy), configured)
-    assert isinstance(model, DecodedModel)
-    return model, configured
+def load(options: argparse.Namespace, strategy: str, **parts: Any) -> tuple[DecodedModel, Settings]:  # noqa: ANN401
+    settings = load_settings(model_device="cpu" if options.cpu else "auto")
+    return engine.load(Rung(Candidate(options.checkpoint, "folder"), strategy), settings, **parts), settings
 
 
 def live(options: argparse.Namespace, prompts: list[str]) -> None:

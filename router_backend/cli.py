@@ -13,6 +13,7 @@ import typer
 
 from router_backend import __version__
 from router_backend.errors import InvalidRequest, RouterError
+from router_backend.types import is_blank
 
 app = typer.Typer(
     name="router-backend",
@@ -58,6 +59,8 @@ def generate(
 
     def run() -> int:
         said = _read_prompt(prompt)
+        if is_blank(said):
+            raise InvalidRequest("the prompt is blank")
         asyncio.run(answer_once(said, text=text, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed))
         return 0
 

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from dotenv import dotenv_values
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -28,7 +29,18 @@ _HUB_URL = re.compile(
     r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/(?P<repo>[^/?#@]+/[^/?#@]+)"
     r"(?:/(?:tree|blob|resolve)/(?P<revision>[^/?#]+))?(?:[/?#].*)?"
 )
+# Settings that are gone, and what is to be done about each.
+_ALWAYS = "set REPEATABLE=1 for answers that repeat; otherwise drafts and the prefix cache are always on"
+_FIXED = "it is fixed now; set such limits in the proxy in front"
+REPLACED = {
+    **dict.fromkeys(("PROMPT_LOOKUP", "FORCED_TOKENS", "PREFIX_CACHE", "DRAFT_HISTORY_BITS"), _ALWAYS),
+    **dict.fromkeys(("HEADER_TIMEOUT", "BODY_TIMEOUT", "WRITE_TIMEOUT", "MAX_URL_BYTES", "MAX_HEADER_BYTES"), _FIXED),
+}
 _TOOL = re.compile(r"/[a-z][a-z0-9-]*")
+# The first parts of this server's own paths, which ROOT_PATH must not be taken for.
+_OWN_PATHS = re.compile(
+    r"/(v1|health|livez|readyz|startupz|metrics|admin|gradio|gradio_api|config|console|docs|openapi\.json)(/|$)"
+)
 
 
 def parse_strategy(name: str) -> str:
@@ -57,89 +69,189 @@ OptionalBool = Annotated[bool | None, BeforeValidator(_blank_is_none)]
 
 
 class Settings(BaseSettings):
-    """Every variable that the backend reads, by its name in the environment (upper case)."""
+    """Every variable that the backend reads, by its name in the environment (upper case).
+
+    `docs/settings.md` and `.env.example` are made of these fields: `python -m router_tools.settings_page`.
+    """
 
     model_config = SettingsConfigDict(env_file=".env", env_file_encoding="utf-8", extra="ignore", frozen=True)
 
-    model_repo: OptionalStr = None
-    model_fallbacks: OptionalStr = None
-    model_owner: str = "Alovestocode"
-    hf_token: SecretStr | None = None
-    space_hf_token: SecretStr | None = Field(None, description="what `deploy` gives the Space as its HF_TOKEN")
-    hf_endpoint: OptionalStr = None
-    hf_hub_offline: bool = False
-    model_load_strategy: OptionalStr = None
-    load_in_8bit: OptionalBool = None
-    load_in_4bit: OptionalBool = None
-    model_load_strategies: str = ""
-    model_device: Literal["auto", "cuda", "cpu"] = "auto"
-    cuda_visible_devices: OptionalStr = None
-    skip_warm_start: bool = False
-    allow_warm_start_failure: bool = False
+    model_repo: OptionalStr = Field(
+        None,
+        description="The checkpoint: a hub repo (`owner/name`, `owner/name@commit`), a folder, a `.gguf` file, "
+        "`repo:file.gguf`, or `embedded`. Without `MODEL_FALLBACKS` it is the only candidate.",
+        examples=["embedded"],
+    )
+    model_fallbacks: OptionalStr = Field(
+        None,
+        description="Candidates in order of preference, comma-separated. Default: three checkpoints of `MODEL_OWNER`.",
+        examples=["router-gemma3-merged,router-llama31-merged,router-qwen3-32b-merged"],
+    )
+    model_owner: str = Field("Alovestocode", description="The owner of names without one.")
+    model_device: Literal["auto", "cuda", "cpu"] = Field("auto", description="Where the model runs.")
+    skip_warm_start: bool = Field(False, description="Load the model with the first request instead of at the start.")
+    allow_warm_start_failure: bool = Field(
+        False, description="Stay up when nothing loads, and try again with later requests."
+    )
     engine: Annotated[Literal["echo"] | None, BeforeValidator(_blank_is_none)] = Field(
-        None, description="an engine for tests and demos, which is never chosen by itself"
+        None,
+        description="`echo` repeats the prompt without weights, for tests and demos. It is never chosen by itself.",
+        examples=["echo"],
     )
 
-    max_new_tokens: int = Field(600, ge=1, le=131_072)
-    default_temperature: float = Field(0.2, ge=0, le=2, allow_inf_nan=False)
-    default_top_p: float = Field(0.9, gt=0, le=1, allow_inf_nan=False)
-    prompt_format: Literal["auto", "chat", "raw"] = "auto"
-    router_tools: str = "/general-search,/math,/code"
+    max_new_tokens: int = Field(
+        600, ge=1, le=131_072, description="The token budget of a request that does not name one."
+    )
+    default_temperature: float = Field(
+        0.2, ge=0, le=2, allow_inf_nan=False, description="The temperature of a request that does not name one."
+    )
+    default_top_p: float = Field(
+        0.9, ge=0, le=1, allow_inf_nan=False, description="`top_p` of a request that does not name one."
+    )
+    prompt_format: Literal["auto", "chat", "raw"] = Field(
+        "auto",
+        description="`chat` uses the checkpoint's chat template, `raw` never does, `auto` uses it where there is one.",
+    )
+    router_tools: str = Field(
+        "/general-search,/math,/code", description="The specialists that a plan may name, 1 to 64."
+    )
 
-    host: str = Field(default_factory=lambda: "0.0.0.0" if os.environ.get("SPACE_ID") else "127.0.0.1")  # noqa: S104
-    port: int = Field(7860, ge=0, le=65535)
-    router_api_keys: SecretStr | None = None
-    public_paths: str = ""
-    admin_key: SecretStr | None = Field(None, description="the key of /admin/reload")
-    key_requests_per_minute: float = Field(0, ge=0, allow_inf_nan=False, description="for each key; 0: no limit")
-    key_concurrency: int = Field(0, ge=0, description="requests of one key at once, waiting ones too; 0: no limit")
-    allowed_hosts: str = Field("", description="names that the Host header may give; *: any")
-    cors_origins: str = Field("", description="origins whose pages may read answers; *: any")
+    host: str = Field(
+        default_factory=lambda: "0.0.0.0" if os.environ.get("SPACE_ID") else "127.0.0.1",  # noqa: S104
+        description="The address to listen on. Default: `127.0.0.1`, on a Space `0.0.0.0`. `serve --host` wins.",
+        examples=["127.0.0.1"],
+    )
+    port: int = Field(7860, ge=0, le=65535, description="The port. 0 takes a free one. `serve --port` wins.")
+    root_path: str = Field(
+        "",
+        description="The path at which a proxy shows this server. Links and redirects then begin with it. "
+        "See `docs/nginx.conf`.",
+        examples=["/router"],
+    )
+    router_api_keys: SecretStr | None = Field(
+        None,
+        description="`name:key,name:key`. Every path but `/` and the health probes then needs a key: programs send "
+        "`Authorization: Bearer KEY`, browsers ask for the name and the key.",
+        examples=["alice:change-me,bob:change-me-too"],
+    )
+    public_paths: str = Field("", description="Further whole paths that need no key.", examples=["/console,/metrics"])
+    admin_key: SecretStr | None = Field(
+        None,
+        description="The key of `POST /admin/reload`. Without it there is no such path.",
+        examples=["change-me-three"],
+    )
+    key_requests_per_minute: float = Field(
+        0, ge=0, allow_inf_nan=False, description="The rate limit of each key. 0: none."
+    )
+    key_concurrency: int = Field(
+        0, ge=0, description="Requests that each key may have at once, waiting ones included. 0: no limit."
+    )
+    allowed_hosts: str = Field(
+        "",
+        description="Names that the `Host` header may give; `*` allows any. Default: on the loopback without keys only "
+        "the names of localhost, elsewhere any.",
+        examples=["router.example"],
+    )
+    cors_origins: str = Field(
+        "", description="Origins whose pages may call the API; `*` allows any.", examples=["https://app.example"]
+    )
     frame_ancestors: str = Field(
         default_factory=lambda: (
             "'self' https://huggingface.co https://*.hf.space" if os.environ.get("SPACE_ID") else "'self'"
         ),
-        description="who may show the pages in a frame, as in Content-Security-Policy",
+        description="Who may show the pages in a frame, as in Content-Security-Policy. "
+        "Default: `'self'`, on a Space the hub as well.",
+        examples=["\"'self'\""],  # two pairs of quotes, of which .env takes one away
     )
-    max_body_bytes: int = Field(1_048_576, ge=1024)
-    max_url_bytes: int = Field(8192, ge=256)
-    max_header_bytes: int = Field(32_768, ge=1024, le=65_536)
-    header_timeout: float = Field(10, gt=0, allow_inf_nan=False, description="seconds for a request's head")
-    body_timeout: float = Field(30, gt=0, allow_inf_nan=False, description="seconds for a request's body")
-    write_timeout: float = Field(30, gt=0, allow_inf_nan=False, description="seconds that a slow reader may block")
-    log_format: Literal["auto", "human", "json"] = "auto"
-    log_prompts: bool = False
+    max_body_bytes: int = Field(1_048_576, ge=1024, description="The size of a request body. A larger one is a 413.")
+    log_format: Literal["auto", "human", "json"] = Field(
+        "auto", description="`auto` writes for people on a terminal, else JSON."
+    )
+    log_prompts: bool = Field(False, description="Write each request's prompt into its log line.")
 
-    spaces_zero_gpu: bool = Field(False, description="set by the hub on a ZeroGPU Space")
-    zerogpu_size: Literal["large", "xlarge"] = Field("large", description="the slice of a GPU that a request gets")
-    zerogpu_memory: float | None = Field(None, gt=0, allow_inf_nan=False, description="its memory in GB, if another")
-
-    slots: int = Field(4, ge=1, le=256, description="requests decoded at once")
-    context_length: int = Field(4096, ge=256, le=1_048_576, description="tokens for prompt and answer of one request")
-    threads: int = Field(0, ge=0, le=1024, description="threads of the CPU engine; 0: cores minus one")
-    draft_tokens: int = Field(16, ge=0, le=64, description="tokens of a draft (transformers engine); 0: no drafts")
-    prompt_lookup: bool = Field(True, description="draft out of the prompt and the answer so far")
-    draft_history_bits: int = Field(
-        21, ge=0, le=26, description="draft out of earlier answers, by a table of 2**bits n-grams, 9 bytes each; 0: no"
+    slots: int = Field(4, ge=1, le=256, description="Requests that are decoded at once.")
+    context_length: int = Field(
+        4096,
+        ge=256,
+        le=1_048_576,
+        description="Tokens for the prompt and the answer of one request, never more than the checkpoint allows.",
     )
-    drafter: Annotated[Path | None, BeforeValidator(_blank_is_none)] = Field(
-        None, description="a file that `router-backend drafter build` wrote: answers that the history begins with"
+    threads: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        description="Threads that decode on the processor. 0: one fewer than there are cores, at least one.",
     )
-    forced_tokens: bool = Field(True, description="write what the grammar forces without asking the model")
-    prefix_cache: bool = Field(True, description="keep what a prompt begins with from one request to the next")
-    queue_limit: int = Field(64, ge=0, le=100_000, description="requests that may wait for a slot")
-    request_timeout: float = Field(300, gt=0, allow_inf_nan=False, description="seconds, waiting included")
-    drain_timeout: float = Field(30, ge=0, allow_inf_nan=False)
+    queue_limit: int = Field(64, ge=0, le=100_000, description="Requests that may wait for a slot. More are a 429.")
+    request_timeout: float = Field(
+        300, gt=0, allow_inf_nan=False, description="Seconds for a request, waiting included. Then it is a 504."
+    )
+    drain_timeout: float = Field(
+        30, ge=0, allow_inf_nan=False, description="Seconds that running requests get when the server stops."
+    )
     watchdog_timeout: float = Field(
         120,
         ge=0,
         allow_inf_nan=False,
-        description="seconds without a sign of life after which an engine hangs; 0: never",
+        description="Seconds without a sign of life after which the engine is started again. 0: never.",
     )
-    otel_exporter_otlp_endpoint: OptionalStr = Field(None, description="where traces go (extra otel)")
-    otel_service_name: str = "router-backend"
-    hub_timeout: float = Field(30, gt=0, allow_inf_nan=False)
-    trust_remote_code: bool = False
+    otel_exporter_otlp_endpoint: OptionalStr = Field(
+        None, description="Where traces are sent (extra `otel`).", examples=["http://127.0.0.1:4318"]
+    )
+    otel_service_name: str = Field("router-backend", description="The name of this service in traces.")
+
+    model_load_strategy: OptionalStr = Field(
+        None,
+        description=f"The precision to try first: {', '.join(f'`{name}`' for name in STRATEGIES)}, or an alias "
+        "(`int8`, `nf4`, `half` …). Default: `8bit`. A quantised checkpoint is loaded as it is.",
+        examples=["8bit"],
+    )
+    model_load_strategies: str = Field(
+        "",
+        description="The precisions to try next, comma-separated. The others come last.",
+        examples=["4bit,cpu"],
+    )
+    load_in_8bit: OptionalBool = Field(None, description="An older way to ask for `8bit`.", examples=["1"])
+    load_in_4bit: OptionalBool = Field(None, description="An older way to ask for `4bit`.", examples=["0"])
+    hf_token: SecretStr | None = Field(
+        None,
+        description="The token that reads private checkpoints; `deploy` and `merge --push` need one that may write. "
+        "It is never logged.",
+    )
+    space_hf_token: SecretStr | None = Field(
+        None, description="The token that `deploy` gives the Space as its `HF_TOKEN`; one that may only read will do."
+    )
+    hf_endpoint: OptionalStr = Field(None, description="The address of another hub.", examples=["https://hub.example"])
+    hf_hub_offline: bool = Field(False, description="Ask no hub; use what is there.")
+    hub_timeout: float = Field(
+        30, gt=0, allow_inf_nan=False, description="Seconds without a byte after which a download is given up."
+    )
+    trust_remote_code: bool = Field(False, description="Run the code that a checkpoint brings.")
+    cuda_visible_devices: OptionalStr = Field(None, description="The GPUs that may be used.", examples=["0"])
+    repeatable: bool = Field(
+        False,
+        description="The same seed gives the same answer, also in half precision: no drafts and no prefix cache. "
+        "Answers take longer.",
+    )
+    draft_tokens: int = Field(
+        16,
+        ge=0,
+        le=64,
+        description="Tokens at most that are guessed ahead and checked in one forward pass. 0: none.",
+    )
+    drafter: Annotated[Path | None, BeforeValidator(_blank_is_none)] = Field(
+        None,
+        description="A file of earlier plans that drafts are made of; `router-backend drafter build` writes one.",
+        examples=["drafter.jsonl"],
+    )
+
+    zerogpu_size: Literal["large", "xlarge"] = Field(
+        "large", description="The slice of a GPU that a request gets: `large` has 48 GB, `xlarge` 96 GB."
+    )
+    zerogpu_memory: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="The slice's memory in GB, where it is another.", examples=["48"]
+    )
+    spaces_zero_gpu: bool = Field(False, description="Set by the hub on a ZeroGPU Space.")
 
     @model_validator(mode="before")
     @classmethod
@@ -163,6 +275,16 @@ class Settings(BaseSettings):
         if value and not re.match(r"https?://[^/\s]", value):
             raise ValueError("give the address of a hub, like https://hub.example")
         return value
+
+    @field_validator("root_path")
+    @classmethod
+    def _root_is_a_path(cls, value: str) -> str:
+        path = value.rstrip("/")
+        if path and not re.fullmatch(r"(/(?!\.)[\w.~-]+)+", path, re.ASCII):
+            raise ValueError("give a path like /router")
+        if _OWN_PATHS.match(path):
+            raise ValueError("this server has paths of its own that begin like that; choose another")
+        return path
 
     @field_validator("router_tools")
     @classmethod
@@ -233,6 +355,12 @@ def load_settings(**overrides: object) -> Settings:
             _check_name(variable, name)
             _check_path(variable, name)
     return settings
+
+
+def outdated() -> list[str]:
+    """One line for each name in the environment or `.env` that is no setting any more, saying what to do instead."""
+    given = {name.upper() for name in (*os.environ, *dotenv_values(".env", encoding="utf-8"))}
+    return [f"{name} is not a setting any more: {instead}" for name, instead in REPLACED.items() if name in given]
 
 
 def _explain(error: dict[str, Any]) -> str:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
 FinishReason = Literal["stop", "length", "cancelled"]
 Output = Literal["plan", "json", "text"]
 Role = Literal["system", "user", "assistant"]
+# Below it a temperature or a top_p leaves the likeliest token alone, and a float32 cannot divide by it for long.
+_COLDEST = 1e-6
+
+
+def is_blank(text: str) -> bool:
+    """Whether nothing of a text can be seen: blanks, line ends, control and format characters."""
+    return all(unicodedata.category(each) in ("Cc", "Cf", "Zl", "Zp", "Zs") for each in text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,8 +24,8 @@ class SamplingParams:
 
     Attributes:
         max_new_tokens: the token budget of the answer.
-        temperature: 0 is greedy.
-        top_p: nucleus sampling, in (0, 1].
+        temperature: 0 is greedy, as is whatever no engine can divide by: it becomes 0.
+        top_p: nucleus sampling, in (0, 1]; 0 becomes greedy.
         seed: makes an answer repeatable; the service draws one where the client sends none.
         stop: texts that end the answer; they are not part of it.
         logprobs: how many of the likeliest tokens are told with each drawn one; None for no probabilities at all.
@@ -29,6 +37,11 @@ class SamplingParams:
     seed: int = 0
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        if min(self.temperature, self.top_p) < _COLDEST:
+            object.__setattr__(self, "temperature", 0.0)
+            object.__setattr__(self, "top_p", max(self.top_p, _COLDEST))
 
 
 @dataclass(frozen=True, slots=True)

@@ -284,19 +284,19 @@ MUTANTS = (
     ),
     _mutant(
         *(19, "a head must come in time", "connections.Connection._await_head"),
-        "self._head = self._head or self.loop.call_later(settings.header_timeout, self.transport.abort)",
+        "self._head = self._head or self.loop.call_later(limits.header_seconds, self.transport.abort)",
         "pass",
         "server/test_door.py::test_row_19_a_head_that_does_not_come",
         "server/test_door.py::test_row_19_dripping_does_not_help",
     ),
     _mutant(
         *(19, "a body must come in time", "middleware.door:Door.__call__"),
-        *("receive = in_time(receive, self._service.settings.body_timeout)", "pass"),
+        *("receive = in_time(receive, self._limits.body_seconds)", "pass"),
         "server/test_door.py::test_row_19_a_body_that_does_not_come",
     ),
     _mutant(
         *(19, "a reader must read", "connections.Connection.pause_writing"),
-        "self._read = self._read or self.loop.call_later(settings.write_timeout, self.transport.abort)",
+        "self._read = self._read or self.loop.call_later(limits.write_seconds, self.transport.abort)",
         "pass",
         "server/test_door.py::test_row_19_a_reader_that_does_not_read",
     ),

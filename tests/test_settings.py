@@ -1,5 +1,7 @@
 import os
+import re
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,13 +10,16 @@ from pydantic import ValidationError
 from router_backend.errors import SettingsError
 from router_backend.settings import (
     ALIASES,
+    REPLACED,
     STRATEGIES,
     Settings,
     load_settings,
     looks_like_path,
+    outdated,
     parse_strategy,
     split_list,
 )
+from router_tools.settings_page import GROUPS, example, page
 
 VARIABLES = {name.upper() for name in Settings.model_fields}
 SECRET = "hf_NEVER-SHOWN"
@@ -25,7 +30,7 @@ KEYS = "alice:NEVER-SHOWN-1,bob:NEVER-SHOWN-2"
 def odd_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Names are read without case, and a Space has a variable of its own: none of a developer's reaches a test."""
     for name in list(os.environ):
-        if name.upper() in {*VARIABLES, "SPACE_ID"}:
+        if name.upper() in {*VARIABLES, *REPLACED, "SPACE_ID"}:
             monkeypatch.delenv(name)
 
 
@@ -131,6 +136,45 @@ def test_a_space_listens_on_all_addresses(monkeypatch: pytest.MonkeyPatch) -> No
     assert load_settings(host="127.0.0.1").host == "127.0.0.1"
     monkeypatch.setenv("HOST", "127.0.0.2")
     assert load_settings().host == "127.0.0.2"
+
+
+# Described once
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(("path", "made"), [("docs/settings.md", page), (".env.example", example)])
+def test_the_pages_of_the_settings_are_current(path: str, made: Callable[[], str]) -> None:
+    text = (ROOT / path).read_text("utf-8")
+    assert text == made(), "run: python -m router_tools.settings_page"
+
+
+def test_every_setting_is_described_and_in_a_group() -> None:
+    names = list(Settings.model_fields)
+    assert names[0] == next(iter(GROUPS)) and set(GROUPS) <= set(names)
+    for name, field in Settings.model_fields.items():
+        assert field.description and field.description.endswith("."), name
+        assert f"| `{name.upper()}` |" in page() and f"\n#{name.upper()}=" in example(), name
+
+
+def test_every_line_of_the_example_is_a_setting(tmp_path: Path) -> None:
+    lines = [line[1:] for line in example().splitlines() if re.match(r"#[A-Z0-9_]+=", line)]
+    assert len(lines) == len(VARIABLES)
+    (tmp_path / ".env").write_text("\n".join(lines), "utf-8")
+    settings = load_settings()
+    assert settings.model_fields_set >= set(Settings.model_fields) - {"hf_token", "space_hf_token"}
+    assert (settings.frame_ancestors, settings.root_path, settings.engine) == ("'self'", "/router", "echo")
+
+
+def test_old_names_are_told_and_are_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert outdated() == []
+    assert not REPLACED.keys() & VARIABLES
+    (tmp_path / ".env").write_text("WRITE_TIMEOUT=1\nprefix_cache=0\n", "utf-8")
+    monkeypatch.setenv("Prompt_Lookup", "0")
+    load_settings()
+    told = outdated()
+    assert [line.partition(" ")[0] for line in told] == ["PROMPT_LOOKUP", "PREFIX_CACHE", "WRITE_TIMEOUT"]
+    assert "REPEATABLE=1" in told[0] and "\n" not in "".join(told)
 
 
 # Load strategies
@@ -274,7 +318,7 @@ def test_settings_do_not_change() -> None:
     [
         *(("MAX_NEW_TOKENS", text) for text in ("0", "-1", "131073", "many", "true", "1.5", "nan", "1e999")),
         *(("DEFAULT_TEMPERATURE", text) for text in ("-0.1", "2.1", "nan", "inf", "warm", "1e999")),
-        *(("DEFAULT_TOP_P", text) for text in ("0", "-0.5", "1.01", "nan", "-inf")),
+        *(("DEFAULT_TOP_P", text) for text in ("-0.5", "1.01", "nan", "-inf")),
         *(("PORT", text) for text in ("-1", "65536", "http", "80.5")),
         *(("HUB_TIMEOUT", text) for text in ("0", "-1", "nan", "inf")),
         *(("DRAIN_TIMEOUT", text) for text in ("-1", "nan", "inf")),

@@ -11,23 +11,23 @@ from fastapi_offline import FastAPIOffline
 
 from router_backend import __version__
 from router_backend.server import errors
-from router_backend.server.admin import admin_router
-from router_backend.server.metrics import metrics_router
 from router_backend.server.middleware.access_log import AccessLog
+from router_backend.server.middleware.connection import Limits
 from router_backend.server.middleware.door import Door
-from router_backend.server.middleware.guard import Guard, Keys
-from router_backend.server.middleware.login import login_router
+from router_backend.server.middleware.guard import Guard
+from router_backend.server.middleware.scope import HeadAsGet, Prefix
 from router_backend.server.native import native_router
 from router_backend.server.openai.routes import openai_router
+from router_backend.server.operations import admin_router, health_router
 from router_backend.server.pages import pages_router
-from router_backend.server.probes import health_router
 from router_backend.service.service import GenerationService
 from router_backend.settings import split_list
 from router_backend.ui.mount import LazyUI, mount_ui
 
 
-def create_app(service: GenerationService, *, ui: bool = True) -> FastAPI:
+def create_app(service: GenerationService, *, ui: bool = True, limits: Limits | None = None) -> FastAPI:
     """The whole HTTP side. The service is started and closed with the app; `ui` adds Gradio at `/gradio`."""
+    limits = limits or Limits()
 
     page: LazyUI | None = None
 
@@ -50,24 +50,23 @@ def create_app(service: GenerationService, *, ui: bool = True) -> FastAPI:
     errors.install(app)
     app.include_router(native_router(service))
     app.include_router(health_router(service))
-    app.include_router(metrics_router(service))
     app.include_router(openai_router(service))
     app.include_router(admin_router(service))
     app.include_router(pages_router())
-    if service.settings.api_keys:
-        app.include_router(login_router(Keys(service.settings)))
     if ui:
         page = mount_ui(app, service)
     # From the inside out; the last one is the first that a request meets.
-    app.add_middleware(Door, service=service)
-    app.add_middleware(Guard, settings=service.settings)
+    app.add_middleware(HeadAsGet)
+    app.add_middleware(Door, service=service, limits=limits)
+    app.add_middleware(Guard, settings=service.settings, limits=limits)
     if origins := split_list(service.settings.cors_origins):
         app.add_middleware(
             CORSMiddleware,
             allow_origins=origins,
             allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type", "x-request-id"],
+            allow_headers=["*"],  # what is asked for is echoed: the clients of browsers send a dozen of their own
             expose_headers=["x-request-id", "retry-after"],
         )
     app.add_middleware(AccessLog, metrics=service.metrics, frame_ancestors=service.settings.frame_ancestors)
+    app.add_middleware(Prefix, root_path=service.settings.root_path)
     return app

@@ -15,9 +15,19 @@ from pydantic import BaseModel, Field
 
 from router_backend.plan.prompt import router_prompt
 from router_backend.plan.schema import Difficulty, Plan
-from router_backend.server.body import Body, read_body
+from router_backend.server.body import (
+    ERRORS,
+    LARGEST_BUDGET,
+    STREAM,
+    Body,
+    NonEmptyText,
+    Prompt,
+    Stop,
+    Text,
+    body_schema,
+    read_body,
+)
 from router_backend.server.disconnect import unless_gone
-from router_backend.server.fields import ERRORS, LARGEST_BUDGET, STREAM, NonEmptyText, Stop, Text, body_schema
 from router_backend.server.middleware import access_log
 from router_backend.server.sse import stream
 from router_backend.service.service import GenerationService
@@ -33,8 +43,8 @@ class Sampling(Body):
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = Field(
         None, description="0 is greedy. Default: DEFAULT_TEMPERATURE (0.2)."
     )
-    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = Field(
-        None, description="Nucleus sampling. Default: DEFAULT_TOP_P (0.9)."
+    top_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = Field(
+        None, description="Nucleus sampling; 0 is greedy. Default: DEFAULT_TOP_P (0.9)."
     )
     seed: Annotated[int, Field(ge=0, lt=2**32)] | None = Field(None, description="Makes the answer repeatable.")
     stop: Annotated[list[Stop], Field(max_length=4)] | None = Field(
@@ -45,14 +55,14 @@ class Sampling(Body):
 
 
 class GenerateBody(Sampling):
-    prompt: NonEmptyText
+    prompt: Prompt
     output: Literal["plan", "text"] = Field("plan", description="A whole routing plan, or the model's raw text.")
 
 
 class PlanBody(Sampling):
     """A query, and what the client knows about it; the canonical router prompt is built from these."""
 
-    query: NonEmptyText
+    query: Prompt
     context: Text | None = None
     acceptance: Text | None = Field(None, description="What an acceptable answer must do.")
     guidance: Text | None = Field(None, description="How to go about it.")

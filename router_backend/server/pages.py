@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import re
 from pathlib import Path
 
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, RedirectResponse
 
-from router_backend.server.middleware.headers import page_policy
-
 CONSOLE = Path(__file__).with_name("console.html")
+_INLINE = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
 
 
 def pages_router() -> APIRouter:
     router = APIRouter(include_in_schema=False)
     console = CONSOLE.read_text(encoding="utf-8")
-    headers = {"Content-Security-Policy": page_policy(console)}
+    headers = {"Content-Security-Policy": _policy(console)}
 
-    @router.api_route("/", methods=["GET", "HEAD"])
+    @router.get("/")
     async def root(request: Request) -> RedirectResponse:
         query = f"?{request.url.query}" if request.url.query else ""
-        return RedirectResponse(f"/gradio{query}", 307)
+        return RedirectResponse(f"{request.scope.get('root_path', '')}/gradio{query}", 307)
 
     @router.get("/console")
     async def show_console() -> HTMLResponse:
         return HTMLResponse(console, headers=headers)
 
     return router
+
+
+def _policy(page: str) -> str:
+    """A Content-Security-Policy for a page of one file: its own script and style, and nothing from elsewhere."""
+    found: dict[str, list[str]] = {"script": [], "style": []}
+    nothing = ["'none'"]
+    for kind, text in _INLINE.findall(page):
+        found[kind].append(f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'")
+    sources = "; ".join(f"{kind}-src {' '.join(hashes or nothing)}" for kind, hashes in found.items())
+    return f"default-src 'none'; {sources}; connect-src 'self'; img-src data:; form-action 'self'; base-uri 'none'"

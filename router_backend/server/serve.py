@@ -17,11 +17,11 @@ import uvicorn
 from router_backend import logs
 from router_backend.errors import RouterError, SettingsError
 from router_backend.server.app import create_app
-from router_backend.server.middleware.connection import connections
+from router_backend.server.middleware.connection import Limits, connections
 from router_backend.service import tracing
 from router_backend.service.loader import build_service
 from router_backend.service.service import GenerationService
-from router_backend.settings import Settings, load_settings
+from router_backend.settings import load_settings, outdated
 
 _log = logging.getLogger(__name__)
 
@@ -35,11 +35,13 @@ def serve(*, host: str | None = None, port: int | None = None) -> int:
     """
     settings = load_settings(host=host, port=port)
     logs.configure(settings)
+    for line in outdated():
+        _log.warning(line)
     tracing.configure(settings)
     listening = bind(settings.host, settings.port)
     fatal: list[RouterError] = []
     service = build_service(settings)
-    server = Server(configuration(create_app(service), settings), service)
+    server = Server(configuration(create_app(service)), service)
 
     def stop(error: RouterError) -> None:
         fatal.append(error)
@@ -59,11 +61,11 @@ def serve(*, host: str | None = None, port: int | None = None) -> int:
     return 0
 
 
-def configuration(app: Callable[..., Any], settings: Settings) -> uvicorn.Config:
+def configuration(app: Callable[..., Any], limits: Limits | None = None) -> uvicorn.Config:
     """uvicorn, told what this server wants. Its own shutdown comes after the service has drained."""
     return uvicorn.Config(
         app,
-        http=connections(settings),
+        http=connections(limits or Limits()),
         log_config=None,
         access_log=False,
         server_header=False,

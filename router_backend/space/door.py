@@ -36,7 +36,7 @@ from router_backend.server.serve import bind
 from router_backend.service import tracing
 from router_backend.service.loader import load_first, logged
 from router_backend.service.service import GenerationService
-from router_backend.settings import Settings, load_settings
+from router_backend.settings import Settings, load_settings, outdated
 from router_backend.space.engine import SpaceEngine, memory_gb
 from router_backend.ui.blocks import build_blocks
 from router_backend.ui.look import options
@@ -55,6 +55,8 @@ def serve(*, host: str | None = None, port: int | None = None) -> int:
     """
     settings = load_settings(host=host, port=port)
     logs.configure(settings)
+    for line in outdated():
+        _log.warning(line)
     tracing.configure(settings)
     bind(settings.host, settings.port).close()
     if settings.skip_warm_start:

@@ -17,7 +17,7 @@ from router_backend.plan.parse import NoPlanFound, parse
 from router_backend.plan.prompt import INSTRUCTIONS, router_prompt
 from router_backend.plan.rules import validate
 from router_backend.service.service import GenerationService, Health
-from router_backend.types import Chunk, GenerateRequest, Output, SamplingParams
+from router_backend.types import Chunk, GenerateRequest, Output, SamplingParams, is_blank
 from router_backend.ui.plan_view import render_plan
 
 _log = logging.getLogger(__name__)
@@ -225,7 +225,7 @@ def build_blocks(service: GenerationService) -> gr.Blocks:
 
 
 def _request(text: str, output: Output, limit: float | None, temperature: float, top_p: float) -> GenerateRequest:
-    if not text.strip():
+    if is_blank(text):
         raise InvalidRequest("write a request first", param="prompt")
     if "\x00" in text:
         raise InvalidRequest("the request must not hold a NUL character", param="prompt")

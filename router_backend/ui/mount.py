@@ -135,4 +135,4 @@ def _loop_of_its_own() -> Iterator[None]:
 
 def _unavailable(why: str | None) -> HTMLResponse:
     how = "Gradio is not installed. Install it with <code>pip install 'router-backend[ui]'</code> and start again."
-    return HTMLResponse(_PAGE.format(why=why or how, console="/console"), 503)
+    return HTMLResponse(_PAGE.format(why=why or how, console="../console"), 503)

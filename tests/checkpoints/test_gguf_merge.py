@@ -16,7 +16,7 @@ from router_backend.checkpoints.adapter import ADAPTER, ADAPTER_CONFIG
 from router_backend.checkpoints.gguf_merge import merge
 from router_backend.errors import CandidateError
 from router_backend.plan.prompt import BUDGET_KEY
-from router_tools.train import lora
+from router_tools.train.model import save_adapter, with_adapter
 
 WIDTH, INNER, HEADS, GROUPS, LAYERS, VOCABULARY = 64, 96, 4, 2, 2, 64
 
@@ -71,13 +71,13 @@ def load(path: Path) -> LlamaForCausalLM:
 def write_adapter(model: LlamaForCausalLM, folder: Path) -> torch.Tensor:
     """Gives the model a random adapter and saves it; returns what both compute for some tokens."""
     torch.manual_seed(0)
-    layers = lora.inject(model, 4)
-    for layer in layers.values():
-        for weight in (layer.lora_a, layer.lora_b):
+    adapted = with_adapter(model, 4, half=False)
+    for name, weight in adapted.named_parameters():
+        if "lora_" in name:
             torch.nn.init.normal_(weight, std=0.2)
             weight.data = weight.data.half().float()
-    lora.save(layers, folder)
-    return logits(model)
+    save_adapter(adapted, folder)
+    return logits(adapted.eval())
 
 
 def logits(model: LlamaForCausalLM) -> torch.Tensor:

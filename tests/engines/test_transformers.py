@@ -47,14 +47,16 @@ def never() -> bool:
     return False
 
 
-def load(folder: Path, strategy: str = "cpu", **settings: object) -> DecodedModel:
+def load(
+    folder: Path, strategy: str = "cpu", parts: dict[str, object] | None = None, **settings: object
+) -> DecodedModel:
     chosen: dict[str, object] = {"model_device": "cpu", "threads": 1, "slots": 2, **settings}
-    return engine.load(Rung(Candidate(str(folder), "folder"), strategy), load_settings(**chosen))
+    return engine.load(Rung(Candidate(str(folder), "folder"), strategy), load_settings(**chosen), **parts or {})
 
 
-def load_exact(folder: Path, **settings: object) -> DecodedModel:
+def load_exact(folder: Path, parts: dict[str, object] | None = None, **settings: object) -> DecodedModel:
     """In float32, whatever this processor is fast at: the same tokens however they are computed together."""
-    model = load(folder, "cpu", **settings)
+    model = load(folder, "cpu", parts, **settings)
     network(model).float()
     return model
 
@@ -321,22 +323,32 @@ def test_head_of_the_prompt_is_cached_from_one_request_to_the_next(llama: Decode
 
 
 def test_each_part_can_be_switched_off(folders: dict[str, Path]) -> None:
-    def cost(**settings: object) -> Chunk:
-        return write(load_exact(folders["llama31"], **settings), "Add two numbers.", 8)[1]
+    def cost(**parts: object) -> Chunk:
+        return write(load_exact(folders["llama31"], parts), "Add two numbers.", 8)[1]
 
     everything = cost()
-    assert cost(forced_tokens=False).timings.forced == 0 < everything.timings.forced
-    parts: tuple[dict[str, object], ...] = ({"draft_tokens": 0}, {"prompt_lookup": False, "draft_history_bits": 0})
+    assert cost(forcing=False).timings.forced == 0 < everything.timings.forced
+    parts: tuple[dict[str, object], ...] = ({"draft_tokens": 0}, {"lookup": False, "history_bits": 0})
     for off in parts:
         none = cost(**off).timings
         assert none.drafted == none.accepted == 0
         assert none.forward_passes > everything.timings.forward_passes
 
 
+def test_repeatable_answers_use_neither_drafts_nor_the_prefix_cache(folders: dict[str, Path]) -> None:
+    model = load_exact(folders["llama31"], repeatable=True)
+    first, cold = write(model, "Add two numbers.", 8, id="one")
+    again, warm = write(model, "Add two numbers.", 8, id="two")
+    assert first == again and warm.usage.cached_tokens == 0
+    for last in (cold, warm):
+        assert last.timings.drafted == 0 < last.timings.forced
+    assert warm.timings.forward_passes == cold.timings.forward_passes
+
+
 @pytest.mark.parametrize("kept", [True, False])
 def test_prefix_cache_can_be_switched_off_between_requests(folders: dict[str, Path], kept: bool) -> None:
     """Inside a plan, whose many calls are one request, it stays."""
-    model, sizes = load_exact(folders["llama31"], prefix_cache=kept), list[int]()
+    model, sizes = load_exact(folders["llama31"], {"prefix_cache": kept}), list[int]()
     network(model).register_forward_pre_hook(
         lambda module, args, kwargs: sizes.append(kwargs["input_ids"].shape[1]), with_kwargs=True
     )
@@ -349,9 +361,9 @@ def test_prefix_cache_can_be_switched_off_between_requests(folders: dict[str, Pa
 
 
 def test_history_begins_with_the_drafter_file(folders: dict[str, Path], tmp_path: Path) -> None:
-    text, cold = write(load_exact(folders["llama31"], prompt_lookup=False), "Add two numbers.", 8)
+    text, cold = write(load_exact(folders["llama31"], {"lookup": False}), "Add two numbers.", 8)
     (tmp_path / "drafter.jsonl").write_text(text + "\n", encoding="utf-8")
-    told = load_exact(folders["llama31"], prompt_lookup=False, drafter="drafter.jsonl")
+    told = load_exact(folders["llama31"], {"lookup": False}, drafter="drafter.jsonl")
     again, warm = write(told, "Add two numbers.", 8)
     assert again == text
     assert cold.timings.forward_passes > 2 * warm.timings.forward_passes

@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, Playwright, Request, sync_playwright
@@ -76,7 +77,7 @@ def phone(browser: Browser) -> Iterator[Page]:
 
 
 @contextlib.contextmanager
-def watched(browser: Browser, width: int, height: int) -> Iterator[Page]:
+def watched(browser: Browser, width: int, height: int, **options: Any) -> Iterator[Page]:  # noqa: ANN401 - Playwright's
     elsewhere: list[str] = []
     failures: list[str] = []
 
@@ -84,7 +85,7 @@ def watched(browser: Browser, width: int, height: int) -> Iterator[Page]:
         if not request.url.startswith(LOCAL):
             elsewhere.append(request.url)
 
-    with browser.new_context(viewport={"width": width, "height": height}) as context:
+    with browser.new_context(viewport={"width": width, "height": height}, **options) as context:
         page = context.new_page()
         page.set_default_timeout(15_000)
         page.on("request", note)

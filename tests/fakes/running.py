@@ -28,6 +28,7 @@ from router_backend.engines.echo import EchoModel
 from router_backend.engines.threaded import ThreadedEngine
 from router_backend.plan.write import PlanWriter
 from router_backend.server.app import create_app
+from router_backend.server.middleware.connection import Limits
 from router_backend.server.serve import bind, configuration
 from router_backend.service.service import GenerationService
 from router_backend.settings import Settings, load_settings
@@ -141,11 +142,13 @@ class Served:
 
 
 @contextlib.contextmanager
-def served(model: EchoModel | None = None, *, ui: bool = False, **settings: object) -> Iterator[Served]:
+def served(
+    model: EchoModel | None = None, *, ui: bool = False, limits: Limits | None = None, **settings: object
+) -> Iterator[Served]:
     """The app under uvicorn, in a thread."""
     model = model or echo_model()
     service, engine = echo_service(model, load_settings(**{"drain_timeout": 1, **settings}))
-    server = uvicorn.Server(configuration(create_app(service, ui=ui), service.settings))
+    server = uvicorn.Server(configuration(create_app(service, ui=ui, limits=limits), limits))
     with bind("127.0.0.1", 0) as listener:
         loops: list[asyncio.AbstractEventLoop] = []
 

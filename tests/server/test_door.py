@@ -1,7 +1,8 @@
-"""The guard and the door over HTTP: names, heads, browsers, sessions, limits of a key, drain, reload."""
+"""The guard and the door over HTTP: names, heads, browsers, people's keys, limits of a key, drain, reload."""
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import re
 import socket
@@ -9,18 +10,17 @@ import threading
 import time
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import quote
 
 import httpx
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, expect
 
-from router_backend.server.middleware import session
+from router_backend.server.middleware.connection import Limits
 from router_backend.settings import load_settings
-from tests.fakes.browser import browser, page
+from tests.fakes.browser import browser, watched
 from tests.fakes.running import App, Served, app, echo_model, in_threads, served, until
 
-__all__ = ["browser", "page"]
+__all__ = ["browser"]
 
 KEY, OTHER, ADMIN = "k-alice-1234", "k-bob-5678", "k-admin-90"
 KEYS = f"alice:{KEY},bob:{OTHER}"
@@ -132,7 +132,8 @@ def closed_after(line: socket.socket) -> float:
 @pytest.fixture(scope="module")
 def impatient() -> Iterator[Served]:
     model = echo_model(slots=1)
-    with served(model, header_timeout=0.5, body_timeout=0.5, write_timeout=0.5, max_body_bytes=2**23) as server:
+    limits = Limits(header_seconds=0.5, body_seconds=0.5, write_seconds=0.5)
+    with served(model, limits=limits, max_body_bytes=2**23) as server:
         yield server
 
 
@@ -218,7 +219,7 @@ def test_pages_of_elsewhere_may_not_read_unless_they_are_named() -> None:
         )
         assert response.status_code == 200
         assert response.headers["access-control-allow-origin"] == "https://app.example"
-        assert "access-control-allow-credentials" not in response.headers, "a session is no business of theirs"
+        assert "access-control-allow-credentials" not in response.headers, "a browser's own keys are not for them"
         answer = echo.generate(output="text", headers=BEARER | {"origin": "https://app.example"})
         assert answer.headers["access-control-allow-origin"] == "https://app.example"
         other = echo.client.options("/v1/generate", headers=ask | {"origin": "https://evil.example"})
@@ -244,129 +245,133 @@ def test_the_policy_of_frames_is_the_operators() -> None:
         assert policy.endswith(", frame-ancestors https://portal.example")
 
 
-# Sessions
+# People's keys
 
 
 @pytest.fixture(scope="module")
 def guarded() -> Iterator[App]:
-    with app(router_api_keys=KEYS, admin_key=ADMIN) as running:
+    with app(router_api_keys=KEYS, admin_key=ADMIN, cors_origins="https://app.example,*") as running:
         yield running
 
 
-@pytest.fixture
-def visitor(guarded: App) -> Iterator[App]:
-    """Somebody without a session."""
-    guarded.client.cookies.clear()
-    yield guarded
-    guarded.client.cookies.clear()
+def basic(name: str, key: str) -> dict[str, str]:
+    return {"authorization": f"Basic {base64.b64encode(f'{name}:{key}'.encode()).decode()}"}
 
 
-def log_in(visitor: App, key: str, where: str = "/console") -> Any:  # noqa: ANN401
-    content = f"key={quote(key)}&where={quote(where)}"
-    return visitor.client.post("/login", content=content, headers={"content-type": "application/x-www-form-urlencoded"})
+ALICE = basic("alice", KEY)
 
 
-def test_a_browser_is_shown_a_form_and_programs_are_not(visitor: App) -> None:
-    for path in ("/console", "/docs", "/nothing"):
-        response = visitor.client.get(path, headers=HTML)
-        assert response.status_code == 401 and f'name="where" value="{path}"' in response.text
-        assert visitor.client.get(path).headers["content-type"] == "application/json"
-    assert visitor.client.post("/v1/generate", headers=HTML).headers["content-type"] == "application/json"
+@pytest.mark.parametrize("path", ["/gradio", "/gradio/", "/console", "/docs", "/nothing"])
+def test_a_browser_that_asks_for_a_page_is_asked_for_a_name_and_a_key(guarded: App, path: str) -> None:
+    for method in ("GET", "HEAD"):
+        response = guarded.client.request(method, path, headers=HTML)
+        assert response.status_code == 401
+        assert response.headers["www-authenticate"] == 'Basic realm="router", charset="UTF-8"'
 
 
-def test_a_session_opens_the_pages(visitor: App) -> None:
-    response = log_in(visitor, KEY)
-    assert (response.status_code, response.headers["location"]) == (303, "/console")
-    cookie = response.headers["set-cookie"]
-    assert KEY not in cookie
-    for word in ("HttpOnly", "SameSite=lax", "Path=/", "Max-Age=43200"):
-        assert word in cookie
-    assert visitor.client.get("/console", headers=HTML).status_code == 200
-    answer = visitor.generate("in", output="text", headers={"origin": "http://localhost"})
-    assert answer.json() == {"text": "in"}
+def test_programs_are_asked_for_a_key_and_open_no_window(guarded: App) -> None:
+    """A script of a page, whose browser would ask its user at every 401 with Basic, is a program too."""
+    for headers in ({}, {"accept": "*/*"}, {"accept": "application/json"}):
+        assert guarded.client.get("/docs", headers=headers).headers["www-authenticate"] == "Bearer"
+    for headers in (HTML, {}):
+        assert guarded.client.post("/v1/generate", headers=headers).headers["www-authenticate"] == "Bearer"
 
 
-def test_a_session_does_not_count_for_pages_of_elsewhere(visitor: App) -> None:
-    log_in(visitor, KEY)
-    for headers in ({}, {"origin": "http://evil.example"}, {"origin": "null"}, {"origin": "http://localhost.evil"}):
-        response = visitor.generate(output="text", headers=headers)
-        assert (response.status_code, code_of(response)) == (403, "forbidden")
+def test_name_and_key_open_the_pages_and_the_api(guarded: App) -> None:
+    for path in ("/console", "/docs", "/openapi.json", "/metrics"):
+        assert guarded.client.get(path, headers=HTML | ALICE).status_code == 200
+    assert guarded.generate("in", output="text", headers=ALICE).json() == {"text": "in"}, "curl -u alice:KEY"
+    assert guarded.generate(output="text", headers={"authorization": ALICE["authorization"].replace("Basic", "bAsIc")})
 
 
-def test_a_wrong_key_shows_the_form_again(visitor: App) -> None:
-    for key in ("wrong", "", ADMIN, f"alice:{KEY}"):
-        response = log_in(visitor, key)
-        assert response.status_code == 401 and "set-cookie" not in response.headers
-        assert 'role="alert" >' in response.text and 'value="/console"' in response.text
+@pytest.mark.parametrize("name", ["zoë", "用户", "a b"])
+def test_names_and_keys_of_any_characters(name: str) -> None:
+    with app(router_api_keys=f"{name}:schlüssel:é,other:k") as echo:
+        assert echo.generate(output="text", headers=basic(name, "schlüssel:é")).status_code == 200
+        assert echo.generate(output="text", headers=basic(name, "schlüssel")).status_code == 401
+
+
+def test_two_names_may_have_one_key() -> None:
+    with app(router_api_keys="alice:k,bob:k") as echo:
+        for name in ("alice", "bob"):
+            echo.generate(output="text", headers=basic(name, "k"))
+            counted = {"key": name, "outcome": "stop"}
+            assert echo.service.metrics.registry.get_sample_value("router_requests_total", counted) == 1
 
 
 @pytest.mark.parametrize(
-    "where",
+    "sent",
     [
-        "//evil.example",
-        "https://evil.example",
-        "/\\evil.example",
-        "\\\\evil",
-        "",
-        "/a\r\nx: y",
-        "javascript:alert(1)",
-        "/ü",
+        *(("alice", OTHER), ("bob", KEY), ("Alice", KEY), ("", KEY), ("alice", ""), ("alice", f"{KEY} ")),
+        *(("", ""), ("admin", ADMIN), ("alice:", KEY), ("alice\n", KEY)),
     ],
 )
-def test_the_form_leads_nowhere_else(visitor: App, where: str) -> None:
-    assert log_in(visitor, KEY, where).headers["location"] == "/"
-    page = visitor.client.get("/%22%3E%3Cscript%3E", headers=HTML | {"cookie": ""}).text
-    assert "<script>" not in page
+def test_another_name_or_key_does_not(guarded: App, sent: tuple[str, str]) -> None:
+    response = guarded.client.get("/console", headers=HTML | basic(*sent))
+    assert response.status_code == 401 and response.headers["www-authenticate"].startswith("Basic ")
 
 
-@pytest.mark.parametrize(
-    "change", [lambda s: s[:-1], lambda s: s + "0", lambda s: "eA==." + s, lambda s: "", lambda s: "é"]
-)
-def test_a_forged_session_is_none(visitor: App, change: Any) -> None:  # noqa: ANN401
-    good = log_in(visitor, KEY).cookies[session.COOKIE]
-    visitor.client.cookies.clear()
-    raw = change(good).encode("latin-1")
-    response = visitor.client.get("/console", headers=[(b"cookie", session.COOKIE.encode() + b"=" + raw)])
+@pytest.mark.parametrize("sent", ["", "=", "x", "YWxpY2U", "YWxpY2U=", "alice:k-alice-1234", "*", "Ym9i Ym9i", "é"])
+def test_credentials_that_are_not_well_formed(guarded: App, sent: str) -> None:
+    response = guarded.client.get("/console", headers=[(b"authorization", b"Basic " + sent.encode())])
     assert response.status_code == 401
 
 
-def test_a_session_ends() -> None:
-    digests = {"zoë": b"x" * 32}
-    good = session.issue("zoë", digests["zoë"])
-    assert session.holder(good, digests) == "zoë"
-    assert session.holder(good, {"zoë": b"y" * 32}) is None, "with its key"
-    assert session.holder(good, {}) is None
-    old = session.issue("zoë", digests["zoë"], now=time.time() - session.SECONDS - 1)
-    assert session.holder(old, digests) is None
-    name, until_, _ = good.split(".")
-    assert session.holder(f"{name}.{int(until_) + 9999}.{good.rpartition('.')[2]}", digests) is None
+ELSEWHERE: list[dict[str, str]] = [
+    {"origin": "http://evil.example"},
+    {"origin": "null"},
+    {"origin": "http://localhost.evil"},
+    {"origin": "http://localhost:99"},
+    {"origin": "http://localhost", "sec-fetch-site": "cross-site"},
+    {"origin": "http://localhost", "sec-fetch-site": "same-site"},
+    {"sec-fetch-site": "cross-site"},
+    {"sec-fetch-site": "anything", "origin": "http://evil.example"},
+]
 
 
-def test_an_endless_form_is_refused(visitor: App) -> None:
-    response = visitor.client.post("/login", content="key=" + "x" * 9000)
-    assert response.status_code == 413
+@pytest.mark.parametrize("headers", ELSEWHERE)
+def test_a_page_of_elsewhere_cannot_use_the_browsers_key(guarded: App, headers: dict[str, str]) -> None:
+    """Browsers send it with whatever a page asks for. `*` in CORS_ORIGINS does not change that."""
+    for path in ("/v1/generate", "/gradio/gradio_api/queue/join", "/admin/reload"):
+        response = guarded.client.post(path, json={}, headers=ALICE | headers)
+        assert (response.status_code, code_of(response)) == (403, "forbidden")
+    assert guarded.generate(output="text", headers=BEARER | headers).status_code == 200, "which no browser sends itself"
+    assert guarded.client.get("/console", headers=ALICE | HTML | headers).status_code == 200, "a link leads here"
 
 
-def test_no_form_where_no_key_is_needed(unguarded: App) -> None:
-    assert unguarded.client.get("/login").status_code == 404
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"origin": "http://localhost"},
+        {"origin": "http://LOCALHOST"},
+        {"origin": "https://localhost"},
+        {"origin": "https://public.example", "sec-fetch-site": "same-origin"},
+        {"sec-fetch-site": "none"},
+        {"origin": "https://app.example", "sec-fetch-site": "cross-site"},
+        {"origin": "https://app.example"},
+    ],
+)
+def test_pages_of_this_server_and_of_named_origins_can(guarded: App, headers: dict[str, str]) -> None:
+    assert guarded.generate(output="text", headers=ALICE | headers).status_code == 200
 
 
 @pytest.mark.browser
-def test_the_pages_work_in_a_browser_with_a_key(page: Page) -> None:
-    """The console under its strict policy, and Gradio with all its paths, behind one form."""
+def test_the_pages_work_in_a_browser_with_a_key(browser: Browser) -> None:
+    """The console under its strict policy, Gradio with all its paths and the docs, behind one name and key."""
     with served(ui=True, router_api_keys=KEYS) as server:
         httpx.get(f"{server.url}/gradio/", headers=BEARER, timeout=60).raise_for_status()  # it takes long to start
-        page.set_default_timeout(60_000)
-        page.goto(f"{server.url}/gradio")
-        page.get_by_label("API key").fill(KEY)
-        page.get_by_role("button", name="Open").click()
-        page.locator("#prompt textarea").fill("what to do")
-        page.locator("#generate").click()
-        expect(page.locator("#json, #plan").first).to_contain_text("/general-search", timeout=60_000)
-        page.goto(f"{server.url}/console")
-        page.locator("#prompt").fill("one more")
-        page.locator("#send").click()
-        expect(page.locator("#state")).to_contain_text("Answered")
+        with watched(browser, 1280, 900, http_credentials={"username": "alice", "password": KEY}) as page:
+            page.set_default_timeout(60_000)
+            page.goto(f"{server.url}/gradio")
+            page.locator("#prompt textarea").fill("what to do")
+            page.locator("#generate").click()
+            expect(page.locator("#json, #plan").first).to_contain_text("/general-search", timeout=60_000)
+            page.goto(f"{server.url}/console")
+            page.locator("#prompt").fill("one more")
+            page.locator("#send").click()
+            expect(page.locator("#state")).to_contain_text("Answered")
+            page.goto(f"{server.url}/docs")
+            expect(page.get_by_text("/v1/generate", exact=True)).to_be_visible()
 
 
 # Limits of a key
@@ -410,11 +415,9 @@ def test_each_key_has_its_own_share_at_once() -> None:
 # Reload
 
 
-def test_reload_needs_the_admin_key(visitor: App) -> None:
-    for headers in ({}, BEARER, {"authorization": f"Bearer {ADMIN}x"}):
-        assert visitor.client.post("/admin/reload", headers=headers).status_code in (401, 403)
-    log_in(visitor, KEY)
-    assert visitor.client.post("/admin/reload", headers={"origin": "http://localhost"}).status_code == 403
+def test_reload_needs_the_admin_key(guarded: App) -> None:
+    for headers in ({}, BEARER, ALICE, {"authorization": f"Bearer {ADMIN}x"}):
+        assert guarded.client.post("/admin/reload", headers=headers).status_code in (401, 403)
 
 
 def test_no_reload_without_an_admin_key(unguarded: App) -> None:

@@ -219,13 +219,13 @@ def test_row_08_budgets_that_are_none(echo: App, path: str, value: object) -> No
 
 WRONG: dict[str, list[Any]] = {
     "temperature": [-0.01, 2.01, True, "0.2", []],
-    "top_p": [0, -1, 1.01, True, "1"],
+    "top_p": [-0.01, -1, 1.01, True, "1"],
     "seed": [-1, 2**32, 1.5, True, "1"],
     "stop": ["x", ["x"] * 5, ["x" * 257], [""], [1], [None]],
     "output": ["json", "", 1, None],
     "stream": [1, "true", None],
     "details": [0, "yes", None],
-    "prompt": ["", 1, None, ["x"], {}],
+    "prompt": ["", " \n", 1, None, ["x"], {}],
 }
 
 

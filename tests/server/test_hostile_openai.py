@@ -122,9 +122,7 @@ def test_row_10_unknown_fields_are_named(echo: App, path: str, name: str) -> Non
 def test_row_10_unknown_fields_inside(echo: App) -> None:
     message = {"role": "user", "content": "x", "tool_call_id": "y"}
     refused(ask(echo, messages=[message]), 400, "unknown_field", "messages.0.tool_call_id")
-    refused(
-        ask(echo, response_format={"type": "text", "schema": {}}), 400, "unknown_field", "response_format.text.schema"
-    )
+    refused(ask(echo, response_format={"type": "text", "schema": {}}), 400, "unknown_field", "response_format.schema")
 
 
 def schema_format(schema: Any) -> Any:  # noqa: ANN401

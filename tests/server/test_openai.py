@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,6 +14,7 @@ import pytest
 
 from router_backend.plan.rules import validate
 from router_backend.plan.schema import Plan
+from router_backend.server.openai.bodies import ChatBody, CompletionBody
 from router_backend.server.openai.work import is_plan
 from router_backend.types import Turn
 from tests.fakes.random_model import RandomModel
@@ -106,6 +108,89 @@ def test_roles_reach_the_engine(echo: App) -> None:
     assert answer["usage"]["prompt_tokens"] == 5
 
 
+def test_what_clients_send_back_of_a_conversation(echo: App) -> None:
+    """A turn without content, as after a refusal or a call of a tool, and names of who speaks."""
+    messages: list[dict[str, Any]] = [
+        {"role": "system", "content": "s", "name": "rules"},
+        {"role": "user", "content": "a", "name": "bob"},
+        {"role": "assistant", "content": None},
+        {"role": "user", "content": "b"},
+        {"role": "assistant"},
+        {"role": "user", "content": " "},
+        {"role": "assistant", "content": None, "refusal": "no", "name": "router"},
+        {"role": "user", "content": "c"},
+    ]
+    answered(chat(echo, messages=messages, response_format=TEXT))
+    said = [(turn.role, turn.content) for turn in echo.model.seen[0].turns]
+    assert said == [
+        *(("system", "s"), ("user", "a"), ("assistant", ""), ("user", "b")),
+        *(("assistant", ""), ("user", " "), ("assistant", "no"), ("user", "c")),
+    ]
+    for role in ("user", "system", "developer"):
+        for content in ({"content": None}, {}):
+            last = [{"role": role, **content}, *USER]
+            assert "content must be" in refused(chat(echo, messages=last), 400, "invalid_value", "messages.0")
+
+
+BLANKS = [" ", "\n\t", "\u00a0\u3000", "\u200b\ufeff", "\u2028\r\n", "\x1f \u202e", " " * 9999]
+
+
+@pytest.mark.parametrize("blank", BLANKS)
+def test_nothing_is_asked_by_blanks_alone(echo: App, blank: str) -> None:
+    """A plan about nothing would be whole, valid and useless."""
+    for path, body, param in (
+        ("/v1/generate", {"prompt": blank}, "prompt"),
+        ("/v1/plan", {"query": blank}, "query"),
+        (COMPLETIONS, {"prompt": blank}, "prompt"),
+        (COMPLETIONS, {"prompt": ["x", blank]}, "prompt.1"),
+        (CHAT, {"messages": [*USER, {"role": "user", "content": blank}]}, "messages"),
+        (CHAT, {"messages": [{"role": "user", "content": [{"type": "text", "text": blank}] * 2}]}, "messages"),
+    ):
+        assert "blank" in refused(echo.client.post(path, json=body), 400, "invalid_value", param)
+    assert echo.model.seen == []
+
+
+@pytest.mark.parametrize(
+    ("wanted", "param"),
+    [
+        ({"type": "json_schema", "json_schema": {"name": "a b", "schema": {}}}, "response_format.json_schema.name"),
+        ({"type": "json_schema", "json_schema": {"schema": {}}}, "response_format.json_schema.name"),
+        ({"type": "json_schema", "json_schema": {"name": "x"}}, "response_format.json_schema.schema"),
+        ({"type": "json_schema", "json_schema": {"name": "x", "schema": 1}}, "response_format.json_schema.schema"),
+        ({"type": "json_schema"}, "response_format.json_schema"),
+        ({"type": "json_schema", "json_schema": None}, "response_format.json_schema"),
+        ({"type": "json_object", "strict": True}, "response_format.strict"),
+        ({"type": "xml"}, "response_format"),
+        ({"type": None}, "response_format"),
+        ({"type": ["text"]}, "response_format"),
+        ({}, "response_format"),
+        ("text", "response_format"),
+        ([], "response_format"),
+    ],
+)
+def test_what_is_wrong_is_named_as_the_client_wrote_it(echo: App, wanted: object, param: str) -> None:
+    for path, asked in ((CHAT, {"messages": USER}), (COMPLETIONS, {"prompt": "x"})):
+        response = echo.client.post(path, json={"response_format": wanted, **asked})
+        error = response.json()["error"]
+        assert (response.status_code, error["param"]) == (400, param)
+        assert "(" not in error["message"].partition(":")[0]
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [{"top_p": 0}, {"top_p": 0.0}, {"top_p": 1e-40}, *({"temperature": each} for each in (0, 1e-40, 1e-38, 5e-324))],
+)
+def test_what_leaves_the_likeliest_token_alone_is_greedy(echo: App, wish: dict[str, float]) -> None:
+    for path, body in (
+        ("/v1/generate", {"prompt": "x", "output": "text"}),
+        (CHAT, {"messages": USER, "response_format": TEXT}),
+        (COMPLETIONS, {"prompt": "x", "response_format": TEXT}),
+    ):
+        assert echo.client.post(path, json=body | wish).status_code == 200
+        assert echo.model.seen[-1].sampling.temperature == 0
+        assert echo.model.seen[-1].sampling.top_p >= 1e-6
+
+
 def test_operators_defaults_and_clients_wishes(echo: App) -> None:
     chat(echo, response_format=TEXT)
     sampling = echo.model.seen[-1].sampling
@@ -116,25 +201,63 @@ def test_operators_defaults_and_clients_wishes(echo: App) -> None:
     assert (sampling.seed, sampling.stop) == (2**32 - 1, ("x", "y"))
 
 
-def test_fields_that_change_nothing_are_taken(echo: App) -> None:
-    neutral = {
-        "user": "u",
-        "metadata": {"a": "b"},
-        "store": False,
-        "service_tier": "auto",
-        "frequency_penalty": 0,
-        "presence_penalty": 0.0,
-        "logit_bias": {},
-        "tools": [],
-        "tool_choice": "none",
-        "modalities": ["text"],
-        "parallel_tool_calls": True,
-        "n": None,
-        "stop": None,
-        "logprobs": False,
-        "response_format": TEXT,
-    }
-    answered(chat(echo, **neutral))
+NEUTRAL: dict[str, list[Any]] = {
+    "user": [None, "u"],
+    "metadata": [None, {}, {"a": "b"}],
+    "store": [None, False, True],
+    "service_tier": [None, "auto", "default", "flex", "priority", "fast"],
+    "safety_identifier": [None, "s"],
+    "prompt_cache_key": [None, "k"],
+    "prompt_cache_options": [None, {"mode": "explicit", "ttl": "30m"}],
+    "prompt_cache_retention": [None, "in_memory", "24h"],
+    "parallel_tool_calls": [None, False, True],
+    "frequency_penalty": [None, 0],
+    "presence_penalty": [None, 0.0],
+    "logit_bias": [None, {}],
+    "n": [None, 1],
+    "stop": [None, []],
+    "seed": [None],
+    "response_format": [TEXT],
+}
+OF_CHATS: dict[str, list[Any]] = {
+    "tools": [None, []],
+    "functions": [None, []],
+    "tool_choice": [None, "none", "auto"],
+    "function_call": [None, "none", "auto"],
+    "modalities": [None, ["text"]],
+    "reasoning_effort": [None, "none"],
+    "verbosity": [None, "medium"],
+    "logprobs": [None, False],
+    "top_logprobs": [None, 0],
+    **{key: [None] for key in ("audio", "prediction", "moderation", "web_search_options")},
+}
+OF_COMPLETIONS: dict[str, list[Any]] = {"suffix": [None, ""], "best_of": [None, 1], "echo": [None, False]}
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "value"),
+    [
+        *((path, name, value) for path in (CHAT, COMPLETIONS) for name in NEUTRAL for value in NEUTRAL[name]),
+        *((CHAT, name, value) for name in OF_CHATS for value in OF_CHATS[name]),
+        *((COMPLETIONS, name, value) for name in OF_COMPLETIONS for value in OF_COMPLETIONS[name]),
+    ],
+)
+def test_fields_that_change_nothing_are_taken(echo: App, path: str, name: str, value: Any) -> None:  # noqa: ANN401
+    body = {"response_format": TEXT, name: value} | ({"messages": USER} if path == CHAT else {"prompt": "one"})
+    choice = answered(echo.client.post(path, json=body))["choices"][0]
+    assert (choice["message"]["content"] if path == CHAT else choice["text"]).startswith("one")
+
+
+def test_fields_that_are_taken_stand_in_the_docs() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "openai.md").read_text("utf-8")
+    for name in {*ChatBody.model_fields, *CompletionBody.model_fields}:
+        assert f"`{name}" in page, name
+
+
+def test_streams_may_be_padded_or_not(echo: App) -> None:
+    for wish in (True, False, None):
+        options = {"include_obfuscation": wish, "include_usage": True}
+        assert events(chat(echo, stream=True, stream_options=options, response_format=TEXT))[-1]["usage"]
 
 
 @pytest.mark.parametrize(
@@ -147,7 +270,10 @@ def test_fields_that_change_nothing_are_taken(echo: App) -> None:
         ({"modalities": ["audio"]}, "modalities"),
         ({"reasoning_effort": "high"}, "reasoning_effort"),
         ({"prediction": {"type": "content"}}, "prediction"),
-        ({"messages": [{"role": "user", "content": "x", "name": "bob"}]}, "messages.0.name"),
+        ({"web_search_options": {}}, "web_search_options"),
+        ({"verbosity": "low"}, "verbosity"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"messages": [{"role": "assistant", "content": None, "audio": {"id": "a"}}, *USER]}, "messages.0.audio"),
     ],
 )
 def test_fields_that_would_change_the_answer_are_refused_by_name(echo: App, body: Any, param: str) -> None:  # noqa: ANN401

@@ -59,7 +59,7 @@ def url(embedded: LlamaCppModel) -> Iterator[str]:
         return Loaded(engine, Rung(Candidate("embedded", "embedded"), "gguf"), ())
 
     service = GenerationService(settings, load)
-    server = uvicorn.Server(configuration(create_app(service, ui=False), settings))
+    server = uvicorn.Server(configuration(create_app(service, ui=False)))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="server")
         thread.start()

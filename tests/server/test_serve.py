@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 from contextlib import ExitStack
@@ -220,6 +221,15 @@ def test_wrong_settings_are_one_message(tmp_path: Path, what: str) -> None:
         said = one_message(running)
         assert all(word in said for word in words), said
         assert "NEVERSHOWN" not in running.output and len(running.lines) == 1
+
+
+def test_old_names_are_one_warning_each(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("WRITE_TIMEOUT=1\n", "utf-8")
+    with process(folder=tmp_path, ENGINE="echo", PORT="0", PREFIX_CACHE="0", LOG_FORMAT="human") as server:
+        server.ready()
+        assert server.stop() == 0
+    for name in ("PREFIX_CACHE", "WRITE_TIMEOUT"):
+        assert len(re.findall(rf"warning +{name} is not a setting any more: .+", server.output)) == 1
 
 
 def test_row_27_secrets_are_never_in_its_output(tmp_path: Path) -> None:

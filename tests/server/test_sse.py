@@ -8,8 +8,7 @@ from collections.abc import AsyncGenerator, Mapping
 import pytest
 
 from router_backend.errors import EngineError, Overloaded
-from router_backend.server.openai.merge import merged
-from router_backend.server.sse import DONE, PING, stream
+from router_backend.server.sse import DONE, PING, merged, stream
 
 Event = Mapping[str, object]
 

@@ -178,7 +178,7 @@ def test_says_what_to_install_without_gradio(monkeypatch: pytest.MonkeyPatch, mi
             answer = await http.get("/gradio/")
         assert answer.status_code == 503
         assert said in answer.text
-        assert 'href="/console"' in answer.text
+        assert 'href="../console"' in answer.text
         await ui.close()
 
     in_a_loop(check)

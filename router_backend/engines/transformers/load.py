@@ -38,8 +38,8 @@ logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def load(rung: Rung, settings: Settings) -> DecodedModel:
-    """Loads a hub repo or a local folder.
+def load(rung: Rung, settings: Settings, **parts: Any) -> DecodedModel:  # noqa: ANN401 - as DecodedModel takes them
+    """Loads a hub repo or a local folder. `parts` switch off what `DecodedModel` does to save passes, by its names.
 
     Raises:
         CandidateError: it cannot be fetched, or is broken, or needs code of its own that is not trusted.
@@ -55,16 +55,24 @@ def load(rung: Rung, settings: Settings) -> DecodedModel:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     remembered = list(drafter.read(settings.drafter)) if settings.drafter else []
-    return explained(lambda: _load(folder, device, rung, settings, remembered))
+    return explained(lambda: _load(folder, device, rung, settings, {"remembered": remembered, **parts}))
 
 
-def _load(folder: Path, device: str, rung: Rung, settings: Settings, remembered: list[str]) -> DecodedModel:
+def _load(folder: Path, device: str, rung: Rung, settings: Settings, parts: dict[str, Any]) -> DecodedModel:
     config, tokens = _read(folder, settings)
     model = _weights(folder, config, trust_remote_code=settings.trust_remote_code, **precision(rung.strategy, device))
     longest = getattr(config.get_text_config(), "max_position_embeddings", settings.context_length)
     context = min(settings.context_length, longest)
     # It decodes one request at a time, and keeps the prefixes of as many as there are slots.
     runner = TorchRunner(model, kept_tokens=context * settings.slots, branches=settings.slots)
+    drafts = 0 if settings.repeatable else settings.draft_tokens
+    told: dict[str, Any] = {
+        "draft_tokens": drafts,
+        "prefix_cache": not settings.repeatable,
+        # Without a GPU at start there is nothing to measure, and with one passes are what counts.
+        "pace": runner.pace(1 + drafts) if drafts and not settings.spaces_zero_gpu else None,
+        **parts,
+    }
     return DecodedModel(
         ModelInfo(
             rung.candidate.name,
@@ -75,14 +83,7 @@ def _load(folder: Path, device: str, rung: Rung, settings: Settings, remembered:
         ),
         tokens,
         runner,
-        draft_tokens=settings.draft_tokens,
-        lookup=settings.prompt_lookup,
-        history_bits=settings.draft_history_bits,
-        forcing=settings.forced_tokens,
-        prefix_cache=settings.prefix_cache,
-        # Without a GPU at start there is nothing to measure, and with one passes are what counts.
-        pace=runner.pace(1 + settings.draft_tokens) if settings.draft_tokens and not settings.spaces_zero_gpu else None,
-        remembered=remembered,
+        **told,
     )
 
 

@@ -11,8 +11,6 @@ from router_backend.errors import EngineError
 
 # Tokens rarer than this are sorted only where the nucleus needs them.
 _RARE = 1e-4
-# Below this temperature nothing but the best token is ever drawn, and a division may overflow.
-_COLDEST = 1e-6
 
 
 class Sampler:
@@ -37,7 +35,7 @@ class Sampler:
         best = int(row.argmax())  # of a row with a NaN, the NaN
         if not np.isfinite(row[best]):
             raise EngineError("the model's logits are not finite: try another MODEL_LOAD_STRATEGY")
-        if self._temperature < _COLDEST:
+        if self._temperature == 0:
             return best
         with np.errstate(over="ignore"):  # to minus infinity, which is a weight of 0
             weights = np.exp((row - row[best]) / self._temperature)

@@ -6,6 +6,7 @@ import logging
 import re
 import secrets
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from fastapi import Request
@@ -15,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from router_backend.server.disconnect import ClientGone
 from router_backend.server.errors import describe
-from router_backend.server.middleware.headers import first_of_each, hardened
+from router_backend.server.middleware.scope import first_of_each, path_of
 from router_backend.service import tracing
 from router_backend.service.caller import Caller, caller
 from router_backend.service.metrics import Metrics
@@ -43,7 +44,7 @@ def note(request: Request, last: Chunk, prompt: str | None = None) -> None:
 
 
 class AccessLog:
-    """ASGI middleware; the outermost. Probes are logged at DEBUG, so that they do not bury the rest."""
+    """ASGI middleware. Probes are logged at DEBUG, so that they do not bury the rest."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, frame_ancestors: str = "'self'") -> None:
         self._app = app
@@ -62,6 +63,7 @@ class AccessLog:
         span = tracing.begin_request(scope["method"], traceparent)
         trace_id = tracing.trace_id(span) if span else tracing.trace_id_of(traceparent)
         caller.set(Caller(state["request_id"], trace_id=trace_id))
+        path = path_of(scope)  # a mount changes the scope on the way
         status = 0
         start = time.monotonic()
 
@@ -71,7 +73,7 @@ class AccessLog:
                 status = message["status"]
                 more = [
                     (b"x-request-id", state["request_id"].encode()),
-                    *hardened(message["headers"], self._frame_ancestors),
+                    *_careful(message["headers"], self._frame_ancestors),
                 ]
                 message["headers"] = [*message["headers"], *more]
             await send(message)
@@ -87,18 +89,19 @@ class AccessLog:
                 raise  # the headers are out: only a broken connection tells the client
             await JSONResponse(describe(error), 500)(scope, receive, send_with_id)
         finally:
-            route = _route(scope)
+            # The path as the API declares it: few values, whatever clients ask for.
+            route = "/gradio" if path.startswith("/gradio") else str(getattr(scope.get("route"), "path", "other"))
             self._metrics.http_request(scope["method"], route, status)
             if span is not None:
                 what = {"http.response.status_code": status, "http.route": route, "router.key": state.get("key") or ""}
                 tracing.end_request(span, f"{scope['method']} {route}", what)
-            level = logging.DEBUG if scope["path"] in _QUIET else logging.INFO
+            level = logging.DEBUG if path in _QUIET else logging.INFO
             if _log.isEnabledFor(level):
                 fields = {
                     "request_id": state["request_id"],
                     "key": state.get("key"),
                     "method": scope["method"],
-                    "path": scope["path"],
+                    "path": path,
                     "status": status,
                     "seconds": round(time.monotonic() - start, 4),
                     **state.get("note", {}),
@@ -106,8 +109,13 @@ class AccessLog:
                 _log.log(level, "request", extra=fields)
 
 
-def _route(scope: Scope) -> str:
-    """The path as the API declares it: few values, whatever clients ask for."""
-    if scope["path"].startswith("/gradio"):
-        return "/gradio"
-    return str(getattr(scope.get("route"), "path", "other"))
+def _careful(headers: Iterable[tuple[bytes, bytes]], frame_ancestors: str) -> list[tuple[bytes, bytes]]:
+    """What makes a browser careful with an answer; pages also say who may show them in a frame.
+
+    (A second Content-Security-Policy narrows the first.)
+    """
+    more = [(b"x-content-type-options", b"nosniff")]
+    if any(name == b"content-type" and value.startswith(b"text/html") for name, value in headers):
+        more.append((b"referrer-policy", b"same-origin"))
+        more.append((b"content-security-policy", f"frame-ancestors {frame_ancestors}".encode()))
+    return more

@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from router_backend.settings import Settings
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a connection may cost before it is refused or cut off.
+
+    Attributes:
+        url_bytes: of path and query; a longer one is a 414.
+        header_bytes: of all request headers; more are a 431.
+        header_seconds: until the request headers are complete.
+        body_seconds: until the body is complete; then a 408.
+        write_seconds: for which a reader may leave unread what was sent to it.
+    """
+
+    url_bytes: int = 8192
+    header_bytes: int = 32_768
+    header_seconds: float = 10
+    body_seconds: float = 30
+    write_seconds: float = 30
 
 
-def connections(settings: Settings) -> type[H11Protocol]:
-    """The protocol class for these settings. (A slow body is the matter of `read_body`, which can say so.)"""
+def connections(limits: Limits) -> type[H11Protocol]:
+    """The protocol class for these limits. (A slow body is the door's matter, which can say so.)"""
 
     class Connection(H11Protocol):
         _head: asyncio.TimerHandle | None = None
@@ -30,7 +48,7 @@ def connections(settings: Settings) -> type[H11Protocol]:
 
         def pause_writing(self) -> None:
             super().pause_writing()
-            self._read = self._read or self.loop.call_later(settings.write_timeout, self.transport.abort)
+            self._read = self._read or self.loop.call_later(limits.write_seconds, self.transport.abort)
 
         def resume_writing(self) -> None:
             super().resume_writing()
@@ -42,7 +60,7 @@ def connections(settings: Settings) -> type[H11Protocol]:
             super().connection_lost(exc)
 
         def _await_head(self) -> None:
-            self._head = self._head or self.loop.call_later(settings.header_timeout, self.transport.abort)
+            self._head = self._head or self.loop.call_later(limits.header_seconds, self.transport.abort)
 
         def _has_head(self) -> None:
             if self._head is not None:

@@ -9,7 +9,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from router_backend.errors import NotReady, RequestTimeout
 from router_backend.server.errors import respond
+from router_backend.server.middleware.connection import Limits
 from router_backend.server.middleware.guard import ALWAYS_PUBLIC
+from router_backend.server.middleware.scope import path_of
 from router_backend.service.service import GenerationService
 
 _OPEN = (ALWAYS_PUBLIC - {"/"}) | {"/metrics"}
@@ -19,12 +21,14 @@ _UI = "/gradio/"
 class Door:
     """ASGI middleware."""
 
-    def __init__(self, app: ASGIApp, service: GenerationService) -> None:
+    def __init__(self, app: ASGIApp, service: GenerationService, limits: Limits) -> None:
         self._app = app
         self._service = service
+        self._limits = limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in _OPEN:
+        path = path_of(scope) if scope["type"] == "http" else ""
+        if scope["type"] != "http" or path in _OPEN:
             await self._app(scope, receive, send)
             return
         if self._service.is_stopping:
@@ -33,8 +37,8 @@ class Door:
             await answer(scope, receive, send)
             return
         if scope["method"] not in ("GET", "HEAD"):
-            receive = in_time(receive, self._service.settings.body_timeout)
-        if scope["path"].startswith(_UI):  # its streams never end by themselves; the service knows what runs
+            receive = in_time(receive, self._limits.body_seconds)
+        if path.startswith(_UI):  # its streams never end by themselves; the service knows what runs
             await self._app(scope, receive, send)
         else:
             with self._service.accepted():

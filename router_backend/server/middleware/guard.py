@@ -5,26 +5,26 @@ Every route needs a key, once any is set, but for the few that are named here.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import hmac
 import ipaddress
 from collections.abc import Callable
 from dataclasses import replace
 
-from starlette.requests import cookie_parser
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from router_backend.errors import Forbidden, HeadersTooLarge, RouterError, Unauthorized, UrlTooLong, WrongHost
 from router_backend.server.errors import respond
-from router_backend.server.middleware import session
-from router_backend.server.middleware.headers import first_of_each
-from router_backend.server.middleware.login import PATH as LOGIN
-from router_backend.server.middleware.login import login_page
+from router_backend.server.middleware.connection import Limits
+from router_backend.server.middleware.scope import first_of_each, path_of
 from router_backend.service.caller import caller
 from router_backend.settings import Settings, split_list
 
 ALWAYS_PUBLIC = frozenset({"/", "/health", "/livez", "/readyz", "/startupz"})
 _SAFE = frozenset({"GET", "HEAD"})
+_ASK_PEOPLE = 'Basic realm="router", charset="UTF-8"'  # a browser then asks for a name and a key, and keeps them
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -35,11 +35,14 @@ class Keys:
         self.digests = {name: _digest(key.encode()) for name, key in settings.api_keys.items()}
         self.admin = _digest(settings.admin_key.get_secret_value().encode()) if settings.admin_key else None
 
-    def name_of(self, key: bytes) -> str | None:
-        """Whose key it is. Every one is compared, so that the time says nothing."""
+    def name_of(self, key: bytes, claimed: bytes | None = None) -> str | None:
+        """Whose key it is: the one that is `claimed`, where a name came with it.
+
+        Every key is compared, so that the time says nothing.
+        """
         sent = _digest(key)
         found = [name for name, known in self.digests.items() if hmac.compare_digest(sent, known)]
-        return found[0] if found else None
+        return next((name for name in found if claimed in (None, name.encode())), None)
 
     def is_admin(self, key: bytes) -> bool:
         return self.admin is not None and hmac.compare_digest(_digest(key), self.admin)
@@ -53,16 +56,24 @@ def _text(headers: dict[bytes, bytes], name: bytes) -> str:
     return headers.get(name, b"").decode("latin-1")
 
 
+def _named(sent: bytes) -> tuple[bytes, bytes]:
+    """The name and the key in what a browser sends as Basic credentials. Neither, where they are not well-formed."""
+    try:
+        name, colon, key = base64.b64decode(sent.strip(), validate=True).partition(b":")
+    except binascii.Error:
+        return b"", b""
+    return (name, key) if colon else (b"", b"")
+
+
 class Guard:
     """ASGI middleware. Public paths are compared whole: a path trick is just another path that needs a key."""
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, limits: Limits | None = None) -> None:
         self._app = app
-        self._settings = settings
+        self._limits = limits or Limits()
         self._keys = Keys(settings)
         self._public = ALWAYS_PUBLIC | set(split_list(settings.public_paths))
-        if self._keys.digests:
-            self._public |= {LOGIN}
+        self._friends = {origin.lower() for origin in split_list(settings.cors_origins)}
         self._is_ours = host_check(settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -79,10 +90,11 @@ class Guard:
         await self._app(scope, receive, send)
 
     def _check_head(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
-        if len(scope.get("raw_path") or b"") + len(scope.get("query_string", b"")) > self._settings.max_url_bytes:
-            raise UrlTooLong(f"the URL has more than {self._settings.max_url_bytes} bytes")
-        if sum(len(name) + len(value) for name, value in scope["headers"]) > self._settings.max_header_bytes:
-            raise HeadersTooLarge(f"the headers have more than {self._settings.max_header_bytes} bytes")
+        limits = self._limits
+        if len(scope.get("raw_path") or b"") + len(scope.get("query_string", b"")) > limits.url_bytes:
+            raise UrlTooLong(f"the URL has more than {limits.url_bytes} bytes")
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > limits.header_bytes:
+            raise HeadersTooLarge(f"the headers have more than {limits.header_bytes} bytes")
         if not self._is_ours(_text(headers, b"host")):
             raise WrongHost("this server does not go by that name; its operator can add it to ALLOWED_HOSTS")
 
@@ -90,36 +102,43 @@ class Guard:
         if not self._keys.digests and self._keys.admin is None:
             return
         kind, _, sent = headers.get(b"authorization", b"").partition(b" ")
-        key = sent.strip() if kind.lower() == b"bearer" else b""
-        admin = self._keys.is_admin(key)
-        name = "" if admin else self._keys.name_of(key)
-        if name is None and b"cookie" in headers:
-            name = self._holder(scope, headers)
-        if name is None and self._keys.digests and scope["path"] not in self._public:
+        admin = False
+        if kind.lower() == b"basic":
+            claimed, key = _named(sent)
+            name = self._keys.name_of(key, claimed)
+            if name is not None and scope.get("method") not in _SAFE:
+                self._check_origin(headers)
+        else:
+            key = sent.strip() if kind.lower() == b"bearer" else b""
+            admin = self._keys.is_admin(key)
+            name = "" if admin else self._keys.name_of(key)
+        if name is None and self._keys.digests and path_of(scope) not in self._public:
             raise Unauthorized("send a known key as Authorization: Bearer KEY")
         caller.set(replace(caller.get(), key=name or "", admin=admin))
         scope.setdefault("state", {})["key"] = name or ("admin" if admin else None)
 
-    def _holder(self, scope: Scope, headers: dict[bytes, bytes]) -> str | None:
-        """Who is logged in. What changes anything must come from a page of this server."""
-        name = session.holder(cookie_parser(_text(headers, b"cookie")).get(session.COOKIE, ""), self._keys.digests)
-        if name is not None and scope.get("method") not in _SAFE:
-            origin = _text(headers, b"origin").partition("://")[2]
-            if not origin or origin.lower() != _text(headers, b"host").lower():
-                raise Forbidden("a session counts for pages of this server alone; send the key itself")
-        return name
+    def _check_origin(self, headers: dict[bytes, bytes]) -> None:
+        """Browsers send a name and a key with every request, also with one that a page of another site makes."""
+        site, origin = _text(headers, b"sec-fetch-site"), _text(headers, b"origin").lower()
+        if site in ("same-origin", "none") or (not site and not origin):  # neither: not a browser
+            return
+        same = not site and origin.partition("://")[2] == _text(headers, b"host").lower()
+        if not same and origin not in self._friends:
+            raise Forbidden(
+                "a page of another origin asks with a name and a key that the browser remembers; "
+                "send the key as Authorization: Bearer KEY, or add the origin to CORS_ORIGINS"
+            )
 
     async def _refuse(
         self, error: RouterError, headers: dict[bytes, bytes], scope: Scope, receive: Receive, send: Send
     ) -> None:
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
-        elif (
-            isinstance(error, Unauthorized) and scope["method"] == "GET" and b"text/html" in headers.get(b"accept", b"")
-        ):
-            await login_page(scope, 401)(scope, receive, send)
-        else:
-            await respond(error)(scope, receive, send)
+            return
+        answer = respond(error)
+        if error.status == 401 and scope["method"] in _SAFE and b"text/html" in headers.get(b"accept", b""):
+            answer.headers["WWW-Authenticate"] = _ASK_PEOPLE
+        await answer(scope, receive, send)
 
 
 def host_check(settings: Settings) -> Callable[[str], bool]:

@@ -8,13 +8,21 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, Tag, model_validator
+from pydantic import (
+    Discriminator,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    Tag,
+    field_validator,
+    model_validator,
+)
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 from typing_extensions import Self
 
-from router_backend.server.body import Body
-from router_backend.server.fields import LARGEST_BUDGET, NonEmptyText, Stop, Text
+from router_backend.server.body import LARGEST_BUDGET, Body, Prompt, Stop, Text
+from router_backend.types import is_blank
 
 MOST_CHOICES = 8
 MOST_MESSAGES = 256
@@ -59,20 +67,32 @@ class MessageBody(Body):
     """A message. What a client may send back of an earlier answer is taken where it is empty."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[
-        Annotated[Text, Tag("(one)")] | Annotated[list[TextPart], Field(min_length=1, max_length=256), Tag("(list)")],
-        _KIND,
-    ]
-    name: Nothing = None
-    refusal: Nothing = None
+    content: (
+        Annotated[
+            Annotated[Text, Tag("(one)")]
+            | Annotated[list[TextPart], Field(min_length=1, max_length=256), Tag("(list)")],
+            _KIND,
+        ]
+        | None
+    ) = Field(None, description="Only an assistant's message may have none.")
+    name: Text | None = None
+    refusal: Text | None = None
     audio: Nothing = None
     function_call: Nothing = None
     tool_calls: NoList = None
     annotations: NoList = None
     reasoning_content: Nothing = None
 
+    @model_validator(mode="after")
+    def _people_say_something(self) -> Self:
+        if self.content is None and self.role != "assistant":
+            raise ValueError("content must be a text or a list of text parts")
+        return self
+
     @property
     def text(self) -> str:
+        if self.content is None:
+            return self.refusal or ""
         return self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
 
 
@@ -92,12 +112,24 @@ class SchemaFormat(Body):
     json_schema: JsonSchema
 
 
-Format = Annotated[PlainFormat | SchemaFormat, Field(discriminator="type")]
+def _format(value: Any) -> str | None:  # noqa: ANN401 - any JSON, or what was made of it
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return {"text": "(plain)", "json_object": "(plain)", "json_schema": "(schema)"}.get(str(kind))
+
+
+Format = Annotated[
+    Annotated[PlainFormat, Tag("(plain)")] | Annotated[SchemaFormat, Tag("(schema)")],
+    Discriminator(
+        _format,
+        custom_error_type="response_format",
+        custom_error_message="give an object whose type is text, json_object or json_schema",
+    ),
+]
 
 
 class StreamOptions(Body):
     include_usage: bool | None = None
-    include_obfuscation: No = None
+    include_obfuscation: bool | None = None
 
 
 class SharedBody(Body):
@@ -111,7 +143,7 @@ class SharedBody(Body):
         description="Token budget of the answer; a plan and JSON are written to fit. Default: MAX_NEW_TOKENS (600).",
     )
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: (
@@ -121,7 +153,17 @@ class SharedBody(Body):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     response_format: Format | None = Field(None, description="Default: a routing plan.")
+    # Taken and without effect: none of them changes an answer.
     user: Text | None = None
+    metadata: Annotated[dict[str, str], Field(max_length=16)] | None = None
+    store: bool | None = None
+    service_tier: Text | None = None
+    safety_identifier: Text | None = None
+    prompt_cache_key: Text | None = None
+    prompt_cache_options: dict[str, Any] | None = None
+    prompt_cache_retention: Text | None = None
+    parallel_tool_calls: bool | None = None
+    # Refused, unless they ask for nothing.
     frequency_penalty: NoPenalty = None
     presence_penalty: NoPenalty = None
     logit_bias: NoObject = None
@@ -144,12 +186,6 @@ class ChatBody(SharedBody):
     max_completion_tokens: Annotated[int, Field(ge=1, le=LARGEST_BUDGET)] | None = None
     logprobs: bool | None = Field(None, description="Only with response_format text, where the engine has them.")
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    metadata: Annotated[dict[str, str], Field(max_length=16)] | None = None
-    store: bool | None = None
-    service_tier: Literal["auto", "default"] | None = None
-    safety_identifier: Text | None = None
-    prompt_cache_key: Text | None = None
-    parallel_tool_calls: bool | None = None
     tools: NoList = None
     functions: NoList = None
     tool_choice: Annotated[Any, Only(None, "none", "auto")] = None
@@ -159,13 +195,21 @@ class ChatBody(SharedBody):
     verbosity: Annotated[Any, Only(None, "medium")] = None
     audio: Nothing = None
     prediction: Nothing = None
+    moderation: Nothing = None
     web_search_options: Nothing = None
+
+    @field_validator("messages")
+    @classmethod
+    def _something_is_asked(cls, messages: list[MessageBody]) -> list[MessageBody]:
+        if is_blank(messages[-1].text):
+            raise ValueError("the last message must not be blank")
+        return messages
 
     @model_validator(mode="after")
     def _budget_is_said_once(self) -> Self:
         if self.max_tokens is not None and self.max_completion_tokens not in (None, self.max_tokens):
             raise ValueError("max_tokens and max_completion_tokens differ; send one of them")
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs=true")
         if self.messages[-1].role != "user":
             raise ValueError("the last message must be the user's")
@@ -193,14 +237,14 @@ class CompletionBody(SharedBody):
     """The body of `/v1/completions`."""
 
     prompt: Annotated[
-        Annotated[NonEmptyText, Tag("(one)")]
-        | Annotated[list[NonEmptyText], Field(min_length=1, max_length=MOST_CHOICES), Tag("(list)")],
+        Annotated[Prompt, Tag("(one)")]
+        | Annotated[list[Prompt], Field(min_length=1, max_length=MOST_CHOICES), Tag("(list)")],
         _KIND,
     ]
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     best_of: Annotated[Any, Only(None, 1)] = None
     echo: No = None
-    suffix: Nothing = None
+    suffix: Annotated[Any, Only(None, "")] = None
 
     @model_validator(mode="after")
     def _choices_are_bounded(self) -> Self:

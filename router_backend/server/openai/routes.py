@@ -13,16 +13,14 @@ from fastapi.responses import JSONResponse, Response
 
 from router_backend import __version__
 from router_backend.errors import UnknownModel
-from router_backend.server.body import read_body
+from router_backend.server.body import ERRORS, STREAM, body_schema, read_body
 from router_backend.server.disconnect import unless_gone
-from router_backend.server.fields import ERRORS, STREAM, body_schema
 from router_backend.server.middleware import access_log
 from router_backend.server.openai import work
 from router_backend.server.openai.answers import ChatCompletion, Completion, ModelBody, ModelList
 from router_backend.server.openai.bodies import ChatBody, CompletionBody
 from router_backend.server.openai.forms import ChatForm, Choice, CompletionForm, Form
-from router_backend.server.openai.merge import merged
-from router_backend.server.sse import stream
+from router_backend.server.sse import merged, stream
 from router_backend.service.service import GenerationService
 from router_backend.types import Chunk, GenerateRequest, Usage
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from router_backend.engines.transformers.sampler import Sampler
 from router_backend.errors import EngineError
+from router_backend.types import SamplingParams
 from tests.fakes import chi_squared
 
 ROW = np.log(np.array([0.3, 0.2, 0.15, 0.1, 0.08, 0.06, 0.04, 0.03, 0.02, 0.01, 0.0099, 0.0001], np.float32)) + 3
@@ -118,12 +119,13 @@ def test_draw_depends_on_its_own_row_and_its_place_alone() -> None:
 def test_one_allowed_token_is_drawn_at_every_temperature(temperature: float) -> None:
     only = np.zeros(len(ROW), np.bool_)
     only[11] = True
-    assert Sampler(temperature, 0.9, seed=1).draw(ROW, only) == 11
+    drawn = SamplingParams(temperature=temperature)
+    assert Sampler(drawn.temperature, drawn.top_p, seed=1).draw(ROW, only) == 11
 
 
 @pytest.mark.parametrize("temperature", [5e-324, 1e-45, 1e-7, 1e-4, 0.01])
 def test_very_small_temperature_draws_the_best(temperature: float) -> None:
-    sampler = Sampler(temperature, 1.0, seed=2)
+    sampler = Sampler(SamplingParams(temperature=temperature).temperature, 1.0, seed=2)
     assert {sampler.draw(ROW * 30, ALL) for _ in range(50)} == {0}
 
 

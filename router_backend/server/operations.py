@@ -1,4 +1,7 @@
-"""The health family: never touches the model, never waits for a generation."""
+"""What whoever runs the server asks: the health family, `/metrics` and `/admin/reload`.
+
+The health family never touches the model and never waits for a generation.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,14 @@ from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 
 from router_backend import __version__
+from router_backend.errors import Forbidden
+from router_backend.server.errors import ErrorBody
+from router_backend.service.caller import caller
 from router_backend.service.service import GenerationService, Health
 
 
@@ -48,6 +55,12 @@ class Probe(BaseModel):
     elapsed_seconds: float
 
 
+class Reloaded(BaseModel):
+    model: str
+    strategy: str
+    engine: str
+
+
 UNAVAILABLE: dict[int | str, dict[str, Any]] = {503: {"description": "Not now", "model": Probe}}
 
 
@@ -77,6 +90,29 @@ def health_router(service: GenerationService) -> APIRouter:
         """Has finished starting."""
         now = service.health()
         return JSONResponse(_probe(now), 503 if now.status in ("loading", "failed") else 200)
+
+    text = {"content": {"text/plain": {"schema": {"type": "string"}}}}
+
+    @router.get("/metrics", response_class=Response, responses={200: text}, summary="Prometheus text")
+    async def metrics() -> Response:
+        return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    return router
+
+
+def admin_router(service: GenerationService) -> APIRouter:
+    """`/admin/reload`, for the holder of the admin key. There is no such route where none is set."""
+    router = APIRouter(prefix="/admin", tags=["admin"])
+    if not service.settings.admin_key:
+        return router
+
+    @router.post("/reload", response_model=Reloaded, responses={403: {"model": ErrorBody}, 503: {"model": ErrorBody}})
+    async def reload() -> Reloaded:
+        """Loads what the settings name by now (`.env` is read again). Answers when it serves; nothing is dropped."""
+        if not caller.get().admin:
+            raise Forbidden("this needs the admin key")
+        info = await service.reload()
+        return Reloaded(model=info.model, strategy=info.strategy, engine=info.engine)
 
     return router
 
