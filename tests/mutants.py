@@ -174,7 +174,7 @@ MUTANTS = (
     ),
     _mutant(
         *(16, "public paths are compared whole", "server/middleware/guard.py"),
-        *('scope["path"] not in self._public:', 'not scope["path"].startswith(tuple(self._public - {"/"})):'),
+        *("path_of(scope) not in self._public:", 'not path_of(scope).startswith(tuple(self._public - {"/"})):'),
         "server/test_hostile.py::test_row_16_no_path_goes_round_the_key",
         "server/test_guard.py::test_row_16_every_other_path_needs_a_key",
     ),
@@ -182,6 +182,11 @@ MUTANTS = (
         *(16, "keys are compared in constant time", "server/middleware/guard.py"),
         *("hmac.compare_digest(sent, known)", "sent == known"),
         "server/test_guard.py::test_row_16_every_key_is_compared",
+    ),
+    _mutant(
+        *(16, "a browser's key is not for pages of elsewhere", "server/middleware/guard.py"),
+        *("if not same and origin not in self._friends:", "if False:"),
+        "server/test_door.py::test_a_page_of_elsewhere_cannot_use_the_browsers_key",
     ),
     _mutant(
         *(16, "names from elsewhere are refused", "server/middleware/guard.py"),
@@ -413,7 +418,10 @@ MUTANTS = (
     ),
     _mutant(
         *(27, "a key is known by its name", "server/middleware/guard.py"),
-        *("return found[0] if found else None", "return key.decode() if found else None"),
+        *(
+            "return next((name for name in found if claimed in (None, name.encode())), None)",
+            "return key.decode() if found else None",
+        ),
         "service/test_metrics.py::test_row_27_a_key_is_needed_and_is_shown_by_its_name",
     ),
     _mutant(
