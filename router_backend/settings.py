@@ -7,9 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from dotenv import dotenv_values
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, DotEnvSettingsSource, SettingsConfigDict
 
 from router_backend.errors import SettingsError
 
@@ -359,7 +358,7 @@ def load_settings(**overrides: object) -> Settings:
 
 def outdated() -> list[str]:
     """One line for each name in the environment or `.env` that is no setting any more, saying what to do instead."""
-    given = {name.upper() for name in (*os.environ, *dotenv_values(".env", encoding="utf-8"))}
+    given = {name.upper() for name in (*os.environ, *DotEnvSettingsSource(Settings).env_vars)}
     return [f"{name} is not a setting any more: {instead}" for name, instead in REPLACED.items() if name in given]
 
 

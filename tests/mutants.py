@@ -231,7 +231,7 @@ MUTANTS = (
     ),
     _mutant(
         *(16, "public paths are compared whole", "Guard._check_key"),
-        *('scope["path"] not in self._public:', 'not scope["path"].startswith(tuple(self._public - {"/"})):'),
+        *("path_of(scope) not in self._public:", 'not path_of(scope).startswith(tuple(self._public - {"/"})):'),
         "server/test_hostile.py::test_row_16_no_path_goes_round_the_key",
         "server/test_guard.py::test_row_16_every_other_path_needs_a_key",
     ),
@@ -239,6 +239,11 @@ MUTANTS = (
         *(16, "keys are compared in constant time", "Keys.name_of"),
         *("hmac.compare_digest(sent, known)", "sent == known"),
         "server/test_guard.py::test_row_16_every_key_is_compared",
+    ),
+    _mutant(
+        *(16, "a browser's key is not for pages of elsewhere", "Guard._check_origin"),
+        *("if not same and origin not in self._friends:", "if False:"),
+        "server/test_door.py::test_a_page_of_elsewhere_cannot_use_the_browsers_key",
     ),
     _mutant(
         *(16, "names from elsewhere are refused", "Guard._check_head"),
@@ -312,7 +317,7 @@ MUTANTS = (
         "engines/test_transformers.py::test_row_20_a_broken_checkpoint_leads_to_the_next",
     ),
     _mutant(
-        *(20, "a file that is cut short is found out", "_shapes"),
+        *(20, "a file that is cut short is found out", "_tensors"),
         *("if size < 8 + length + end:", "if False:"),
         "checkpoints/test_hub.py::test_row_25_a_folder_that_was_half_copied",
         "engines/test_transformers.py::test_row_20_broken_checkpoint_is_the_candidates_fault",
@@ -394,18 +399,18 @@ MUTANTS = (
         "engines/transformers/test_runner.py::test_row_24_what_is_kept_is_bounded",
     ),
     _mutant(
-        *(24, "labels are few whatever is asked for", "access_log:_route"),
+        *(24, "labels are few whatever is asked for", "AccessLog.__call__"),
         *('getattr(scope.get("route"), "path", "other")', 'scope["path"]'),
         "service/test_metrics.py::test_row_24_no_label_has_what_a_client_wrote",
     ),
     _mutant(
-        *(25, "the disk's room is looked at first", "check_disk"),
+        *(25, "the disk's room is looked at first", "Download.check_disk"),
         *("if needed > free:", "if False:"),
         "checkpoints/test_hub.py::test_row_25_no_room_on_the_disk",
         "checkpoints/test_file_systems.py::test_row_25_a_disk_that_is_too_small_is_told_before_anything_is_fetched",
     ),
     _mutant(
-        *(25, "a disk that takes nothing is told in words", "download"),
+        *(25, "a disk that takes nothing is told in words", "Download.run"),
         *("except OSError as error:", "except ZeroDivisionError as error:"),
         "checkpoints/test_hub.py::test_row_25_a_cache_that_cannot_be_written",
         "checkpoints/test_file_systems.py::test_row_25_a_disk_that_becomes_full_leaves_nothing_that_is_used",
@@ -467,7 +472,7 @@ MUTANTS = (
         "engines/test_transformers.py::test_row_26_code_of_a_checkpoint_runs_only_where_it_is_trusted",
     ),
     _mutant(
-        *(26, "code of a checkpoint is not even fetched", "_Repository.wanted"),
+        *(26, "code of a checkpoint is not even fetched", "_Repository.download"),
         *('(*_BESIDE_WEIGHTS, ".py") if settings.trust_remote_code else _BESIDE_WEIGHTS', '(*_BESIDE_WEIGHTS, ".py")'),
         "checkpoints/test_hub.py::test_row_26_only_what_is_needed_is_fetched_and_it_is_whole",
     ),
@@ -484,7 +489,10 @@ MUTANTS = (
     ),
     _mutant(
         *(27, "a key is known by its name", "Keys.name_of"),
-        *("return found[0] if found else None", "return key.decode() if found else None"),
+        *(
+            "return next((name for name in found if claimed in (None, name.encode())), None)",
+            "return key.decode() if found else None",
+        ),
         "service/test_metrics.py::test_row_27_a_key_is_needed_and_is_shown_by_its_name",
     ),
     _mutant(
