@@ -10,7 +10,7 @@ trap 'rm -r "$scratch"' EXIT
 compile() { # OUT ARGUMENTS …
   local out=$1
   shift
-  "$uv" pip compile --quiet --universal --python-version 3.10 --generate-hashes --custom-compile-command "make lock" \
+  "$uv" pip compile --quiet --universal --no-annotate --python-version 3.10 --generate-hashes --custom-compile-command "make lock" \
     --output-file "requirements/$out" "$@"
   echo "requirements/$out"
 }
