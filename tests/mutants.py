@@ -22,7 +22,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("router_backend", "router_tools")
-SECONDS = 300  # for the tests of one mutant, some of which wait in vain
+SECONDS = 1200  # for the tests of one mutant, some of which wait in vain
 _LEFT_OUT = shutil.ignore_patterns(".git", ".venv", ".*_cache", ".hypothesis", "__pycache__", "*.egg-info")
 _FAILED = re.compile(r"^(?:FAILED|ERROR) tests/[\w/]+\.py::(\w+)", re.MULTILINE)
 
@@ -528,7 +528,7 @@ def applied(mutant: Mutant, tree: Path) -> Iterator[None]:
 
 def failures(tests: Iterable[str], tree: Path, seconds: float = SECONDS) -> list[str]:
     """The names of those that fail on that tree."""
-    command = [sys.executable, "-m", "pytest", "-q", "--tb=no", "--timeout=60", "-p", "no:cacheprovider", *tests]
+    command = [sys.executable, "-m", "pytest", "-q", "--tb=no", "--timeout=120", "-p", "no:cacheprovider", *tests]
     # No bytecode: two versions of a file may have the same size and second.
     environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
     try:

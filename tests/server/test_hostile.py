@@ -506,7 +506,7 @@ def slow() -> Iterator[Served]:
 
 
 PACE = 0.25
-LONG = "w " * 400  # a hundred seconds, and a plan takes fifty
+LONG = "w " * 200  # fifty seconds, and a plan takes as long
 SOON = 25  # seconds: long before that
 WAYS: dict[str, dict[str, Any]] = {
     "plain": {"output": "text"},
