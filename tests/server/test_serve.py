@@ -187,7 +187,7 @@ def test_a_failed_warm_start_that_is_allowed_stays_up(garbage: Path) -> None:
         until(lambda: status(f"{url}/health") == "failed")
         health = httpx.get(f"{url}/health")
         assert health.status_code == 503
-        assert "x.gguf is no GGUF file" in health.json()["reason"]
+        assert "x.gguf is not a GGUF file" in health.json()["reason"]
         assert [attempt["outcome"] for attempt in health.json()["attempts"]] == ["failed"]
         assert httpx.get(f"{url}/livez").status_code == 200
         response = httpx.post(f"{url}/v1/generate", json={"prompt": "x"})

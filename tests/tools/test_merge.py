@@ -43,7 +43,6 @@ from tests.tools import test_train as test_training
 from tests.tools.test_train_rows import TOOLS
 
 pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
     pytest.mark.torch,
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),  # PEFT asks for it
 ]
@@ -411,7 +410,7 @@ def test_an_adapter_that_does_not_fit_leaves_nothing(
         ({"out": "x.gguf", "base": "gguf", "copies": ("4bit",)}, "no --dtype, --copy or --push"),
         ({"base": "no/such"}, "HF_HUB_OFFLINE"),
         ({"base": "4bit"}, "is quantised"),
-        ({"base": "adapter"}, "it is an adapter"),
+        ({"base": "adapter"}, "it is a LoRA adapter"),
         ({"adapter": "base"}, "is a checkpoint, not an adapter: the base comes first, then the adapter"),
         ({"adapter": "gguf"}, "is a file: name the folder of an adapter. The base comes first"),
         ({"adapter": "."}, r"is not an adapter in PEFT's format: it has no adapter_config\.json"),
