@@ -9,7 +9,7 @@ from router_backend.errors import SettingsError
 
 
 @contextmanager
-def extra(name: str) -> Iterator[None]:
+def packages_of(name: str) -> Iterator[None]:
     """Imports in this block belong to an extra. Raises SettingsError where one of its packages is missing."""
     try:
         yield

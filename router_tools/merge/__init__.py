@@ -1,8 +1,8 @@
 """`merge`: a router checkpoint out of a base and a LoRA adapter."""
 
-from router_tools.extras import extra
+from router_tools.extras import packages_of
 
-with extra("merge"):
+with packages_of("merge"):
     from router_tools.merge.run import MergeOptions, merge
 
 __all__ = ["MergeOptions", "merge"]

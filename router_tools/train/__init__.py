@@ -1,8 +1,8 @@
 """LoRA fine-tuning of router checkpoints: rows, shorter plans, the loop, and the adapter that comes out."""
 
-from router_tools.extras import extra
+from router_tools.extras import packages_of
 
-with extra("train"):
+with packages_of("train"):
     from router_tools.train.options import TrainOptions
     from router_tools.train.run import train
 
