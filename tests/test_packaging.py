@@ -112,10 +112,10 @@ def install(checkout: Path) -> subprocess.CompletedProcess[str]:
         **{name: value for name, value in os.environ.items() if not name.startswith(("UV_", "PYTHON", "VIRTUAL_ENV"))},
         "VENV": str(checkout / "target"),
         "ONLY_LOCKS": "1",
-        "UV_NO_INDEX": "1",
-        "UV_FIND_LINKS": str(checkout / "wheels"),
+        "UV_CONFIG_FILE": str(checkout / "uv.toml"),
         "UV_CACHE_DIR": str(checkout / "cache"),
     }
+    (checkout / "uv.toml").write_text(f"no-index = true\nfind-links = ['{checkout / 'wheels'}']\n")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment["VENV"]], check=True)
     command = [str(checkout / "requirements/install.sh"), "server.txt"]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
