@@ -42,12 +42,12 @@ class Mutant:
     new: str
     tests: tuple[str, ...]
 
-    def places(self) -> list[tuple[Path, int, int]]:
-        """Where it is taken out: each file, relative to the root, and the bounds in its text. One, or it is wrong."""
+    def places(self, root: Path = ROOT) -> list[tuple[Path, int, int]]:
+        """Where it is taken out: each file, relative to `root`, and the bounds in its text. One, or it is wrong."""
         return [
             (path, at.start(), at.end())
-            for path, start, end in _defined(self.where)
-            for at in re.finditer(re.escape(self.old), (ROOT / path).read_text("utf-8"))
+            for path, start, end in _defined(self.where, root)
+            for at in re.finditer(re.escape(self.old), (root / path).read_text("utf-8"))
             if start <= at.start() and at.end() <= end
         ]
 
@@ -56,12 +56,12 @@ def _mutant(row: int, what: str, where: str, old: str, new: str, *tests: str) ->
     return Mutant(row, what, where, old, new, tuple(f"tests/{test}" for test in tests))
 
 
-def _defined(where: str) -> list[tuple[Path, int, int]]:
+def _defined(where: str, root: Path) -> list[tuple[Path, int, int]]:
     """The definitions with that name: file, start and end in its text."""
     module, _, name = where.rpartition(":")
     return [
         (path, start, end)
-        for path, found, start, end in _definitions()
+        for path, found, start, end in _definitions(root)
         if found == name and f".{_module(path)}".endswith(f".{module}" if module else "")
     ]
 
@@ -71,12 +71,12 @@ def _module(path: Path) -> str:
 
 
 @cache
-def _definitions() -> list[tuple[Path, str, int, int]]:
+def _definitions(root: Path) -> list[tuple[Path, str, int, int]]:
     """All functions, classes and constants of the code: file, qualified name, start and end in its text."""
     return [
-        (path.relative_to(ROOT), *each)
+        (path.relative_to(root), *each)
         for package in PACKAGES
-        for path in sorted((ROOT / package).rglob("*.py"))
+        for path in sorted((root / package).rglob("*.py"))
         for each in _definitions_in(path.read_text("utf-8"))
     ]
 
@@ -513,7 +513,7 @@ def copied() -> Iterator[Path]:
 
 @contextmanager
 def applied(mutant: Mutant, tree: Path) -> Iterator[None]:
-    places = mutant.places()
+    places = mutant.places(tree)
     if len(places) != 1:
         raise SystemExit(f"row {mutant.row}: {mutant.where} has {len(places)} times {mutant.old!r}")
     file, start, end = places[0]

@@ -151,11 +151,11 @@ def test_queue_seconds_are_the_wait_for_a_slot() -> None:
         first = ask(service)
         await become(lambda: gate.active == 1)
         second = asyncio.create_task(service.answer(work()))
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(1)
         gate.open = True
         answer = await second
         first_waited = answer.last.timings.queue_seconds
-        assert first_waited >= 0.15
+        assert first_waited >= 0.9
         assert (await service.answer(work())).last.timings.queue_seconds < first_waited, "nobody was before it"
         await first
 

@@ -25,6 +25,7 @@ from router_tools.merge import MergeOptions, merge, quantized, verify
 from tests.fakes import gguf_base, tiny
 from tests.tools import test_merge
 
+pytestmark = pytest.mark.torch
 DOCS = Path(__file__).parents[2] / "docs/merge.md"
 IDS = torch.arange(3, 60)[None]
 base, tokenizer_folder = test_merge.base, test_merge.tokenizer_folder  # fixtures
