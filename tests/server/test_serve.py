@@ -78,17 +78,18 @@ def test_requests_in_flight_finish(tmp_path: Path, number: signal.Signals) -> No
 
 
 def test_what_does_not_finish_is_not_waited_for_for_ever(tmp_path: Path) -> None:
-    with process(folder=tmp_path, DRAIN_TIMEOUT="1", BODY_TIMEOUT="1000", **ECHO) as running:
+    with process(folder=tmp_path, DRAIN_TIMEOUT="1", **ECHO) as running:
         port = int(running.ready().rpartition(":")[2])
         with socket.create_connection(("127.0.0.1", port), 10) as line:
             line.sendall(b"POST /v1/generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
             line.sendall(b"Content-Length: 100\r\n\r\n{")
             heard(port)
             assert running.stop() == 0
+            assert b" 408 " not in line.recv(4096), "its body was not waited for"
 
 
 def test_row_23_a_second_sigterm_ends_it_at_once(tmp_path: Path) -> None:
-    with process(folder=tmp_path, DRAIN_TIMEOUT="1000", BODY_TIMEOUT="1000", **ECHO) as running:
+    with process(folder=tmp_path, DRAIN_TIMEOUT="1000", **ECHO) as running:
         port = int(running.ready().rpartition(":")[2])
         with socket.create_connection(("127.0.0.1", port), 10) as line:
             line.sendall(b"POST /v1/generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
@@ -96,7 +97,7 @@ def test_row_23_a_second_sigterm_ends_it_at_once(tmp_path: Path) -> None:
             heard(port)
             running.popen.send_signal(signal.SIGTERM)
             until(lambda: drains(port))
-            running.stop()
+            assert running.stop() == 128 + signal.SIGTERM, "a drained end would be 0"
 
 
 def heard(port: int) -> None:
