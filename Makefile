@@ -11,12 +11,18 @@ EXTRAS := llamacpp,transformers,train,merge,ui,space,otel,dev
 export HF_HUB_OFFLINE ?= 1
 export GRADIO_ANALYTICS_ENABLED ?= False
 
-.PHONY: help install run check quick test test-setup test-lowest test-newest lock outdated security audit fuzz soak mutants docs fix clean
+.PHONY: help install install-transformers run check quick test test-setup test-lowest test-newest lock outdated security audit fuzz soak mutants docs fix clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 14
 
 install: $(VENV)/.installed ## Set up .venv with the server, the UI and the embedded model
+
+$(VENV)/.transformers: $(VENV)/.installed requirements/transformers.txt
+	@requirements/install.sh transformers.txt
+	@touch $@
+
+install-transformers: $(VENV)/.transformers ## Add the transformers engine, for checkpoints in safetensors
 
 run: install ## Serve the embedded default on http://127.0.0.1:7860 (HOST, PORT override)
 	@exec $(BIN)/router-backend serve

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from router_backend.checkpoints import ladder, machine
 from router_backend.checkpoints.footprint import cpu_dtype, gigabytes, room
@@ -31,19 +32,20 @@ def report(settings: Settings, console: Console | None = None) -> int:
     for candidate, strategy, ok, why in _verdicts(settings, here):
         word = "would load" if ok and not chosen else "in reserve" if ok else "skipped"
         chosen = chosen or ok
-        steps.add_row(candidate.name, strategy, word, why)
+        # As text: `pip install 'router-backend[transformers]'` would lose its brackets as markup.
+        steps.add_row(*map(Text, (candidate.name, strategy, word, why)))
     out.print(steps)
     return 0 if chosen else 1
 
 
 def _facts(here: Machine) -> Table:
     facts = Table("machine", "", title="Machine", title_justify="left")
-    facts.add_row("processor", f"{here.processor}, {here.cores} cores")
+    facts.add_row("processor", Text(f"{here.processor}, {here.cores} cores"))
     facts.add_row("computes in", "{}: {}".format(*cpu_dtype(here)))
     facts.add_row("memory", f"{gigabytes(here.free_bytes)} GB free of {gigabytes(here.total_bytes)}")
     for card in here.accelerators:
         free = f"{gigabytes(card.free_bytes)} GB free of {gigabytes(card.total_bytes)}"
-        facts.add_row("accelerator", f"{card.name}, {free}")
+        facts.add_row("accelerator", Text(f"{card.name}, {free}"))
     if not here.accelerators:
         facts.add_row("accelerator", "none found")
     return facts

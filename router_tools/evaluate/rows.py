@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from router_tools.evaluate.metrics import read_plan, refuse, route_of
+from router_backend.errors import InvalidRequest
+from router_backend.jsonl import read_values
+from router_tools.evaluate.metrics import read_plan, route_of
 
 
 class UsageError(Exception):
@@ -52,26 +53,15 @@ def read_gold(path: Path, limit: int | None = None) -> list[GoldRow]:
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line numbers and JSON objects; blank lines are skipped.
+    """Line numbers and JSON objects.
 
     Raises:
-        UsageError: no such file, or a line that is no JSON object.
+        UsageError: no such file, or a line that is not a JSON object.
     """
     try:
-        with path.open("rb") as file:
-            for line, raw in enumerate(file, 1):
-                text = raw.removeprefix(b"\xef\xbb\xbf") if line == 1 else raw
-                if text.strip():
-                    yield line, _object(path, line, text)
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror or 'cannot be read'}") from None
-
-
-def _object(path: Path, line: int, raw: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(raw, parse_constant=refuse)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path}, line {line}: no JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise UsageError(f"{path}, line {line}: must be a JSON object")
-    return value
+        for line, value in read_values(path):
+            if not isinstance(value, dict):
+                raise UsageError(f"{path}, line {line}: must be a JSON object")
+            yield line, value
+    except InvalidRequest as error:
+        raise UsageError(error.message) from None

@@ -14,13 +14,13 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from router_backend.checkpoints import embedded
+from router_backend.checkpoints.adapter import ADAPTER, ADAPTER_CONFIG
 from router_backend.errors import CandidateError
 from router_backend.plan.prompt import BUDGET_KEY
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _SCALE = 2
 
 

@@ -186,3 +186,11 @@ def test_a_narrow_terminal_loses_no_words() -> None:
 
 def test_no_secret_is_shown() -> None:
     assert "NEVERSHOWN" not in examine(engine="echo", hf_token="hf_NEVERSHOWN", router_api_keys="a:k-NEVERSHOWN")[2]
+
+
+def test_what_stands_in_brackets_is_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table's library would take it for markup and print nothing of it, or an error."""
+    words = "pip install 'router-backend[transformers]' in [red]brackets[/red] and [/never] opened"
+    monkeypatch.setattr(engines, "missing", lambda engine: words)
+    _, rows, _ = examine()
+    assert {row[3] for row in rows[:-1]} == {words}

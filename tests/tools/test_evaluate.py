@@ -294,7 +294,7 @@ def test_lenient_reads_a_plan_out_of_prose(tmp_path: Path, lenient: bool, tools_
 @pytest.mark.parametrize(
     ("row", "says"),
     [
-        ("{", "line 2: no JSON"),
+        ("{", "line 2: not valid JSON"),
         ("[]", "line 2: must be a JSON object"),
         ('{"completion": "{}"}', "line 2: prompt must be a text"),
         ('{"prompt": " ", "completion": "{}"}', "line 2: prompt must be a text"),

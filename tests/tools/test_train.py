@@ -20,12 +20,13 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from router_backend import cli
+from router_backend.checkpoints.adapter import ADAPTER
 from router_backend.errors import CandidateError, InvalidRequest
 from router_backend.plan.prompt import BUDGET_KEY
 from router_backend.plan.schema import to_text
 from router_tools.train import TrainOptions, train
 from router_tools.train.examples import CONTRACT, Example, Examples, batches, collate
-from router_tools.train.model import ADAPTER, load_base, with_adapter
+from router_tools.train.model import load_base, with_adapter
 from router_tools.train.options import learning_rate
 from tests.tools.test_train_rows import TOOLS, reference_plan, row
 
