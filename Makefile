@@ -11,7 +11,7 @@ EXTRAS := llamacpp,transformers,train,merge,ui,space,otel,dev
 export HF_HUB_OFFLINE ?= 1
 export GRADIO_ANALYTICS_ENABLED ?= False
 
-.PHONY: help install install-transformers run check quick test test-setup test-lowest test-newest lock outdated security audit fuzz soak mutants docs fix clean
+.PHONY: help install install-transformers run check quick test test-setup test-lowest test-newest lock outdated security audit fuzz soak mutants screenshots docs fix clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 14
@@ -76,6 +76,9 @@ soak: test-setup ## 15 minutes of different requests, with the echo engine and w
 
 mutants: test-setup ## Take each fault's fix out and see its tests fail
 	@$(BIN)/python -m tests.mutants
+
+screenshots: test-setup ## Take the picture of the UI that the README shows
+	@$(BIN)/python benchmarks/screenshots.py
 
 docs: test-setup ## Make docs/settings.md and .env.example out of the settings
 	@$(BIN)/python -m router_tools.settings_page
