@@ -11,7 +11,7 @@ EXTRAS := llamacpp,transformers,train,merge,ui,space,otel,dev
 export HF_HUB_OFFLINE ?= 1
 export GRADIO_ANALYTICS_ENABLED ?= False
 
-.PHONY: help install install-transformers run check quick test test-setup test-lowest test-newest lock outdated security audit fuzz soak mutants screenshots docs fix clean
+.PHONY: help install install-transformers run check quick test test-setup test-lowest test-newest lock outdated security audit fuzz soak mutants clients screenshots docs fix clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 14
@@ -77,6 +77,9 @@ soak: test-setup ## 15 minutes of different requests, with the echo engine and w
 mutants: test-setup ## Take each fault's fix out and see its tests fail
 	@$(BIN)/python -m tests.mutants
 
+clients: install $(VENV)/clients/.installed $(VENV)/clients-older/.installed $(VENV)/clients-node/.installed ## Ask the embedded model with clients that people use, in Python and JavaScript (needs npm)
+	@$(BIN)/python -m tests.clients
+
 screenshots: test-setup ## Take the picture of the UI that the README shows
 	@$(BIN)/python benchmarks/screenshots.py
 
@@ -102,9 +105,15 @@ $(VENV)/.test-installed: $(VENV)/.installed requirements/test.txt
 	@requirements/install.sh test.txt
 	@touch $@
 
-# A client that the tests try, which wants older packages than ours.
-$(VENV)/litellm/.installed: $(VENV)/.installed requirements/litellm.txt
-	@VENV=$(VENV)/litellm ONLY_LOCKS=1 PYTHON=$(BIN)/python requirements/install.sh litellm.txt
+# Clients, each with the packages that it wants: litellm for the tests, the others for `make clients`.
+$(VENV)/%/.installed: requirements/%.txt $(VENV)/.installed
+	@VENV=$(VENV)/$* ONLY_LOCKS=1 PYTHON=$(BIN)/python requirements/install.sh $*.txt
+	@touch $@
+
+$(VENV)/clients-node/.installed: tests/clients/package.json tests/clients/package-lock.json
+	@command -v npm > /dev/null || { echo "make: install Node.js 20 or later, which has npm" >&2; exit 1; }
+	@mkdir -p $(@D); cp $^ $(@D)
+	@npm ci --prefix $(@D) --ignore-scripts --no-audit --no-fund --loglevel=error
 	@touch $@
 
 clean: ## Remove .venv and caches

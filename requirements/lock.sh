@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes the locks out of the ranges in pyproject.toml: `make lock`. One for each way to install, all with the versions of test.txt,
-# for Python 3.10 to 3.13 on every platform, with the hash of every file and without the address of an index.
+# for Python 3.10 to 3.13 on every platform, with the hash of every file and without the address of an index. Needs npm too.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 uv=.venv/bin/uv
@@ -27,6 +27,8 @@ compile transformers.txt pyproject.toml -c "$scratch/tested.txt" $(extras llamac
 compile space.txt pyproject.toml requirements/space-constraints.txt -c "$scratch/without-torch.txt" $(extras transformers space)
 printf 'uv\nsetuptools\nwheel\n' | compile tools.txt - -c "$scratch/tested.txt"
 echo 'litellm>=1.80,<2' | compile litellm.txt - --upgrade
+compile clients.txt requirements/clients.in --upgrade
+compile clients-older.txt requirements/clients-older.in --upgrade
 
 # The hub installs this file together with Gradio, which has no hashes there, so that pip would refuse ours: direct packages,
 # in the versions of space.txt.
@@ -37,3 +39,7 @@ grep -E '^[a-z]' requirements/space.txt | sed 's/ \\$//' > "$scratch/space.txt"
     -c "$scratch/space.txt" $(extras transformers space)
 } > requirements.txt
 echo requirements.txt
+
+# The JavaScript clients of `make clients`.
+npm update --prefix tests/clients --package-lock-only --ignore-scripts --no-audit --no-fund --loglevel=error
+echo tests/clients/package-lock.json

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -59,6 +60,14 @@ def test_a_lock_has_every_hash_and_names_no_index(lock: Path) -> None:
         entry for entry in entries(lock) if not re.match(r"\S+==\S+ .*--hash=sha256:[0-9a-f]{64}", entry, re.DOTALL)
     ] == []
     assert not re.search(r"https?://|--(extra-)?index|--find-links|file:", lock.read_text("utf-8"))
+
+
+def test_the_lock_of_the_javascript_clients_has_every_hash_and_names_no_registry() -> None:
+    packages = json.loads((ROOT / "tests/clients/package-lock.json").read_text("utf-8"))["packages"]
+    locked = {name: each for name, each in packages.items() if name}
+    assert {"node_modules/openai", "node_modules/ai", "node_modules/zod"} <= locked.keys()
+    assert [name for name, each in locked.items() if not each["integrity"].startswith("sha512-")] == []
+    assert [name for name, each in locked.items() if "resolved" in each] == []
 
 
 @pytest.mark.parametrize("name", ["server", "test", "transformers"])
