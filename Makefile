@@ -107,13 +107,14 @@ $(VENV)/.test-installed: $(VENV)/.installed requirements/test.txt
 
 # Clients, each with the packages that it wants: litellm for the tests, the others for `make clients`.
 $(VENV)/%/.installed: requirements/%.txt $(VENV)/.installed
+	@echo "make: installing $*.txt"
 	@VENV=$(VENV)/$* ONLY_LOCKS=1 PYTHON=$(BIN)/python requirements/install.sh $*.txt
 	@touch $@
 
 $(VENV)/clients-node/.installed: tests/clients/package.json tests/clients/package-lock.json
 	@command -v npm > /dev/null || { echo "make: install Node.js 20 or later, which has npm" >&2; exit 1; }
-	@mkdir -p $(@D); cp $^ $(@D)
-	@npm ci --prefix $(@D) --ignore-scripts --no-audit --no-fund --loglevel=error
+	@echo "make: installing the JavaScript clients"; mkdir -p $(@D); cp $^ $(@D)
+	@npm ci --prefix $(@D) --ignore-scripts --no-audit --no-fund --loglevel=error > /dev/null
 	@touch $@
 
 clean: ## Remove .venv and caches
