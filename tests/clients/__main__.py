@@ -64,7 +64,7 @@ NEEDS_TOOLS = (
     Case("openai_js_tools_stream", "clients-node", "stream() with zodFunction()"),
     Case("ai_sdk_tools", "clients-node", "generateText() with a tool, required"),
 )
-# They describe the object in words: with json_object, or without a format.
+# They describe the object in words, with json_object or without a format: the embedded model is too small for that.
 NEEDS_WORDS = (
     Case("pydantic_ai_prompted", "clients", "PromptedOutput"),
     Case("dspy_predict", "clients", "Predict()"),
