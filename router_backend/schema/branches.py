@@ -25,7 +25,8 @@ from router_backend.schema.nodes import (
 
 
 def refused(where: str, why: str) -> InvalidRequest:
-    return InvalidRequest(f"schema{where}: {why}", param="schema", code="invalid_schema")
+    """`where`: the path within the schema, such as `.properties.steps.items`."""
+    return InvalidRequest(f"schema{where}: {why}", param=f"schema{where}", code="invalid_schema")
 
 
 def tell_apart(union: Union) -> list[Way]:

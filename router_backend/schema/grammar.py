@@ -85,11 +85,12 @@ _OPENINGS = {'"': r'"[^"\\…\x00-\x1f\x7f-\x9f]?', "[": r'\[["\[{\]]?', "{": r'
 
 
 def beginning(lead: str, options: Sequence[str], *, digit: bool) -> str:
-    """The beginning of a value after a blank, or none: one of the options or a digit."""
-    exact = [lead + option for option in options if option not in _OPENINGS]
-    ways = [f"/{lead}{_OPENINGS[option]}/" for option in options if option in _OPENINGS]
+    """The beginning of a value, after the blank or none: one of the options or a digit."""
+    blanks, blank = dict.fromkeys((lead, "")), f"{lead}?" if lead else ""
+    exact = [blank + option for blank in blanks for option in options if option not in _OPENINGS]
+    ways = [f"/{blank}{_OPENINGS[option]}/" for option in options if option in _OPENINGS]
     ways += [literals(exact)] if exact else []
-    ways += [f"/{lead}-?[0-9]/"] if digit else []
+    ways += [f"/{blank}-?[0-9]/"] if digit else []
     return f"start: CHOICE\nCHOICE: {' | '.join(ways)}\n"
 
 

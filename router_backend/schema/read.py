@@ -134,16 +134,16 @@ class _Reader:
         while self._waiting:
             name = self._waiting.pop()
             if name not in self._definitions:
-                self._definitions[name] = self._value(self._found(name), "" if name == "#" else f" {name}", 0)
+                self._definitions[name] = self._value(*self._found(name, ""), 0)
         return root
 
-    def _found(self, reference: str) -> Any:  # noqa: ANN401
-        """What a local reference shows: a JSON pointer, an anchor, or an `$id` with either."""
+    def _found(self, reference: str, where: str) -> tuple[Any, str]:
+        """What a local reference at `where` shows, and its path: a JSON pointer, an anchor, or an `$id` with either."""
         base, _, pointer = reference.partition("#")
-        found = self._schema if not base else self._named("$id", base, reference)
+        found, path = self._named("$id", base, reference, where) if base else (self._schema, "")
         pointer = unquote(pointer)
         if pointer and not pointer.startswith("/"):
-            return self._named("$anchor", pointer, reference)
+            return self._named("$anchor", pointer, reference, where)
         for part in pointer.split("/")[1:]:
             step = part.replace("~1", "/").replace("~0", "~")
             if isinstance(found, list) and step.isdecimal() and int(step) < len(found):
@@ -151,22 +151,21 @@ class _Reader:
             elif isinstance(found, dict) and step in found:
                 found = found[step]
             else:
-                raise refused("", f"$ref {reference!r} leads nowhere")
-        return found
+                raise refused(where, f"$ref {reference!r} leads nowhere")
+            path += f".{step}"
+        return found, path
 
-    def _named(self, keyword: str, name: str, reference: str) -> Any:  # noqa: ANN401
-        """The part of the schema that has this `$id` or `$anchor`."""
-        waiting = [self._schema]
+    def _named(self, keyword: str, name: str, reference: str, where: str) -> tuple[Any, str]:
+        """The part of the schema that has this `$id` or `$anchor`, and its path."""
+        waiting = [(self._schema, "")]
         while waiting:
-            part = waiting.pop()
-            if isinstance(part, dict):
-                if part.get(keyword) == name:
-                    return part
-                waiting.extend(part.values())
-            elif isinstance(part, list):
-                waiting.extend(part)
+            part, path = waiting.pop()
+            if isinstance(part, dict) and part.get(keyword) == name:
+                return part, path
+            inner = part.items() if isinstance(part, dict) else enumerate(part) if isinstance(part, list) else ()
+            waiting.extend((value, f"{path}.{step}") for step, value in inner)
         far = ": nothing is fetched from elsewhere" if keyword == "$id" else ""
-        raise refused("", f"$ref {reference!r} leads nowhere{far}")
+        raise refused(where, f"$ref {reference!r} leads nowhere{far}")
 
     def _value(self, schema: Any, where: str, depth: int) -> Node:  # noqa: ANN401
         self._nodes += 1
@@ -189,10 +188,7 @@ class _Reader:
         name = said["$ref"]
         if not isinstance(name, str):
             raise refused(where, "$ref must be a text")
-        try:
-            self._found(name)
-        except InvalidRequest as error:
-            raise refused(where, error.message.removeprefix("schema: ")) from None
+        self._found(name, where)
         self._waiting.append(name)
         return Reference(name, self._definitions)
 
@@ -202,14 +198,14 @@ class _Reader:
         branches = said[name]
         if not isinstance(branches, list) or not branches:
             raise refused(where, f"{name} must be a list that is not empty")
-        kinds = (self._value(each, f"{where}.{name}[{at}]", depth + 1) for at, each in enumerate(branches))
+        kinds = (self._value(each, f"{where}.{name}.{at}", depth + 1) for at, each in enumerate(branches))
         return Union(tuple(kinds), where=where)
 
     def _all_of(self, said: dict[str, Any], where: str, depth: int) -> Node:
         _only(said, {"allOf"}, where)
         if not isinstance(said["allOf"], list) or len(said["allOf"]) != 1:
             raise refused(where, "allOf of several is not supported")
-        return self._value(said["allOf"][0], where, depth + 1)
+        return self._value(said["allOf"][0], f"{where}.allOf.0", depth + 1)
 
     def _enum(self, said: dict[str, Any], where: str, depth: int) -> Node:
         _only(said, {"enum", "const", "type"}, where)
@@ -316,19 +312,25 @@ class _Reader:
         if wrong := [name for name in properties if not name.isprintable()]:
             raise refused(where, f"the name {wrong[0]!r} holds a character that cannot be shown")
         fields = tuple(
-            Field(name, self._value(value, f"{where}.{name}", depth + 1), name in required)
+            Field(name, self._value(value, f"{where}.properties.{name}", depth + 1), name in required)
             for name, value in properties.items()
         )
         more = said.get("additionalProperties", True)
         patterns = said.get("patternProperties", {})
         if patterns and (not isinstance(patterns, dict) or patterns.keys() - _ANY_NAME or len(patterns) > 1 or fields):
             raise refused(where, "'patternProperties' is not supported here, but for any name")
+        place = "additionalProperties"
         if patterns:
-            more = next(iter(patterns.values()))
+            ((name, more),) = patterns.items()
+            place = f"patternProperties.{name}"
         if said.get("propertyNames", {}) not in ({}, True, {"type": "string"}):
             raise refused(where, "'propertyNames' is not supported here")
         # Further fields are allowed where nothing forbids them, and written where nothing else is asked for.
-        other = None if more is False or (more in (True, {}) and fields) else self._value(more, f"{where}.*", depth + 1)
+        other = (
+            None
+            if more is False or (more in (True, {}) and fields)
+            else self._value(more, f"{where}.{place}", depth + 1)
+        )
         return Object(fields, other)
 
     def _anything(self) -> Node:

@@ -76,8 +76,8 @@ class SchemaScript(Script):
             yield from self._union(found, where, after, depth, lead)
             return
         if isinstance(found, Choice):
-            options = [lead + option for option in self._affordable(found, after)]
-            self.text += yield from self._choose(where, options)
+            said = yield from self._option(where, self._affordable(found, after), lead)
+            self.text += lead + said
             return
         self.text += lead
         if isinstance(found, Text):
@@ -264,6 +264,18 @@ class SchemaScript(Script):
         self.text += text or node.example
         if not reply.ended or not text:
             self.clipped.append(where)
+
+    def _option(self, where: str, options: Sequence[str], lead: str) -> Generator[Ask, Reply, str]:
+        """One of some values in JSON, with the blank before it or without, and with what shows that a number ended."""
+        if len(options) == 1:
+            return options[0]
+        offered = {
+            f"{blank}{option}{end}": option
+            for option in options
+            for blank in (lead, "")
+            for end in ("", *(",}]" if any(other != option and other.startswith(option) for other in options) else ""))
+        }
+        return offered[(yield from self._choose(where, list(offered)))]
 
     def _choose_kind(
         self, where: str, options: Sequence[str], lead: str = "", *, digit: bool = False
