@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from itertools import chain, product
 
 from router_backend.checkpoints.ladder import Candidate, Rung
-from router_backend.engines.llamacpp import LlamaCppModel, load
+from router_backend.engines.llamacpp import load
 from router_backend.schema.write import SchemaWriter
 from router_backend.settings import load_settings
 from router_backend.types import Chunk, GenerateRequest, SamplingParams

@@ -85,12 +85,12 @@ def _explain(error: ValidationError) -> InvalidRequest:
         return InvalidRequest(
             f"the body is no valid JSON: {first['msg'].removeprefix('Invalid JSON: ')}", code="invalid_json"
         )
-    path = [part for at, part in enumerate(first["loc"]) if part not in TAGS or at == 0]
-    name = ".".join(map(str, path)) or None
+    path = [str(part) for at, part in enumerate(first["loc"]) if part not in TAGS or at == 0]
+    name = ".".join(path) if path else None
     if first["type"] == "extra_forbidden":
         return InvalidRequest(f"unknown field: {name}", param=name, code="unknown_field")
     message = first["msg"].removeprefix("Value error, ")
-    return InvalidRequest(f"{name}: {message}" if name else message, param=name, code="invalid_value")
+    return InvalidRequest(f"{name}: {message}" if path else message, param=name, code="invalid_value")
 
 
 def body_schema(model: type[BaseModel]) -> dict[str, Any]:
