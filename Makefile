@@ -67,8 +67,9 @@ security: test-setup ## Look for unsafe code and for secrets
 audit: test-setup ## Compare the installed packages with the known vulnerabilities (needs the network)
 	@$(BIN)/pip-audit --progress-spinner off --skip-editable
 
-fuzz: test-setup ## Send 20,000 requests made of our own OpenAPI
+fuzz: test-setup ## Send 20,000 requests made of our own OpenAPI, and 300 schemas and chat bodies to the embedded model
 	@$(BIN)/python -m tests.fuzz 20000
+	@$(BIN)/python -m tests.fuzz sweep 300
 
 soak: test-setup ## 15 minutes of different requests, with the echo engine and with the embedded model
 	@$(BIN)/python benchmarks/soak.py --minutes 3 --engine echo

@@ -1,8 +1,10 @@
-"""Fuzzing: what schemathesis makes of our own OpenAPI, sent to a server with the echo engine.
+"""Fuzzing: `make fuzz`.
 
-    python -m tests.fuzz [REQUESTS]     # at least so many, in rounds with a seed each
+    python -m tests.fuzz [REQUESTS]     # what schemathesis makes of our own OpenAPI, in rounds with a seed each
+    python -m tests.fuzz sweep [CASES]  # so many schemas and so many chat bodies, to the embedded model
 
-Exits 0 where no answer was a 5xx and every one kept the description: `make fuzz`.
+The first goes to a server with the echo engine, and exits 0 where no answer was a 5xx and every one kept the
+description; the second where every answer was valid, or a 400 with a place.
 """
 
 from __future__ import annotations
@@ -10,9 +12,13 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
-from tests.fakes.running import echo_model, says_plans, served
+import httpx
+
+from tests.fakes.running import echo_model, process, says_plans, served
+from tests.fakes.sweep import bodies, schemas, sent, wrong
 
 # That positive data is accepted is not among them: whether a budget is too small depends on the checkpoint.
 CHECKS = ",".join(
@@ -61,6 +67,27 @@ def main(requests: int) -> int:
     return worst
 
 
+def sweep(count: int, seed: int = 1) -> int:
+    """Schemas and chat bodies (`fakes/sweep.py`) at a server with the embedded model."""
+    problems = answered = 0
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        process("--port", "0", folder=Path(folder), MODEL_REPO="embedded") as server,
+        httpx.Client(base_url=server.ready(), timeout=600) as client,
+    ):
+        for at, case in enumerate((*schemas(count, seed, budget=400), *bodies(count, seed)), 1):
+            status, answer = sent(client, case)
+            answered += status == 200
+            if why := wrong(case, status, answer):
+                problems += 1
+                print(f"{case.made_by}: {why}\n  {case.body}"[:4000], flush=True)
+            if at % 50 == 0:
+                print(f"{at} cases: {answered} answered, {at - answered} refused, {problems} wrong", flush=True)
+    return int(problems > 0)
+
+
 if __name__ == "__main__":
     with contextlib.suppress(BrokenPipeError):
+        if sys.argv[1:2] == ["sweep"]:
+            sys.exit(sweep(int(sys.argv[2]) if len(sys.argv) > 2 else 300))
         sys.exit(main(int(sys.argv[1]) if len(sys.argv) > 1 else 20_000))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, permutations, product
 
 from router_backend.errors import InvalidRequest
 from router_backend.schema.nodes import (
@@ -18,6 +18,7 @@ from router_backend.schema.nodes import (
     Pattern,
     Reference,
     Text,
+    Tuple,
     Union,
     Way,
     resolved,
@@ -25,7 +26,8 @@ from router_backend.schema.nodes import (
 
 
 def refused(where: str, why: str) -> InvalidRequest:
-    return InvalidRequest(f"schema{where}: {why}", param="schema", code="invalid_schema")
+    """`where`: the path within the schema, such as `.properties.steps.items`."""
+    return InvalidRequest(f"schema{where}: {why}", param=f"schema{where}", code="invalid_schema")
 
 
 def tell_apart(union: Union) -> list[Way]:
@@ -33,15 +35,19 @@ def tell_apart(union: Union) -> list[Way]:
 
     A kind that another one holds falls away: integers beside numbers, words of an enum beside any text.
 
-    Raises InvalidRequest where two begin alike.
+    Raises InvalidRequest where two begin alike, or where what is written as one could be of another that excludes it.
     """
+    if union.exclusive:
+        for one, other in permutations([list(_leaves(branch, set())) for branch in union.branches], 2):
+            if any(_overlap(*pair) for pair in product(one, other)):
+                raise refused(union.where, "two branches of oneOf may have a value in common; use anyOf")
     leaves = list(dict.fromkeys(_leaves(union, set())))
     texts = _widest([leaf for leaf in leaves if isinstance(leaf, Text | Pattern)])
     numbers = _widest([leaf for leaf in leaves if isinstance(leaf, Number)])
     ways = [
         *(Way('"', leaf) for leaf in texts),
         *(Way(None, leaf) for leaf in numbers),
-        *(Way("[", leaf) for leaf in leaves if isinstance(leaf, Array)),
+        *(Way("[", leaf) for leaf in leaves if isinstance(leaf, Array | Tuple)),
         *_by_discriminator([leaf for leaf in leaves if isinstance(leaf, Object)]),
     ]
     options = dict.fromkeys(option for leaf in leaves if isinstance(leaf, Choice) for option in leaf.options)
@@ -81,6 +87,31 @@ def _leaves(node: Node, seen: set[Node]) -> Iterator[Node]:
         yield from _leaves(target, seen)
     else:
         yield node
+
+
+_FIRST = {Text: '"', Pattern: '"', Number: "0", Array: "[", Tuple: "[", Object: "{"}
+
+
+def _overlap(written: Node, other: Node) -> bool:
+    """Whether what is written as one may be a value of the other too; where that is hard to tell, it may."""
+    if isinstance(written, Choice) and isinstance(other, Choice):
+        return not set(written.options).isdisjoint(other.options)
+    if isinstance(written, Object) and isinstance(other, Object):
+        names = {field.name for field in written.fields}
+        if written.other is None and any(field.required and field.name not in names for field in other.fields):
+            return False
+        for name in names:
+            mine, theirs = _options(written, name), _options(other, name)
+            if mine and theirs and set(mine).isdisjoint(theirs):
+                return False
+        return True
+    first, second = (
+        {"0" if option[0] in "-0123456789" else option[0] for option in node.options}
+        if isinstance(node, Choice)
+        else {_FIRST[type(node)]}
+        for node in (written, other)
+    )
+    return not first.isdisjoint(second)
 
 
 def _by_discriminator(objects: Sequence[Object]) -> list[Way]:

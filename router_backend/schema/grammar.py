@@ -21,14 +21,16 @@ COUNTED = 512
 _DIGITS = 15
 _END_OF_NUMBER = r"END: /[,\]} ]|}}|\]}|},|\],/"
 _PLAIN = r"[ !#-\[\]-~]"
+# A label has 63 characters at most, an address's local part 64.
+_HOST = r"[a-z0-9]{1,20}(-[a-z0-9]{1,20}){0,2}(\.[a-z0-9]{1,20}(-[a-z0-9]{1,20}){0,2}){0,2}"
 FORMATS = {
     "date": r"(19|20)[0-9]{2}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])",
     "time": r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?(Z|[+-](0[0-9]|1[0-2]):[0-5][0-9])",
     "uuid": r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}",
-    "email": r"[a-z0-9]+([._-][a-z0-9]+)*@[a-z0-9]+(-[a-z0-9]+)*(\.[a-z0-9]+(-[a-z0-9]+)*)*\.[a-z]{2,12}",
-    "hostname": r"[a-z0-9]+(-[a-z0-9]+)*(\.[a-z0-9]+(-[a-z0-9]+)*)*",
+    "email": rf"[a-z0-9]{{1,20}}([._-][a-z0-9]{{1,20}}){{0,2}}@{_HOST}\.[a-z]{{2,12}}",
+    "hostname": _HOST,
     "ipv4": r"((25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])\.){3}(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])",
-    "uri": r"https?://[a-z0-9]+(-[a-z0-9]+)*(\.[a-z0-9]+(-[a-z0-9]+)*)*(/[A-Za-z0-9._~-]+)*/?",
+    "uri": rf"https?://{_HOST}(/[A-Za-z0-9._~-]+)*/?",
     "duration": r"P(([0-9]{1,4}D)|([0-9]{1,4}D)?T[0-9]{1,4}H([0-9]{1,4}M)?([0-9]{1,4}S)?|[0-9]{1,4}W)",
 }
 FORMATS["date-time"] = f"{FORMATS['date']}T{FORMATS['time']}"
@@ -67,6 +69,7 @@ def number(node: Number) -> str:
         "maximum": node.maximum,
         "exclusiveMinimum": node.above,
         "exclusiveMaximum": node.below,
+        "multipleOf": node.step,
     }
     known = {name: value for name, value in bounds.items() if value is not None}
     if not known:
@@ -85,11 +88,12 @@ _OPENINGS = {'"': r'"[^"\\…\x00-\x1f\x7f-\x9f]?', "[": r'\[["\[{\]]?', "{": r'
 
 
 def beginning(lead: str, options: Sequence[str], *, digit: bool) -> str:
-    """The beginning of a value after a blank, or none: one of the options or a digit."""
-    exact = [lead + option for option in options if option not in _OPENINGS]
-    ways = [f"/{lead}{_OPENINGS[option]}/" for option in options if option in _OPENINGS]
+    """The beginning of a value, after the blank or none: one of the options or a digit."""
+    blanks, blank = dict.fromkeys((lead, "")), f"{lead}?" if lead else ""
+    exact = [blank + option for blank in blanks for option in options if option not in _OPENINGS]
+    ways = [f"/{blank}{_OPENINGS[option]}/" for option in options if option in _OPENINGS]
     ways += [literals(exact)] if exact else []
-    ways += [f"/{lead}-?[0-9]/"] if digit else []
+    ways += [f"/{blank}-?[0-9]/"] if digit else []
     return f"start: CHOICE\nCHOICE: {' | '.join(ways)}\n"
 
 

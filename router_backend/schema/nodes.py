@@ -34,7 +34,7 @@ class Pattern(Node):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Number(Node):
-    """A number. Bounds belong to it; `above` and `below` do not. `example`: one in JSON."""
+    """A number. Bounds belong to it; `above` and `below` do not. `example`: one in JSON; `step`: it is a multiple."""
 
     integer: bool
     example: str
@@ -42,6 +42,7 @@ class Number(Node):
     maximum: float | None = None
     above: float | None = None
     below: float | None = None
+    step: float | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,12 +54,25 @@ class Choice(Node):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Array(Node):
+    """Items of one kind; `unique`: no value twice, which is for a `Choice` alone."""
+
     item: Node
     least: int = 0
     most: int | None = None
+    unique: bool = False
 
     def children(self) -> tuple[Node, ...]:
         return (self.item,)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tuple(Node):
+    """So many items, each of its own kind."""
+
+    items: tuple[Node, ...]
+
+    def children(self) -> tuple[Node, ...]:
+        return self.items
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,11 +103,15 @@ class Way:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Union(Node):
-    """One of some kinds. `ways` says how each begins (`branches.tell_apart`), once all definitions were read."""
+    """One of some kinds. `ways` says how each begins (`branches.tell_apart`), once all definitions were read.
+
+    `exclusive`: a value must be of one kind alone.
+    """
 
     branches: tuple[Node, ...]
     ways: list[Way] = field(default_factory=list)
     where: str = ""
+    exclusive: bool = False
 
     def children(self) -> tuple[Node, ...]:
         return tuple(way.node for way in self.ways) or self.branches

@@ -11,15 +11,16 @@ import math
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote
 
 import jsonschema_rs
 
-from router_backend.errors import InvalidRequest
 from router_backend.schema import grammar
 from router_backend.schema.branches import refused, tell_apart
+from router_backend.schema.intersect import intersect
 from router_backend.schema.nodes import (
     Array,
     Choice,
@@ -30,6 +31,7 @@ from router_backend.schema.nodes import (
     Pattern,
     Reference,
     Text,
+    Tuple,
     Union,
     resolved,
     walk,
@@ -47,16 +49,21 @@ _ASSERTIONS = frozenset(
     | {"patternProperties", "propertyNames", "minProperties", "maxProperties", "dependencies", "dependentSchemas"}
     | {"dependentRequired", "unevaluatedItems", "unevaluatedProperties"}
 )
+_BOUNDS = frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"})
 _KEYWORDS = {
     "object": frozenset({"properties", "required", "additionalProperties", "patternProperties", "propertyNames"}),
-    "array": frozenset({"items", "minItems", "maxItems"}),
+    "array": frozenset({"items", "prefixItems", "additionalItems", "minItems", "maxItems", "uniqueItems"}),
     "string": frozenset({"minLength", "maxLength", "pattern", "format"}),
-    "integer": frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}),
-    "number": frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}),
+    "integer": _BOUNDS | {"multipleOf"},
+    "number": _BOUNDS | {"multipleOf"},
     "boolean": frozenset[str](),
     "null": frozenset[str](),
 }
+# All that may say which values there are.
+_SAYING = _ASSERTIONS.union(*_KEYWORDS.values())
 _LOOK_AROUND = re.compile(r"\(\?<?[=!]")
+_VALUES = frozenset({"enum", "const", "default", "examples"})
+_BY_NAME = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
 _ANY_NAME = frozenset({"", ".*", "^.*$", "^(.*)$"})
 
 
@@ -79,10 +86,12 @@ def _read(text: str) -> Node:
     root = reader.whole()
     if resolved(root) is None:
         raise refused("", "a $ref leads to itself")
-    for node in walk(root):
+    for node in [*walk(root)]:  # as it is now: a union's children are its ways afterwards
         if isinstance(node, Union):
             node.ways.extend(tell_apart(node))
-    if not isinstance(resolved(root), Object):
+    outermost = resolved(root)
+    kinds = [way.node for way in outermost.ways] if isinstance(outermost, Union) else [outermost]
+    if not all(isinstance(kind, Object) for kind in kinds):
         raise refused("", "its outermost type must be object")
     sizes = measure(root, len)
     if any(node not in sizes for node in walk(root)):
@@ -99,18 +108,29 @@ def _read(text: str) -> Node:
 def validator(schema: Any) -> jsonschema_rs.Draft202012Validator:  # noqa: ANN401
     """What checks answers; patterns run in linear time. Raises ValueError where it is not a schema."""
     return jsonschema_rs.Draft202012Validator(
-        _without_look_around(schema), offline=True, pattern_options=jsonschema_rs.RegexOptions()
+        _modern(schema), offline=True, pattern_options=jsonschema_rs.RegexOptions()
     )
 
 
-def _without_look_around(schema: Any) -> Any:  # noqa: ANN401
-    """A schema without the patterns that only a backtracking engine knows, where a format says the same."""
+def _modern(schema: Any, *, names: bool = False) -> Any:  # noqa: ANN401
+    """A schema as its checker takes it: tuples as 2020-12 writes them, one dialect, and no pattern that only a
+    backtracking engine knows where a format says the same. `names`: it is no schema, but schemas by name."""
     if isinstance(schema, list):
-        return [_without_look_around(each) for each in schema]
+        return [_modern(each) for each in schema]
     if not isinstance(schema, dict):
         return schema
-    left_out = {"pattern"} if _is_formats_own(schema) else set()
-    return {name: _without_look_around(value) for name, value in schema.items() if name not in left_out}
+    if names:
+        return {name: _modern(value) for name, value in schema.items()}
+    said = {
+        name: value if name in _VALUES else _modern(value, names=name in _BY_NAME)
+        for name, value in schema.items()
+        if name != "$schema"
+    }
+    if _is_formats_own(schema):
+        del said["pattern"]
+    if isinstance(schema.get("items"), list):
+        said["prefixItems"], said["items"] = said.pop("items"), said.pop("additionalItems", True)
+    return said
 
 
 def _is_formats_own(schema: Mapping[str, Any]) -> bool:
@@ -134,16 +154,16 @@ class _Reader:
         while self._waiting:
             name = self._waiting.pop()
             if name not in self._definitions:
-                self._definitions[name] = self._value(self._found(name), "" if name == "#" else f" {name}", 0)
+                self._definitions[name] = self._value(*self._found(name, ""), 0)
         return root
 
-    def _found(self, reference: str) -> Any:  # noqa: ANN401
-        """What a local reference shows: a JSON pointer, an anchor, or an `$id` with either."""
+    def _found(self, reference: str, where: str) -> tuple[Any, str]:
+        """What a local reference at `where` shows, and its path: a JSON pointer, an anchor, or an `$id` with either."""
         base, _, pointer = reference.partition("#")
-        found = self._schema if not base else self._named("$id", base, reference)
+        found, path = self._named("$id", base, reference, where) if base else (self._schema, "")
         pointer = unquote(pointer)
         if pointer and not pointer.startswith("/"):
-            return self._named("$anchor", pointer, reference)
+            return self._named("$anchor", pointer, reference, where)
         for part in pointer.split("/")[1:]:
             step = part.replace("~1", "/").replace("~0", "~")
             if isinstance(found, list) and step.isdecimal() and int(step) < len(found):
@@ -151,22 +171,21 @@ class _Reader:
             elif isinstance(found, dict) and step in found:
                 found = found[step]
             else:
-                raise refused("", f"$ref {reference!r} leads nowhere")
-        return found
+                raise refused(where, f"$ref {reference!r} leads nowhere")
+            path += f".{step}"
+        return found, path
 
-    def _named(self, keyword: str, name: str, reference: str) -> Any:  # noqa: ANN401
-        """The part of the schema that has this `$id` or `$anchor`."""
-        waiting = [self._schema]
+    def _named(self, keyword: str, name: str, reference: str, where: str) -> tuple[Any, str]:
+        """The part of the schema that has this `$id` or `$anchor`, and its path."""
+        waiting = [(self._schema, "")]
         while waiting:
-            part = waiting.pop()
-            if isinstance(part, dict):
-                if part.get(keyword) == name:
-                    return part
-                waiting.extend(part.values())
-            elif isinstance(part, list):
-                waiting.extend(part)
+            part, path = waiting.pop()
+            if isinstance(part, dict) and part.get(keyword) == name:
+                return part, path
+            inner = part.items() if isinstance(part, dict) else enumerate(part) if isinstance(part, list) else ()
+            waiting.extend((value, f"{path}.{step}") for step, value in inner)
         far = ": nothing is fetched from elsewhere" if keyword == "$id" else ""
-        raise refused("", f"$ref {reference!r} leads nowhere{far}")
+        raise refused(where, f"$ref {reference!r} leads nowhere{far}")
 
     def _value(self, schema: Any, where: str, depth: int) -> Node:  # noqa: ANN401
         self._nodes += 1
@@ -185,57 +204,73 @@ class _Reader:
         return self._typed(said, where, depth)
 
     def _reference(self, said: dict[str, Any], where: str, depth: int) -> Node:
-        _only(said, {"$ref"}, where)
-        name = said["$ref"]
-        if not isinstance(name, str):
-            raise refused(where, "$ref must be a text")
-        try:
-            self._found(name)
-        except InvalidRequest as error:
-            raise refused(where, error.message.removeprefix("schema: ")) from None
+        name = said.pop("$ref")
+        if not isinstance(name, str) or not name:
+            raise refused(where, "$ref must be a text that is not empty")
+        target, _ = self._found(name, where)
+        known = target if isinstance(target, dict) else {}
+        if beside := {key: value for key, value in _saying(said).items() if known.get(key) != value}:
+            return self._value({"allOf": [beside, target]}, where, depth + 1)
         self._waiting.append(name)
         return Reference(name, self._definitions)
 
     def _any_of(self, said: dict[str, Any], where: str, depth: int) -> Node:
         name = "anyOf" if "anyOf" in said else "oneOf"
-        _only(said, {name, "type"}, where)
-        branches = said[name]
+        branches = said.pop(name)
         if not isinstance(branches, list) or not branches:
             raise refused(where, f"{name} must be a list that is not empty")
-        kinds = (self._value(each, f"{where}.{name}[{at}]", depth + 1) for at, each in enumerate(branches))
-        return Union(tuple(kinds), where=where)
+        beside = _saying(said)
+        kinds = [
+            self._value({"allOf": [beside, each]} if beside else each, f"{where}.{name}.{at}", depth + 1)
+            for at, each in enumerate(branches)
+        ]
+        return kinds[0] if len(kinds) == 1 else Union(tuple(kinds), where=where, exclusive=name == "oneOf")
 
     def _all_of(self, said: dict[str, Any], where: str, depth: int) -> Node:
-        _only(said, {"allOf"}, where)
-        if not isinstance(said["allOf"], list) or len(said["allOf"]) != 1:
-            raise refused(where, "allOf of several is not supported")
-        return self._value(said["allOf"][0], where, depth + 1)
+        parts = said.pop("allOf")
+        if not isinstance(parts, list) or not parts:
+            raise refused(where, "allOf must be a list that is not empty")
+        if len(parts) == 1 and not _saying(said):
+            return self._value(parts[0], f"{where}.allOf.0", depth + 1)
+        for at, part in enumerate(parts):
+            said = intersect(said, self._plain(part, f"{where}.allOf.{at}"), _SAYING, where)
+        return self._value(said, where, depth + 1)
+
+    def _plain(self, part: Any, where: str) -> dict[str, Any]:  # noqa: ANN401
+        """A part of allOf, with what it refers to in its place."""
+        for _ in range(MOST_DEPTH):
+            if not isinstance(part, dict):
+                break
+            if "$ref" not in part:
+                return part
+            target, _ = self._found(str(part["$ref"]), where)
+            part = {key: value for key, value in part.items() if key != "$ref"}
+            part = {"allOf": [part, target]} if _saying(part) else target
+        if part is True:
+            return {}
+        raise refused(where, "a $ref leads to itself" if isinstance(part, dict) else "must be an object")
 
     def _enum(self, said: dict[str, Any], where: str, depth: int) -> Node:
-        _only(said, {"enum", "const", "type"}, where)
         options = said.get("enum", [said.get("const")])
         if not isinstance(options, list) or not options:
             raise refused(where, "enum must be a list that is not empty")
         self._options += len(options)
         if self._options > MOST_OPTIONS:
             raise refused(where, f"more than {MOST_OPTIONS} enum values altogether")
-        kinds = said.get("type", list(_KEYWORDS))
-        kinds = kinds if isinstance(kinds, list) else [kinds]
-        if unknown := [kind for kind in kinds if not isinstance(kind, str) or kind not in _KEYWORDS]:
-            raise refused(where, f"type {unknown[0]!r} is not known")
-        fitting = [json.dumps(option, ensure_ascii=False) for option in options if _is_of(option, kinds)]
-        if "const" in said:
-            constant = json.dumps(said["const"], ensure_ascii=False)
-            fitting = [option for option in fitting if _same(option, constant)]
+        try:
+            check = validator(_saying(said))
+        except Exception as error:
+            raise refused(where, " ".join(str(error).split())[:200]) from None
+        fitting = [json.dumps(option, ensure_ascii=False) for option in options if check.is_valid(option)]
         if not fitting:
-            raise refused(where, "no value of its enum or const is of its type, or both")
+            raise refused(where, "no value of its enum or const is as the rest of it asks")
         return Choice(tuple(dict.fromkeys(fitting)))
 
     _COMBINATIONS: Mapping[str, Callable[[_Reader, dict[str, Any], str, int], Node]] = {
         "$ref": _reference,
+        "allOf": _all_of,
         "anyOf": _any_of,
         "oneOf": _any_of,
-        "allOf": _all_of,
         "enum": _enum,
         "const": _enum,
     }
@@ -248,6 +283,8 @@ class _Reader:
             _only(said, (), where)
             return self._anything()
         if isinstance(kind, list) and kind:
+            if len(kind) == 1:
+                return self._value({**said, "type": kind[0]}, where, depth)
             branches = ({**said, "type": each} for each in kind)
             return Union(tuple(self._value(each, where, depth + 1) for each in branches), where=where)
         if not isinstance(kind, str) or kind not in _KEYWORDS:
@@ -288,7 +325,12 @@ class _Reader:
 
     def _number(self, said: dict[str, Any], where: str, depth: int) -> Node:
         bounds = [_bound(said, name, where) for name in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")]
-        node = Number(False, "0", *bounds)
+        step = said.get("multipleOf")
+        if step is not None and (
+            isinstance(step, bool) or not isinstance(step, int | float) or not 1e-6 <= step <= 1e6
+        ):
+            raise refused(where, "multipleOf must be a number between 0.000001 and 1000000")
+        node = replace(Number(False, "0", *bounds), step=step)
         example = example_of(node)
         if example is None:
             raise refused(where, "no number is within its bounds")
@@ -297,7 +339,7 @@ class _Reader:
     def _integer(self, said: dict[str, Any], where: str, depth: int) -> Node:
         node = self._number(said, where, depth)
         assert isinstance(node, Number)
-        whole = Number(True, "0", *_whole_bounds(node))
+        whole = Number(True, "0", *_whole_bounds(node), step=node.step)
         example = example_of(whole)
         if example is None:
             raise refused(where, "no integer is within its bounds")
@@ -305,31 +347,83 @@ class _Reader:
 
     def _array(self, said: dict[str, Any], where: str, depth: int) -> Node:
         least, most = _sizes(said, "minItems", "maxItems", where)
-        return Array(self._value(said.get("items", {}), f"{where}.items", depth + 1), least, most)
+        items, first = said.get("items", {}), said.get("prefixItems", [])
+        if isinstance(items, list):  # as drafts before 2020-12 write tuples
+            items, first = said.get("additionalItems", {}), items
+        elif "additionalItems" in said:
+            raise refused(where, "'additionalItems' is not supported here")
+        if not isinstance(first, list):
+            raise refused(where, "prefixItems must be a list")
+        unique = said.get("uniqueItems", False)
+        if first:
+            if unique:
+                raise refused(where, "'uniqueItems' is not supported beside 'prefixItems'")
+            return self._tuple([*first[:most], *[items] * (least - len(first))], where, depth)
+        if items is False:
+            return self._tuple([items] * least, where, depth)
+        item = self._value(self._plain(items, f"{where}.items") if unique else items, f"{where}.items", depth + 1)
+        if unique:
+            if not isinstance(item, Choice):
+                raise refused(where, "'uniqueItems' is supported for the values of an enum only")
+            item = Choice(tuple({option.removesuffix(".0"): option for option in item.options}.values()))
+            most = min(len(item.options), MOST_OPTIONS if most is None else most)
+            if most < least:
+                raise refused(where, f"its items have {most} different values, minItems is {least}")
+        return Array(item, least, most, bool(unique))
+
+    def _tuple(self, items: list[Any], where: str, depth: int) -> Node:
+        """All the items that are spoken of are written, and no more: who asks for a tuple wants the whole of it."""
+        if len(items) > MOST_OPTIONS:
+            raise refused(where, f"more than {MOST_OPTIONS} items that must come")
+        return Tuple(tuple(self._value(each, f"{where}.prefixItems.{at}", depth + 1) for at, each in enumerate(items)))
 
     def _object(self, said: dict[str, Any], where: str, depth: int) -> Node:
         properties, required = said.get("properties", {}), said.get("required", [])
         if not isinstance(properties, dict) or not isinstance(required, list):
             raise refused(where, "properties must be an object, and required a list")
-        if unknown := [name for name in required if not isinstance(name, str) or name not in properties]:
-            raise refused(where, f"required names {unknown[0]!r}, which is none of the properties")
-        if wrong := [name for name in properties if not name.isprintable()]:
-            raise refused(where, f"the name {wrong[0]!r} holds a character that cannot be shown")
-        fields = tuple(
-            Field(name, self._value(value, f"{where}.{name}", depth + 1), name in required)
-            for name, value in properties.items()
+        more, place, patterns = (
+            said.get("additionalProperties", True),
+            "additionalProperties",
+            said.get("patternProperties"),
         )
-        more = said.get("additionalProperties", True)
-        patterns = said.get("patternProperties", {})
-        if patterns and (not isinstance(patterns, dict) or patterns.keys() - _ANY_NAME or len(patterns) > 1 or fields):
-            raise refused(where, "'patternProperties' is not supported here, but for any name")
         if patterns:
-            more = next(iter(patterns.values()))
-        if said.get("propertyNames", {}) not in ({}, True, {"type": "string"}):
-            raise refused(where, "'propertyNames' is not supported here")
+            if not isinstance(patterns, dict) or patterns.keys() - _ANY_NAME or len(patterns) > 1 or properties:
+                raise refused(where, "'patternProperties' is not supported here, but for any name")
+            ((name, more),) = patterns.items()
+            place = f"patternProperties.{name}"
+        properties = {name: (f"properties.{name}", value) for name, value in properties.items()}
+        allowed = self._names(said.get("propertyNames", True), f"{where}.propertyNames")
+        named = [*(allowed or ()), *required]
+        if unknown := [
+            name for name in named if not isinstance(name, str) or (name not in properties and more is False)
+        ]:
+            raise refused(where, f"required names {unknown[0]!r}, which is none of the properties")
+        properties |= {name: (place, more) for name in named if name not in properties}
+        if allowed is not None:
+            properties, more = {name: properties[name] for name in allowed}, False
+        for name in properties:
+            if not name.isprintable():
+                raise refused(where, f"the name {name!r} holds a character that cannot be shown")
+        fields = tuple(
+            Field(name, self._value(value, f"{where}.{path}", depth + 1), name in required)
+            for name, (path, value) in properties.items()
+            if value is not False or name in required
+        )
         # Further fields are allowed where nothing forbids them, and written where nothing else is asked for.
-        other = None if more is False or (more in (True, {}) and fields) else self._value(more, f"{where}.*", depth + 1)
-        return Object(fields, other)
+        if more is False or (more in (True, {}) and properties):
+            return Object(fields)
+        return Object(fields, self._value(more, f"{where}.{place}", depth + 1))
+
+    def _names(self, schema: Any, where: str) -> list[str] | None:  # noqa: ANN401
+        """The names that fields may have; None for any."""
+        said = _saying(self._plain(schema, where))
+        if said in ({}, {"type": "string"}):
+            return None
+        if said.keys() & {"enum", "const"}:
+            node = self._enum({**said, "type": "string"}, where, 0)
+            assert isinstance(node, Choice)
+            return [json.loads(option) for option in node.options]
+        raise refused(where, "only the values of an enum are supported here")
 
     def _anything(self) -> Node:
         """Any value: of the usual kinds, to any depth that the budget allows."""
@@ -364,6 +458,9 @@ def example_of(node: Number) -> str | None:
     tries: list[float] = [0, 1, -1, math.ceil(low), math.floor(high), math.ceil(low) + 1, math.floor(high) - 1]
     if not node.integer:
         tries += [low, high, (low + high) / 2]
+    if node.step is not None:
+        tries += [float(Decimal(str(node.step)) * (int(low / node.step) + more)) for more in range(-1, 3)]
+        tries += [int(each) for each in tries if float(each).is_integer()]
     fitting = [json.dumps(number) for number in tries if within(number, node)]
     return min(fitting, key=len, default=None)
 
@@ -375,23 +472,9 @@ def within(number: float, node: Number) -> bool:
         and (node.maximum is None or number <= node.maximum)
         and (node.above is None or number > node.above)
         and (node.below is None or number < node.below)
+        and (node.step is None or Decimal(str(number)) % Decimal(str(node.step)) == 0)
+        and (not node.integer or isinstance(number, int) or number.is_integer())
     )
-
-
-def _is_of(value: object, kinds: Collection[str]) -> bool:
-    """Whether a JSON value is of one of these types: 1.0 is an integer too."""
-    if isinstance(value, bool) or value is None:
-        return ("boolean" if value is not None else "null") in kinds
-    if isinstance(value, int | float):
-        whole = isinstance(value, int) or value.is_integer()
-        return "number" in kinds or ("integer" in kinds and whole)
-    return ("string" if isinstance(value, str) else "array" if isinstance(value, list) else "object") in kinds
-
-
-def _same(one: str, other: str) -> bool:
-    """Whether two values in JSON are equal, as JSON Schema has it: 1 and 1.0 are, 1 and true are not."""
-    left, right = json.loads(one), json.loads(other)
-    return left == right and isinstance(left, bool) == isinstance(right, bool)
 
 
 def _whole_bounds(node: Number) -> tuple[int | None, int | None]:
@@ -415,6 +498,10 @@ def _bound(said: Mapping[str, Any], name: str, where: str) -> float | None:
     if (value < 0) is name.lower().endswith("minimum"):
         return None
     raise refused(where, f"{name} must be a number between -{LARGEST:.0e} and {LARGEST:.0e}")
+
+
+def _saying(said: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in said.items() if name in _SAYING}
 
 
 def _only(said: Mapping[str, Any], known: Collection[str], where: str) -> None:

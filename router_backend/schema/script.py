@@ -15,7 +15,19 @@ from functools import partial
 
 from router_backend.errors import AnswerError
 from router_backend.schema import grammar
-from router_backend.schema.nodes import Array, Choice, Field, Node, Number, Object, Pattern, Text, Union, resolved
+from router_backend.schema.nodes import (
+    Array,
+    Choice,
+    Field,
+    Node,
+    Number,
+    Object,
+    Pattern,
+    Text,
+    Tuple,
+    Union,
+    resolved,
+)
 from router_backend.schema.read import MOST_DEPTH, within
 from router_backend.schema.size import CHARACTER, TEXT_LEAST, Sizes, Skeleton
 from router_backend.writing import clip
@@ -76,8 +88,8 @@ class SchemaScript(Script):
             yield from self._union(found, where, after, depth, lead)
             return
         if isinstance(found, Choice):
-            options = [lead + option for option in self._affordable(found, after)]
-            self.text += yield from self._choose(where, options)
+            said = yield from self._option(where, self._affordable(found, after), lead)
+            self.text += lead + said
             return
         self.text += lead
         if isinstance(found, Text):
@@ -88,6 +100,8 @@ class SchemaScript(Script):
             yield from self._number(found, where, after)
         elif isinstance(found, Array):
             yield from self._array(found, where, after, depth - 1)
+        elif isinstance(found, Tuple):
+            yield from self._tuple(found, where, after, depth - 1)
         elif isinstance(found, Object):
             yield from self._object(found, where, after, depth - 1)
 
@@ -157,7 +171,7 @@ class SchemaScript(Script):
     def _array(self, node: Array, where: str, after: Need, depth: int) -> Stages:
         after = after.and_(self._skeleton.of("]"))
         self.text += "["
-        items = 0
+        items, item = 0, node.item
         while node.most is None or items < node.most:
             must = items < node.least
             if not must:
@@ -172,8 +186,23 @@ class SchemaScript(Script):
             rest = after.and_(
                 left * (size.least + self._skeleton.between), left * (size.usual + self._skeleton.between)
             )
-            yield from self._value(node.item, f"{where}[{items}]", rest, depth, " " if items else "")
+            before = len(self.text)
+            yield from self._value(item, f"{where}[{items}]", rest, depth, " " if items else "")
             items += 1
+            if node.unique and isinstance(item, Choice):
+                taken = self.text[before:].lstrip()
+                item = Choice(tuple(option for option in item.options if option != taken))
+        self.text += "]"
+
+    def _tuple(self, node: Tuple, where: str, after: Need, depth: int) -> Stages:
+        after = after.and_(self._skeleton.of("]"))
+        self.text += "["
+        for at, item in enumerate(node.items):
+            sizes = [self.sizes[each] for each in node.items[at + 1 :]]
+            forced = len(sizes) * self._skeleton.between
+            rest = after.and_(forced + sum(each.least for each in sizes), forced + sum(each.usual for each in sizes))
+            self.text += "," if at else ""
+            yield from self._value(item, f"{where}[{at}]", rest, depth, " " if at else "")
         self.text += "]"
 
     def _goes_on(self, node: Array, where: str, comma: str, depth: int) -> Generator[Ask, Reply, str]:
@@ -194,7 +223,7 @@ class SchemaScript(Script):
             return list(found.options), False
         if isinstance(found, Number):
             return [], True
-        return ["{" if isinstance(found, Object) else "[" if isinstance(found, Array) else '"'], False
+        return ["{" if isinstance(found, Object) else "[" if isinstance(found, Array | Tuple) else '"'], False
 
     def _union(self, node: Union, where: str, after: Need, depth: int, lead: str) -> Stages:
         room = self._left() - after.least - JOIN
@@ -264,6 +293,18 @@ class SchemaScript(Script):
         self.text += text or node.example
         if not reply.ended or not text:
             self.clipped.append(where)
+
+    def _option(self, where: str, options: Sequence[str], lead: str) -> Generator[Ask, Reply, str]:
+        """One of some values in JSON, with the blank before it or without, and with what shows that a number ended."""
+        if len(options) == 1:
+            return options[0]
+        offered = {
+            f"{blank}{option}{end}": option
+            for option in options
+            for blank in (lead, "")
+            for end in ("", *(",}]" if any(other != option and other.startswith(option) for other in options) else ""))
+        }
+        return offered[(yield from self._choose(where, list(offered)))]
 
     def _choose_kind(
         self, where: str, options: Sequence[str], lead: str = "", *, digit: bool = False

@@ -16,6 +16,7 @@ from router_backend.schema.nodes import (
     Pattern,
     Reference,
     Text,
+    Tuple,
     Union,
     walk,
 )
@@ -120,6 +121,13 @@ def _held(node: Node, sizes: Sizes, skeleton: Skeleton, keys: dict[Field, int]) 
         return _best([sizes[child] for child in node.children() if child in sizes])
     if isinstance(node, Array):
         return _array(node, sizes, skeleton)
+    if isinstance(node, Tuple):
+        if any(item not in sizes for item in node.items):
+            return None
+        within = [sizes[item] for item in node.items]
+        forced = skeleton.brackets + len(within) * skeleton.between
+        least, usual = (forced + sum(each) for each in ([m.least for m in within], [m.usual for m in within]))
+        return Measure(_deeper(within), least, min(usual, max(least, _USUAL_MOST)))
     assert isinstance(node, Object)
     required = [field for field in node.fields if field.required]
     if any(field.value not in sizes for field in required):

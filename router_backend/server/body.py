@@ -34,6 +34,9 @@ NonEmptyText = Annotated[Text, Field(min_length=1)]
 Prompt = Annotated[NonEmptyText, AfterValidator(_not_blank)]
 Stop = Annotated[str, AfterValidator(_no_nul), Field(min_length=1, max_length=256)]
 
+# Names of alternatives in a union, which pydantic puts into the place of an error.
+TAGS = frozenset({"(one)", "(list)", "(plain)", "(schema)"})
+
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody} for status in (400, 401, 413, 415, 429, 500, 502, 503, 504)
 }
@@ -82,11 +85,12 @@ def _explain(error: ValidationError) -> InvalidRequest:
         return InvalidRequest(
             f"the body is no valid JSON: {first['msg'].removeprefix('Invalid JSON: ')}", code="invalid_json"
         )
-    name = ".".join(str(part) for part in first["loc"] if not str(part).startswith("(")) or None
+    path = [str(part) for at, part in enumerate(first["loc"]) if part not in TAGS or at == 0]
+    name = ".".join(path) if path else None
     if first["type"] == "extra_forbidden":
         return InvalidRequest(f"unknown field: {name}", param=name, code="unknown_field")
     message = first["msg"].removeprefix("Value error, ")
-    return InvalidRequest(f"{name}: {message}" if name else message, param=name, code="invalid_value")
+    return InvalidRequest(f"{name}: {message}" if path else message, param=name, code="invalid_value")
 
 
 def body_schema(model: type[BaseModel]) -> dict[str, Any]:

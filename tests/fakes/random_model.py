@@ -31,8 +31,7 @@ class RandomModel:
 
     def generate(self, request: GenerateRequest, cancelled: Callable[[], bool], slot: int = 0) -> Iterator[Chunk]:
         self.seen.append(request)
-        assert request.grammar is not None
-        matcher = LLMatcher(_BYTES, request.grammar, log_level=0)
+        matcher = LLMatcher(_BYTES, request.grammar or "start: /[a-z ]*/", log_level=0)
         assert not matcher.is_error(), (matcher.get_error(), request.grammar)
         draw = random.Random(f"{request.sampling.seed} {request.prefix}")
         said = bytearray()
@@ -53,8 +52,8 @@ class RandomModel:
             token = draw.choice(liked if liked and draw.random() < 0.9 else allowed)
             assert matcher.consume_token(token)
             said.append(token)
-            if any(said.endswith(word.encode()) for word in stop):
-                del said[-len(stop[0]) :]
+            if ends := [word for word in stop if said.endswith(word.encode())]:
+                del said[-len(ends[0].encode()) :]
                 reason = "stop"
                 break
         finish: FinishReason = reason  # type: ignore[assignment]
@@ -62,6 +61,6 @@ class RandomModel:
         yield Chunk(finish_reason=finish, usage=Usage(self.prompt_tokens(request), len(said)))
 
     def remember(self, text: str) -> None:
-        raise AssertionError("only plans are remembered")
+        """Nothing: there are no drafts."""
 
     def close(self) -> None: ...

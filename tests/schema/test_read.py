@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 
 from router_backend.errors import InvalidRequest
 from router_backend.schema import grammar
-from router_backend.schema.nodes import Array, Choice, Number, Object, Pattern, Text, Union, resolved, walk
+from router_backend.schema.nodes import Array, Choice, Number, Object, Pattern, Text, Tuple, Union, resolved, walk
 from router_backend.schema.read import MOST_NODES, MOST_OPTIONS, read
 
 
@@ -26,7 +26,8 @@ def refusal(schema: object, *, whole: bool = False) -> str:
     text = json.dumps(schema if whole else {"type": "object", "properties": {"a": schema}})
     with pytest.raises(InvalidRequest) as caught:
         read(text)
-    assert (caught.value.param, caught.value.code) == ("schema", "invalid_schema")
+    where, _, _ = caught.value.message.partition(": ")
+    assert (caught.value.param, caught.value.code) == (where, "invalid_schema")
     return caught.value.message
 
 
@@ -75,13 +76,30 @@ def test_what_pydantic_writes() -> None:
 @pytest.mark.parametrize(
     ("schema", "words"),
     [
-        ({"type": "strin"}, "schema.a: type 'strin' is not known"),
-        ({"type": "integer", "multipleOf": 3}, "schema.a: 'multipleOf' is not supported"),
-        ({"type": "array", "uniqueItems": True}, "'uniqueItems'"),
-        ({"type": "array", "prefixItems": []}, "'prefixItems'"),
+        ({"type": "strin"}, "schema.properties.a: type 'strin' is not known"),
+        ({"type": "integer", "multipleOf": 0}, "schema.properties.a: multipleOf must be"),
+        ({"type": "integer", "minimum": 1, "maximum": 2, "multipleOf": 7}, "no number is within"),
+        ({"type": "array", "uniqueItems": True}, "'uniqueItems' is supported for the values of an enum only"),
+        ({"type": "array", "uniqueItems": True, "items": {"enum": ["x", "y"]}, "minItems": 3}, "2 different values"),
+        ({"type": "array", "prefixItems": {}}, "prefixItems must be a list"),
+        ({"type": "array", "prefixItems": [{}], "uniqueItems": True}, "beside 'prefixItems'"),
+        ({"type": "array", "prefixItems": [{}], "items": False, "minItems": 2}, "must be an object"),
+        ({"type": "array", "contains": {}}, "'contains' is not supported"),
         ({"type": "object", "patternProperties": {"^a": {}}}, "'patternProperties'"),
         ({"not": {}}, "'not' is not supported"),
-        ({"allOf": [{}, {}]}, "allOf of several"),
+        ({"allOf": []}, "must be a list that is not empty"),
+        ({"allOf": [{"type": "string"}, {"type": "object"}]}, "there is no such value"),
+        ({"allOf": [{"pattern": "a"}, {"pattern": "b"}]}, "two different 'pattern' that hold together"),
+        (
+            {"allOf": [{"properties": {"x": {}}, "required": ["x"]}, {"additionalProperties": False}]},
+            "must be an object",
+        ),
+        ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "may have a value in common"),
+        ({"oneOf": [{"enum": ["x", "y"]}, {"const": "x"}]}, "may have a value in common"),
+        ({"oneOf": [{"type": "string"}, {"const": "x"}]}, "may have a value in common"),
+        ({"anyOf": [{"oneOf": [{"type": "string"}, {"type": "string"}]}, {"type": "null"}]}, "value in common"),
+        ({"type": "object", "propertyNames": {"pattern": "^a"}}, "propertyNames: only the values of an enum"),
+        ({"$ref": ""}, "must be a text that is not empty"),
         ({"anyOf": []}, "must be a list that is not empty"),
         ({"enum": []}, "must be a list that is not empty"),
         ({"type": "string", "format": "date", "pattern": "^x$"}, "no plain text"),
@@ -89,11 +107,17 @@ def test_what_pydantic_writes() -> None:
         ({"type": "string", "minLength": 3, "maxLength": 2}, "greater than"),
         ({"type": "string", "minLength": 5000}, "at most 512"),
         ({"type": "integer", "minimum": 1e300}, "must be a number between"),
-        ({"properties": {"b": {"anyOf": [{"type": "array"}, {"items": {}}]}}}, "schema.a.b: two branches"),
-        ({"properties": {"b": {"$ref": "#/$defs/Nothing"}}}, "schema.a.b: $ref '#/$defs/Nothing' leads nowhere"),
+        (
+            {"properties": {"b": {"anyOf": [{"type": "array"}, {"items": {}}]}}},
+            "schema.properties.a.properties.b: two",
+        ),
+        (
+            {"properties": {"b": {"$ref": "#/$defs/Nothing"}}},
+            "properties.b: $ref '#/$defs/Nothing' leads nowhere",
+        ),
         ({"type": "integer", "minimum": 0.1, "maximum": 0.9}, "no integer is within"),
         ({"type": "number", "minimum": 2, "maximum": 1}, "no number is within"),
-        ({"type": "object", "properties": {"x": {}}, "required": ["y"]}, "required names 'y'"),
+        ({"properties": {"x": {}}, "required": ["y"], "additionalProperties": False}, "required names 'y'"),
         ({"type": "object", "properties": {"x\u0000": {}}}, "cannot be shown"),
         ({"$ref": "https://example.com/schema.json"}, "nothing is fetched from elsewhere"),
         ({"$ref": "#/$defs/Nothing"}, "leads nowhere"),
@@ -108,7 +132,8 @@ def test_what_is_not_understood_is_refused_by_name(schema: object, words: str) -
 
 def test_outermost_type_is_object() -> None:
     assert "outermost" in refusal({"type": "string"}, whole=True)
-    assert "outermost" in refusal({"anyOf": [{"type": "object"}]}, whole=True)
+    assert "outermost" in refusal({"anyOf": [{"type": "object"}, {"type": "null"}]}, whole=True)
+    assert "outermost" in refusal({"type": ["object", "string"]}, whole=True)
 
 
 def test_row_11_recursion_that_never_ends() -> None:
@@ -206,7 +231,7 @@ def test_type_enum_and_const_are_intersected(schema: object, options: tuple[str,
     "schema", [{"type": "string", "enum": [1]}, {"enum": ["a"], "const": "b"}, {"type": "null", "const": 0}]
 )
 def test_what_is_left_empty_is_refused(schema: object) -> None:
-    assert "schema.a: no value of its enum" in refusal(schema)
+    assert "schema.properties.a: no value of its enum" in refusal(schema)
 
 
 @pytest.mark.parametrize(
@@ -240,6 +265,45 @@ def test_local_references_are_resolved(reference: str) -> None:
     assert isinstance(root, Object)
     found = resolved(root.fields[0].value)
     assert isinstance(found, Text) and found.least == 2
+
+
+def fields(schema: object) -> dict[str, bool]:
+    """The names of an object's fields, and whether each is required."""
+    return {field.name: field.required for field in of(schema).fields}
+
+
+def test_what_stands_together_holds_together() -> None:
+    assert of({"allOf": [{"type": "integer"}, {"minimum": 3}, {"minimum": 2}, {"type": "number"}]}).minimum == 3
+    assert of({"type": "string", "anyOf": [{"const": "a"}, {"const": "b"}]}).ways[0].node.options == ('"a"', '"b"')
+    assert of({"enum": ["a", "bbb", 7], "minLength": 2, "type": "string"}).options == ('"bbb"',)
+    base = {"type": "object", "properties": {"x": {"type": "string"}, "y": {}}, "required": ["x"]}
+    own = {"properties": {"x": {"maxLength": 3}, "z": {}}, "required": ["z"], "additionalProperties": {"type": "null"}}
+    whole = of({"allOf": [base, own], "description": "as .NET writes heirs"})
+    assert [(each.name, each.required) for each in whole.fields] == [("x", True), ("y", False), ("z", True)]
+    text = resolved(whole.fields[0].value)
+    assert isinstance(text, Text) and text.most == 3
+    assert of({"$ref": "#/properties/a/x-word", "maxLength": 2, "x-word": {"type": "string"}}).most == 2
+
+
+def test_names_of_fields() -> None:
+    record = {"propertyNames": {"enum": ["a", "b"]}, "additionalProperties": {"type": "integer"}, "required": ["b"]}
+    assert fields({"type": "object", **record}) == {"a": False, "b": True}
+    assert fields({"type": "object", "properties": {"x": {}}, "required": ["y"]}) == {"x": False, "y": True}
+    assert fields({"properties": {"x": False, "y": {}}}) == {"y": False}, "zod's never"
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"prefixItems": [{"type": "string"}, {"enum": [1]}], "items": False},
+        {"items": [{"type": "string"}, {"enum": [1]}], "additionalItems": False, "minItems": 2},
+        {"type": "array", "prefixItems": [{"type": "string"}], "items": {"const": 1}, "minItems": 2},
+        {"type": "array", "prefixItems": [{"type": "string"}, {"const": 1}, {"type": "null"}], "maxItems": 2},
+    ],
+)
+def test_tuples_are_written_whole(schema: object) -> None:
+    node = of(schema)
+    assert isinstance(node, Tuple) and [type(each) for each in node.items] == [Text, Choice]
 
 
 def test_a_format_and_its_pattern_both_hold() -> None:

@@ -266,6 +266,48 @@ def test_what_repeats_itself_because_it_must_is_not_cut(kind: Json, last: str) -
     assert write(model, field(**kind), 400)[0] == {"a": said[:-1]}
 
 
+@pytest.mark.parametrize("kind", ["integer", "number"])
+@pytest.mark.parametrize("step", [1, 5, 0.25, 0.01, 7])
+def test_multiples(kind: str, step: float) -> None:
+    for seed, favours in enumerate((b"", b"9", b"0.-", b"123")):
+        value, _ = write(RandomModel(favours), field(type=kind, multipleOf=step), 100, seed)
+        assert isinstance(value["a"], int | float)
+        write(RandomModel(favours), field(type=kind, multipleOf=step, minimum=3, maximum=40), 100, seed)
+
+
+def test_no_value_of_a_set_comes_twice() -> None:
+    kind = {"type": "array", "uniqueItems": True, "items": {"enum": ["x", "y", "z"]}}
+    sets = [write(RandomModel(b',"'), field(**kind, minItems=2), 200, seed)[0]["a"] for seed in range(12)]
+    assert any(len(each) == 3 for each in sets) and all(len(set(each)) == len(each) >= 2 for each in sets)
+
+
+def test_a_tuple_is_written_whole() -> None:
+    kind = {"prefixItems": [{"type": "string"}, {"type": "integer"}, {"type": ["boolean", "null"]}], "items": False}
+    model = RandomModel()
+    for extra in (0, 50):
+        schema = field(type="array", **kind)
+        value, _ = write(model, schema, smallest(SchemaWriter(model), schema) + extra)
+        assert [type(each) for each in value["a"][:2]] == [str, int] and len(value["a"]) == 3
+
+
+@pytest.mark.parametrize("said", ["true", " true", ' "yes', '"yes', "-", " 7", "null"])
+def test_a_value_may_begin_with_a_blank_or_without(said: str) -> None:
+    """What the checkpoint begins is what is written: neither form is kept from it."""
+    echo = EchoModel(script=lambda asked: said if "CHOICE" in (asked.grammar or "") else '5"')
+    value, _ = write(echo, field(type=["string", "number", "boolean", "null"]), 100)
+    kinds = {"t": bool, '"': str, "-": int, "7": int, "n": type(None)}
+    assert type(value["a"]) is kinds[said.strip()[0]]
+    one_of = write(echo, field(enum=[True, "yes", None, 1]), 100)[0]["a"] if said.strip() in ("true", "null") else True
+    assert one_of in (True, None)
+
+
+def test_a_number_of_an_enum_ends_where_the_checkpoint_ends_it() -> None:
+    said = ""
+    echo = EchoModel(script=lambda asked: said)
+    for said, value in (("1,", 1), (" 10}", 10), ("100", 100), (" 1", 1)):  # noqa: B007 - the script says it
+        assert write(echo, field(enum=[1, 10, 100]), 100)[0] == {"a": value}
+
+
 GENERATORS: dict[str, Json] = json.loads((Path(__file__).parent / "generators.json").read_text(encoding="utf-8"))
 
 

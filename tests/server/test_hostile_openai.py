@@ -100,7 +100,7 @@ def test_row_07_logprobs_and_best_of(echo: App, path: str, name: str) -> None:
 
 
 def test_row_07_prompts_times_n(echo: App) -> None:
-    assert "at most 8" in refused(ask(echo, COMPLETIONS, prompt=["a"] * 5, n=2), 400, "invalid_value")
+    assert "at most 8" in refused(ask(echo, COMPLETIONS, prompt=["a"] * 5, n=2), 400, "invalid_value", "prompt")
     refused(ask(echo, COMPLETIONS, prompt=["a"] * 9), 400, "invalid_value", "prompt")
 
 
@@ -163,7 +163,8 @@ def text(**more: object) -> Any:  # noqa: ANN401
 )
 @pytest.mark.timeout(100)  # for ever, where it is not bounded
 def test_row_11_schemas_that_cost_too_much_or_cannot_be(echo: App, schema: Any) -> None:  # noqa: ANN401
-    refused(ask(echo, response_format=schema_format(schema)), 400, "invalid_schema", "response_format")
+    error = ask(echo, response_format=schema_format(schema)).json()["error"]
+    assert error["code"] == "invalid_schema" and error["param"].startswith("response_format.json_schema.schema")
     assert echo.model.seen == []
 
 
@@ -177,9 +178,8 @@ def test_row_11_a_pattern_that_others_backtrack_in_is_linear_here(echo: App) -> 
 
 
 def test_row_12_a_grammar_that_does_not_compile_is_no_unconstrained_answer(echo: App) -> None:
-    message = refused(
-        ask(echo, response_format=schema_format(text(pattern="["))), 400, "invalid_schema", "response_format"
-    )
+    place = "response_format.json_schema.schema.properties.a"
+    message = refused(ask(echo, response_format=schema_format(text(pattern="["))), 400, "invalid_schema", place)
     assert "unclosed character class" in message
     assert echo.model.seen == []
 

@@ -129,7 +129,8 @@ def test_what_clients_send_back_of_a_conversation(echo: App) -> None:
     for role in ("user", "system", "developer"):
         for content in ({"content": None}, {}):
             last = [{"role": role, **content}, *USER]
-            assert "content must be" in refused(chat(echo, messages=last), 400, "invalid_value", "messages.0")
+            error = refused(chat(echo, messages=last), 400, "invalid_value", "messages.0.content")
+            assert "must be a text" in error
 
 
 BLANKS = [" ", "\n\t", "\u00a0\u3000", "\u200b\ufeff", "\u2028\r\n", "\x1f \u202e", " " * 9999]
@@ -282,27 +283,52 @@ def test_fields_that_would_change_the_answer_are_refused_by_name(echo: App, body
 
 
 @pytest.mark.parametrize(
-    ("body", "words"),
+    ("body", "param", "words"),
     [
-        ({"messages": []}, "at least 1 item"),
-        ({"messages": [{"role": "system", "content": "x"}]}, "the last message must be the user's"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "'system', 'developer', 'user' or 'assistant'"),
+        ({"messages": []}, "messages", "at least 1 item"),
+        ({"messages": [{"role": "system", "content": "x"}]}, "messages", "the last message must be the user's"),
+        (
+            {"messages": [{"role": "tool", "content": "x"}]},
+            "messages.0.role",
+            "'system', 'developer', 'user' or 'assistant'",
+        ),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x"}}]}]},
-            "messages.0.content.0",
+            "messages.0.content.0.type",
+            "'text'",
         ),
-        ({"max_tokens": 5, "max_completion_tokens": 6}, "differ"),
-        ({"top_logprobs": 3}, "needs logprobs=true"),
-        ({"stream_options": {"include_usage": True}}, "only for stream=true"),
-        ({"response_format": {"type": "grammar"}}, "response_format"),
-        ({"response_format": {"type": "json_schema"}}, "json_schema"),
-        ({"stop": ["a"] * 5}, "at most 4"),
-        ({"temperature": 2.5}, "less than or equal to 2"),
+        ({"max_tokens": 5, "max_completion_tokens": 6}, "max_completion_tokens", "differs"),
+        ({"top_logprobs": 3}, "top_logprobs", "needs logprobs=true"),
+        ({"stream_options": {"include_usage": True}}, "stream_options", "only for stream=true"),
+        ({"response_format": {"type": "grammar"}}, "response_format", "whose type is"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "required"),
+        ({"stop": ["a"] * 5}, "stop", "at most 4"),
+        ({"temperature": 2.5}, "temperature", "less than or equal to 2"),
+        ({"(one)": 1}, "(one)", "unknown field: (one)"),
     ],
 )
-def test_what_is_wrong_is_a_400_in_words(echo: App, body: Any, words: str) -> None:  # noqa: ANN401
+def test_what_is_wrong_is_a_400_in_words_and_a_place(echo: App, body: Any, param: str, words: str) -> None:  # noqa: ANN401
     response = chat(echo, **body)
-    assert response.status_code == 400 and words in response.json()["error"]["message"]
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (400, param) and words in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("value", "place"),
+    [
+        ({"type": "strin"}, "properties.x"),
+        ({"type": "array", "items": {"not": {}}}, "properties.x.items"),
+        ({"anyOf": [{"type": "null"}, {"properties": {"y": {"enum": []}}}]}, "properties.x.anyOf.1.properties.y"),
+        ({"additionalProperties": {"type": "integer", "minimum": "1"}}, "properties.x.additionalProperties"),
+        ({"$ref": "#/$defs/a~1b"}, "$defs.a/b.properties.z"),
+        ({"$ref": "#/$defs/Nothing"}, "properties.x"),
+    ],
+)
+def test_what_is_wrong_in_a_schema_has_its_path(echo: App, value: object, place: str) -> None:
+    wrong = {"a/b": {"properties": {"z": {"type": "array", "minItems": -1}}}}
+    schema = {"type": "object", "properties": {"x": value}, "$defs": wrong}
+    asked = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    refused(chat(echo, response_format=asked), 400, "invalid_schema", f"response_format.json_schema.schema.{place}")
 
 
 def test_stream_is_role_pieces_reason_usage_done(echo: App) -> None:

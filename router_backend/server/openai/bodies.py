@@ -14,12 +14,11 @@ from pydantic import (
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
     Tag,
+    ValidationInfo,
     field_validator,
-    model_validator,
 )
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
-from typing_extensions import Self
 
 from router_backend.server.body import LARGEST_BUDGET, Body, Prompt, Stop, Text
 from router_backend.types import is_blank
@@ -54,7 +53,7 @@ NoPenalty = Annotated[Any, Only(None, 0)]
 No = Annotated[Any, Only(None, False)]
 
 
-# One or several: a client that sends a list is told what is wrong with the list. Tags in brackets are in no message.
+# One or several: a client that sends a list is told what is wrong with the list. `body.TAGS` are in no message.
 _KIND = Discriminator(lambda value: "(list)" if isinstance(value, list) else "(one)")
 
 
@@ -74,7 +73,7 @@ class MessageBody(Body):
             _KIND,
         ]
         | None
-    ) = Field(None, description="Only an assistant's message may have none.")
+    ) = Field(None, validate_default=True, description="Only an assistant's message may have none.")
     name: Text | None = None
     refusal: Text | None = None
     audio: Nothing = None
@@ -83,11 +82,12 @@ class MessageBody(Body):
     annotations: NoList = None
     reasoning_content: Nothing = None
 
-    @model_validator(mode="after")
-    def _people_say_something(self) -> Self:
-        if self.content is None and self.role != "assistant":
-            raise ValueError("content must be a text or a list of text parts")
-        return self
+    @field_validator("content")
+    @classmethod
+    def _people_say_something(cls, content: Any, info: ValidationInfo) -> Any:  # noqa: ANN401 - a text, parts or None
+        if content is None and info.data.get("role") != "assistant":
+            raise ValueError("must be a text or a list of text parts")
+        return content
 
     @property
     def text(self) -> str:
@@ -172,11 +172,12 @@ class SharedBody(Body):
     def stops(self) -> tuple[str, ...]:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
-    @model_validator(mode="after")
-    def _options_are_for_streams(self) -> Self:
-        if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options is only for stream=true")
-        return self
+    @field_validator("stream_options")
+    @classmethod
+    def _options_are_for_streams(cls, options: StreamOptions | None, info: ValidationInfo) -> StreamOptions | None:
+        if options is not None and not info.data.get("stream"):
+            raise ValueError("is only for stream=true")
+        return options
 
 
 class ChatBody(SharedBody):
@@ -201,19 +202,25 @@ class ChatBody(SharedBody):
     @field_validator("messages")
     @classmethod
     def _something_is_asked(cls, messages: list[MessageBody]) -> list[MessageBody]:
+        if messages[-1].role != "user":
+            raise ValueError("the last message must be the user's")
         if is_blank(messages[-1].text):
             raise ValueError("the last message must not be blank")
         return messages
 
-    @model_validator(mode="after")
-    def _budget_is_said_once(self) -> Self:
-        if self.max_tokens is not None and self.max_completion_tokens not in (None, self.max_tokens):
-            raise ValueError("max_tokens and max_completion_tokens differ; send one of them")
-        if self.top_logprobs and not self.logprobs:
-            raise ValueError("top_logprobs needs logprobs=true")
-        if self.messages[-1].role != "user":
-            raise ValueError("the last message must be the user's")
-        return self
+    @field_validator("max_completion_tokens")
+    @classmethod
+    def _budget_is_said_once(cls, budget: int | None, info: ValidationInfo) -> int | None:
+        if budget is not None and info.data.get("max_tokens") not in (None, budget):
+            raise ValueError("differs from max_tokens; send one of them")
+        return budget
+
+    @field_validator("top_logprobs")
+    @classmethod
+    def _alternatives_need_logprobs(cls, alternatives: int | None, info: ValidationInfo) -> int | None:
+        if alternatives and not info.data.get("logprobs"):
+            raise ValueError("needs logprobs=true")
+        return alternatives
 
     @property
     def prompt_name(self) -> str:
@@ -246,11 +253,12 @@ class CompletionBody(SharedBody):
     echo: No = None
     suffix: Annotated[Any, Only(None, "")] = None
 
-    @model_validator(mode="after")
-    def _choices_are_bounded(self) -> Self:
-        if (self.n or 1) * len(self.prompts) > MOST_CHOICES:
+    @field_validator("prompt")
+    @classmethod
+    def _choices_are_bounded(cls, prompt: str | list[str], info: ValidationInfo) -> str | list[str]:
+        if (info.data.get("n") or 1) * (1 if isinstance(prompt, str) else len(prompt)) > MOST_CHOICES:
             raise ValueError(f"n times the number of prompts must be at most {MOST_CHOICES}")
-        return self
+        return prompt
 
     @property
     def prompts(self) -> list[str]:

@@ -86,7 +86,7 @@ async def _output(body: ChatBody | CompletionBody) -> tuple[Output, str | None]:
     try:
         text = json.dumps(schema, ensure_ascii=False, allow_nan=False)
     except (ValueError, RecursionError):
-        raise InvalidRequest("the schema is no JSON, or nests too deep", param="schema") from None
+        raise InvalidRequest("the schema is not JSON, or nests too deep", param="schema") from None
     if len(text) <= LONGEST_SCHEMA and is_plan(schema):
         return "plan", None
     await asyncio.to_thread(read, text)  # its patterns are compiled, which may take a moment
@@ -144,10 +144,11 @@ _PLAN = Plan.model_json_schema()
 def in_clients_words(body: ChatBody | CompletionBody) -> Iterator[None]:
     """Names the client's own fields in what is wrong with a request."""
     budget = body.budget_name
-    names = {"max_new_tokens": budget, "prompt": body.prompt_name, "schema": "response_format"}
+    names = {"max_new_tokens": budget, "prompt": body.prompt_name, "schema": "response_format.json_schema.schema"}
     try:
         yield
     except InvalidRequest as error:
         error.message = error.message.replace("max_new_tokens", budget)
-        error.param = names.get(error.param or "", error.param)
+        name, dot, path = (error.param or "").partition(".")
+        error.param = f"{names.get(name, name)}{dot}{path}" or None
         raise
