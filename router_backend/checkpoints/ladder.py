@@ -91,8 +91,10 @@ class Loaded(Generic[T]):
         """Why this one: a sentence for `/health`."""
         failed = [attempt for attempt in self.attempts if attempt.outcome != "loaded"]
         if self.rung.candidate.last_resort:
-            first = {attempt.candidate: attempt.reason for attempt in reversed(failed)}
-            why = "; ".join(f"{name}: {first[name]}" for name in reversed(first))
+            first: dict[str, str] = {}
+            for attempt in failed:
+                first.setdefault(attempt.candidate, attempt.reason)
+            why = "; ".join(f"{name}: {reason}" for name, reason in first.items())
             return f"a stand-in answers: the embedded model, since no checkpoint of the list loads here ({why})"
         if not failed:
             return "the first candidate in its first precision"

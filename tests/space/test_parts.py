@@ -28,7 +28,7 @@ from router_backend.engines.threaded import ThreadedEngine
 from router_backend.errors import BudgetTooSmall, EngineError
 from router_backend.plan.write import PlanWriter
 from router_backend.settings import Settings, load_settings
-from router_backend.space import door, refusals
+from router_backend.space import door, placing, refusals
 from router_backend.space.cancels import CallFlag, Cancels
 from router_backend.space.duration import Duration
 from router_backend.space.engine import SpaceEngine
@@ -248,7 +248,7 @@ def test_chooses_the_rung_by_the_memory_of_the_slice(
         return echo_model(slots=1)
 
     monkeypatch.setattr(engines, "load", load)
-    loaded = door.place(load_settings(model_repo=str(tmp_path), **settings))(lambda attempt: None)
+    loaded = placing.place(load_settings(model_repo=str(tmp_path), **settings), lambda attempt: None)
     assert tried == [strategy], "nothing is tried that does not fit"
     assert isinstance(loaded.model, SpaceEngine)
     skipped = [attempt.reason for attempt in loaded.attempts if attempt.outcome == "skipped"]
@@ -257,8 +257,8 @@ def test_chooses_the_rung_by_the_memory_of_the_slice(
 
 def test_what_runs_on_the_processor_borrows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "load", lambda rung, settings: echo_model(slots=1))
-    on_gpu = door.place(load_settings(engine="echo"))(lambda attempt: None)
-    on_cpu = door.place(load_settings(engine="echo", model_device="cpu"))(lambda attempt: None)
+    on_gpu = placing.place(load_settings(engine="echo"), lambda attempt: None)
+    on_cpu = placing.place(load_settings(engine="echo", model_device="cpu"), lambda attempt: None)
     assert isinstance(on_gpu.model, SpaceEngine)
     assert type(on_cpu.model) is ThreadedEngine and on_cpu.model.gpu is None
 
@@ -267,8 +267,8 @@ def test_a_start_without_a_model_ends_or_serves_the_reason(tmp_path: Path) -> No
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(NothingLoads):
-        door.place(load_settings(model_repo=str(empty)))
-    load = door.place(load_settings(model_repo=str(empty), allow_warm_start_failure=True))
+        placing.Placing(load_settings(model_repo=str(empty)))
+    load = placing.Placing(load_settings(model_repo=str(empty), allow_warm_start_failure=True)).load
     with pytest.raises(NothingLoads):
         load(lambda attempt: None)
 

@@ -170,6 +170,8 @@ def test_secrets_that_are_there_are_set_anew_when_asked_for(run: Runs, hub: Fake
 
 
 def test_refused_hardware_leaves_all_else_done(run: Runs, hub: FakeSpacesHub) -> None:
+    run(wait=False)
+    hub.repos[SPACE].hardware = "cpu-basic"
     hub.refuses["/hardware"] = (402, "Subscribe to PRO to use ZeroGPU")
     assert run() == 3
     assert "refuses the hardware zero-a10g (402, Subscribe to PRO to use ZeroGPU)" in run.text
