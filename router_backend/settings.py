@@ -89,8 +89,8 @@ class Settings(BaseSettings):
     model_owner: str = Field("Alovestocode", description="The owner of names without one.")
     embedded_fallback: OptionalBool = Field(
         default_factory=lambda: True if os.environ.get("SPACE_ID") else None,
-        description="Serve the embedded model where no other checkpoint loads. Default: `1` on a Space, and where neither "
-        "`MODEL_REPO` nor `MODEL_FALLBACKS` is set; else `0`.",
+        description="Serve the embedded model where no other checkpoint loads. Default: `1` on a Space, and where "
+        "neither `MODEL_REPO` nor `MODEL_FALLBACKS` is set; else `0`.",
         examples=["0"],
     )
     model_device: Literal["auto", "cuda", "cpu"] = Field("auto", description="Where the model runs.")

@@ -94,7 +94,7 @@ class Loaded(Generic[T]):
             first: dict[str, str] = {}
             for attempt in failed:
                 first.setdefault(attempt.candidate, attempt.reason)
-            why = "; ".join(f"{name}: {reason}" for name, reason in first.items())
+            why = "; ".join(reason if name in reason else f"{name}: {reason}" for name, reason in first.items())
             return f"a stand-in answers: the embedded model, since no checkpoint of the list loads here ({why})"
         if not failed:
             return "the first candidate in its first precision"

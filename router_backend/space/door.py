@@ -26,7 +26,7 @@ from router_backend.server.app import create_app
 from router_backend.server.serve import bind
 from router_backend.service import tracing
 from router_backend.service.service import GenerationService
-from router_backend.settings import Settings, load_settings, outdated
+from router_backend.settings import load_settings, outdated
 from router_backend.space.placing import Placing
 from router_backend.ui.blocks import build_blocks
 from router_backend.ui.look import options

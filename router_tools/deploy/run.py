@@ -170,9 +170,7 @@ class _Deployment:
         try:
             self._api.request_space_hardware(self._space, wanted)  # type: ignore[arg-type] # new ones need no new library
         except HfHubHTTPError as error:
-            self._say(
-                f"{self._space}: the hub refuses the hardware {wanted} ({words(error)}). {_WHO_MAY}"
-            )
+            self._say(f"{self._space}: the hub refuses the hardware {wanted} ({words(error)}). {_WHO_MAY}")
             return True
         self._say(f"{self._space}: hardware {wanted} asked for")
         return False

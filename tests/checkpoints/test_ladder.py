@@ -564,7 +564,9 @@ def test_attempts_are_reported_as_they_happen() -> None:
 def test_the_last_resort_says_so() -> None:
     last = Rung(Candidate("embedded", "embedded", last_resort=True), "gguf")
     loaded, _, _ = walk({("a/one", "8bit"): CandidateError("no network")}, [LADDER[0], last])
-    assert loaded.reason.startswith("a stand-in answers: the embedded model, since no checkpoint of the list loads here")
+    assert loaded.reason.startswith(
+        "a stand-in answers: the embedded model, since no checkpoint of the list loads here"
+    )
     assert loaded.reason.endswith("(a/one: no network)")
     named, _, _ = walk({}, [Rung(Candidate("embedded", "embedded"), "gguf")])
     assert named.reason == "the first candidate in its first precision"

@@ -71,13 +71,17 @@ def plain_door(folder: Path, model: str = "echo", **environment: str) -> Iterato
 
 
 @contextlib.contextmanager
-def space_door(
-    folder: Path, model: str = "echo", *, files: Path | None = None, healthy: bool = True, **environment: str
-) -> Iterator[Door]:
-    """ZeroGPU, but for the GPU: the real `spaces`, against a device API that lends what is not there.
+def space_door(folder: Path, model: str = "echo", **environment: str) -> Iterator[Door]:
+    """ZeroGPU, but for the GPU: the real `spaces`, against a device API that lends what is not there."""
+    with sent_door(folder, None, environment, model=model) as door:
+        yield door
 
-    `files` is a folder with what the Space was sent, instead of this clone. Not `healthy`: nothing will load.
-    """
+
+@contextlib.contextmanager
+def sent_door(
+    folder: Path, files: Path | None, environment: dict[str, str], *, model: str = "torch", healthy: bool = True
+) -> Iterator[Door]:
+    """As `space_door`, of the files that a Space was sent. Not `healthy`: nothing will load."""
     with fake_zerogpu() as api:
         told = {"SPACES_ZERO_GPU": "true", "SPACES_ZERO_DEVICE_API_URL": api.url, **environment}
         with _process(folder, model, told, files, healthy) as (process, url):

