@@ -108,7 +108,7 @@ def _process(
     )
     running, url = Process(popen), f"http://127.0.0.1:{port}"
     try:
-        until(lambda: answers(f"{url}/livez") or popen.poll() is not None, 100)
+        until(lambda: answers(f"{url}/livez") or popen.poll() is not None, 300)
         assert popen.poll() is None, running.output
         until(lambda: answers(f"{url}/health") or not healthy)
         yield running, url
