@@ -87,6 +87,12 @@ class Settings(BaseSettings):
         examples=["router-gemma3-merged,router-llama31-merged,router-qwen3-32b-merged"],
     )
     model_owner: str = Field("Alovestocode", description="The owner of names without one.")
+    embedded_fallback: OptionalBool = Field(
+        default_factory=lambda: True if os.environ.get("SPACE_ID") else None,
+        description="Serve the embedded model where no other checkpoint loads. Default: `1` on a Space, and where "
+        "neither `MODEL_REPO` nor `MODEL_FALLBACKS` is set; else `0`.",
+        examples=["0"],
+    )
     model_device: Literal["auto", "cuda", "cpu"] = Field("auto", description="Where the model runs.")
     skip_warm_start: bool = Field(False, description="Load the model with the first request instead of at the start.")
     allow_warm_start_failure: bool = Field(

@@ -199,6 +199,9 @@ class LentGpu:
         quota: what the last call was told, which is about its caller; `unknown` before the first.
         retry_after: seconds after which that caller's quota allows a call again.
         duration: seconds that a request with the default budget asks for.
+        seconds: for which it was held since the start, by answers that ended here.
+        plans: those among them that are valid.
+        seconds_per_plan: on the average; None before the first. A slice of `xlarge` costs its caller twice as many.
     """
 
     size: str
@@ -206,6 +209,9 @@ class LentGpu:
     quota: Literal["unknown", "granted", "exceeded"]
     retry_after: float | None
     duration: int
+    seconds: float = 0.0
+    plans: int = 0
+    seconds_per_plan: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,7 +128,8 @@ class _Smoke:
         # Nothing is loaded while idle, so there may be no model to name.
         if "model" not in health or (status == "ok" and not (isinstance(model, str) and model)):
             raise _Wrong("no model in the body")
-        return f"{status}, model {model}, strategy {strategy}"
+        stands_in = ", a stand-in" if health.get("stand_in") else ""
+        return f"{status}, model {model}, strategy {strategy}{stands_in}"
 
     def _generate(self) -> str:
         reply = self._client.send("POST", "/v1/generate", {"prompt": router_prompt(QUERY)})

@@ -91,10 +91,11 @@ class Loaded(Generic[T]):
         """Why this one: a sentence for `/health`."""
         failed = [attempt for attempt in self.attempts if attempt.outcome != "loaded"]
         if self.rung.candidate.last_resort:
-            return (
-                "the embedded model, as the last resort: neither MODEL_REPO nor MODEL_FALLBACKS is set, "
-                "and no checkpoint of the default list loads here (see attempts)"
-            )
+            first: dict[str, str] = {}
+            for attempt in failed:
+                first.setdefault(attempt.candidate, attempt.reason)
+            why = "; ".join(reason if name in reason else f"{name}: {reason}" for name, reason in first.items())
+            return f"a stand-in answers: the embedded model, since no checkpoint of the list loads here ({why})"
         if not failed:
             return "the first candidate in its first precision"
         return f"the first that loads, after {len(failed)} that did not (see attempts)"
@@ -126,14 +127,13 @@ def candidates(settings: Settings) -> tuple[Candidate, ...]:
     """The checkpoints to consider, in order of preference, each once."""
     if settings.engine == "echo":
         return (Candidate("echo", "echo"),)
-    if settings.model_repo is None and not split_list(settings.model_fallbacks or ""):
-        names = split_list(DEFAULT_FALLBACKS)
-        return (
-            *(parse_candidate(name, settings.model_owner) for name in names),
-            Candidate("embedded", "embedded", last_resort=True),
-        )
-    names = (*filter(None, [settings.model_repo]), *split_list(settings.model_fallbacks or ""))
-    return tuple(dict.fromkeys(parse_candidate(name, settings.model_owner) for name in names))
+    named = (*filter(None, [settings.model_repo]), *split_list(settings.model_fallbacks or ""))
+    names = named or split_list(DEFAULT_FALLBACKS)
+    found = tuple(dict.fromkeys(parse_candidate(name, settings.model_owner) for name in names))
+    last = not named if settings.embedded_fallback is None else settings.embedded_fallback
+    if not last or any(candidate.kind == "embedded" for candidate in found):
+        return found
+    return (*found, Candidate("embedded", "embedded", last_resort=True))
 
 
 def strategies(settings: Settings) -> tuple[str, ...]:

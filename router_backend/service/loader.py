@@ -30,18 +30,20 @@ _log = logging.getLogger(__name__)
 # What a reload reads again; all else stays as it was at the start.
 _RELOADED = (
     *("model_repo", "model_fallbacks", "model_owner", "model_load_strategy", "model_load_strategies"),
-    *("load_in_8bit", "load_in_4bit", "model_device", "engine", "prompt_format", "hf_token"),
+    *("load_in_8bit", "load_in_4bit", "model_device", "engine", "prompt_format", "hf_token", "embedded_fallback"),
 )
 
 
 def build_service(settings: Settings) -> GenerationService:
     """A service that loads the first checkpoint of the ladder that works. Nothing is loaded yet."""
 
-    def reread() -> Load:
-        fresh = load_settings()
-        return _loader(settings.model_copy(update={name: getattr(fresh, name) for name in _RELOADED}))
+    return GenerationService(settings, _loader(settings), reread=lambda: _loader(reread(settings)))
 
-    return GenerationService(settings, _loader(settings), reread=reread)
+
+def reread(settings: Settings) -> Settings:
+    """The settings of a reload. Raises SettingsError where what is read by now is wrong."""
+    fresh = load_settings()
+    return settings.model_copy(update={name: getattr(fresh, name) for name in _RELOADED})
 
 
 def _loader(settings: Settings) -> Load:

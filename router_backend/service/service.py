@@ -43,7 +43,8 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What `/health` says. `attempts` are the ladder's, in order; `alive` is whether this process can still help."""
+    """What `/health` says. `attempts` are the ladder's, in order; `stand_in` is whether the embedded model answers for
+    checkpoints that do not load; `alive` is whether this process can still help."""
 
     status: State
     model: str | None
@@ -58,6 +59,7 @@ class Health:
     info: ModelInfo | None
     smallest_budget: int | None
     gpu: LentGpu | None = None
+    stand_in: bool = False
     alive: bool = True
 
 
@@ -208,6 +210,7 @@ class GenerationService:
             info=info,
             smallest_budget=loaded.model.smallest_budget() if loaded else None,
             gpu=loaded.model.gpu if loaded else None,
+            stand_in=loaded.rung.candidate.last_resort if loaded else False,
             alive=not (self._watchdog.gave_up or (self._watchdog.restarts and self._state == "failed")),
         )
 

@@ -10,9 +10,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
-from functools import partial
+from collections.abc import AsyncIterator
 from types import FrameType
 
 import gradio as gr
@@ -23,21 +21,13 @@ from starlette.middleware import Middleware
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from router_backend import engines, logs
-from router_backend.checkpoints import machine
-from router_backend.checkpoints.ladder import Attempt, Loaded, NothingLoads
-from router_backend.checkpoints.machine import Accelerator
-from router_backend.engines.base import Engine, LocalModel
-from router_backend.engines.threaded import ThreadedEngine
-from router_backend.errors import NotReady
-from router_backend.plan.write import PlanWriter
+from router_backend import logs
 from router_backend.server.app import create_app
 from router_backend.server.serve import bind
 from router_backend.service import tracing
-from router_backend.service.loader import load_first, logged
 from router_backend.service.service import GenerationService
-from router_backend.settings import Settings, load_settings, outdated
-from router_backend.space.engine import SpaceEngine, memory_gb
+from router_backend.settings import load_settings, outdated
+from router_backend.space.placing import Placing
 from router_backend.ui.blocks import build_blocks
 from router_backend.ui.look import options
 from router_backend.ui.mount import PATH
@@ -62,53 +52,17 @@ def serve(*, host: str | None = None, port: int | None = None) -> int:
     if settings.skip_warm_start:
         _log.info("SKIP_WARM_START has no meaning here: ZeroGPU wants the weights in place before it starts")
         settings = settings.model_copy(update={"skip_warm_start": False})
-    launch(GenerationService(settings, place(settings), reread=_cannot_reload))
+    spaces.GPU(_nothing)
+    placing = Placing(settings)
+    launch(GenerationService(settings, placing.load, reread=placing.reread), placing)
     return 0
-
-
-def place(settings: Settings) -> Callable[[Callable[[Attempt], None]], Loaded[Engine]]:
-    """Loads the first rung that fits into the slice, in this thread, and returns what a service's `load` is.
-
-    There is no GPU to try a rung on: what does not fit is known by arithmetic. In this thread, because ZeroGPU's
-    stand-in for CUDA is in this one only.
-    """
-    name = f"ZeroGPU {settings.zerogpu_size}"
-    room = round(memory_gb(settings) * 1e9)
-    here = replace(machine.inspect(), accelerators=(Accelerator(name, room, room),))
-    try:
-        placed = load_first(settings, lambda rung: engines.load(rung, settings), logged(lambda attempt: None), here)
-    except NothingLoads as error:
-        if not settings.allow_warm_start_failure:
-            raise
-        spaces.GPU(_nothing)
-        return partial(_fail, error)
-    engine = _engine(placed, settings)
-    return lambda report: Loaded(engine, placed.rung, placed.attempts)
-
-
-def _engine(placed: Loaded[LocalModel], settings: Settings) -> Engine:
-    """What runs on the processor needs no GPU, and costs nobody's quota."""
-    model, rung = placed.model, placed.rung
-    writer = PlanWriter(model, settings.tools)
-    if model.info.engine == "llamacpp" or rung.strategy == "cpu" or settings.model_device == "cpu":
-        spaces.GPU(_nothing)
-        return ThreadedEngine(model, writer)
-    return SpaceEngine(model, writer, settings, weights=rung.needs.weights if rung.needs else 0)
 
 
 def _nothing() -> None:
     """A Space without a function for the GPU is not let start."""
 
 
-def _cannot_reload() -> Callable[[Callable[[Attempt], None]], Loaded[Engine]]:
-    raise NotReady("ZeroGPU takes weights at the start only: restart the Space to serve another checkpoint")
-
-
-def _fail(error: NothingLoads, report: Callable[[Attempt], None]) -> Loaded[Engine]:
-    raise error
-
-
-def launch(service: GenerationService) -> None:
+def launch(service: GenerationService, placing: Placing) -> None:
     """Serves the app and the UI until a signal comes, then drains."""
     settings = service.settings
     running: list[asyncio.AbstractEventLoop] = []
@@ -136,8 +90,7 @@ def launch(service: GenerationService) -> None:
     _log.info(
         "serving on http://%s:%d (UI at /gradio, console at /console, API at /docs)", settings.host, settings.port
     )
-    while not told.wait(0.2):  # another thread may get the signal, which does not wake this one to handle it
-        pass
+    placing.work(until=told)
     draining = asyncio.run_coroutine_threadsafe(service.close(), running[0])
     with contextlib.suppress(concurrent.futures.TimeoutError):
         draining.result(settings.drain_timeout + 5)

@@ -46,6 +46,7 @@ class SpaceEngine(ThreadedEngine):
         self._refused: RouterError | None = None
         self._refused_at = 0.0
         self._granted = False
+        self._held, self._held_by_plans, self._plans = 0.0, 0.0, 0
         self._forked_at: float | None = None  # in a worker, until its first call
         self._learning = threading.Lock()
         # A worker must not be forked while another thread is in the tokenizer: what that had locked would stay so.
@@ -69,6 +70,9 @@ class SpaceEngine(ThreadedEngine):
             quota="exceeded" if left else "granted" if self._granted else "unknown",
             retry_after=left or None,
             duration=self._duration.seconds(_USUAL_PROMPT, self._usual_budget),
+            seconds=round(self._held, 1),
+            plans=self._plans,
+            seconds_per_plan=round(self._held_by_plans / self._plans, 1) if self._plans else None,
         )
 
     async def close(self) -> None:
@@ -88,12 +92,22 @@ class SpaceEngine(ThreadedEngine):
                 self._duration.started(item)
                 continue
             said.append(item.text)
+            if item.finish_reason is not None:
+                self._count(item, plan=request.output == "plan")
             yield item
-            if item.finish_reason in ("stop", "length"):
-                self._duration.answered(item)
         if request.output == "plan" and not cancelled.is_set():
             with self._learning:  # for the workers to come: this one's has learnt it by itself
                 self._model.remember("".join(said))
+
+    def _count(self, last: Chunk, *, plan: bool) -> None:
+        with self._learning:
+            self._held += last.timings.gpu_seconds
+            if last.finish_reason == "cancelled":
+                return
+            self._duration.answered(last)
+            if plan:
+                self._plans += 1
+                self._held_by_plans += last.timings.gpu_seconds
 
     def _borrowed(self, request: GenerateRequest, number: int, prompt_tokens: int) -> Iterator[float | Chunk]:
         """What comes from a worker, its errors as ours."""

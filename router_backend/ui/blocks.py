@@ -250,7 +250,9 @@ def _plan_in(text: str) -> dict[str, object] | None:
 
 
 def _head(now: Health) -> str:
-    return f"<h1>Router</h1>{_status(now)}"
+    title, _, why = now.reason.partition(": ")
+    note = _alert(title.capitalize(), f"It is {why}.", "note") if now.stand_in else ""
+    return f"<h1>Router</h1>{_status(now)}{note}"
 
 
 def _status(now: Health) -> str:
@@ -265,6 +267,8 @@ def _status(now: Health) -> str:
         ]
         if now.smallest_budget:
             facts.append(f"plans from {now.smallest_budget} tokens")
+        if now.gpu and now.gpu.seconds_per_plan is not None:
+            facts.append(f"{now.gpu.seconds_per_plan:.1f} GPU seconds per plan ({now.gpu.size})")
         return _status_line("ok", " · ".join(facts))
     if now.status == "loading":
         return _status_line("loading", f"<b>Loading</b> · {html.escape(now.phase)} · {now.elapsed_seconds:.0f} s")
@@ -295,6 +299,8 @@ def _sums(last: Chunk, seconds: float) -> str:
         f"prompt <b>{last.usage.prompt_tokens}</b> tokens, {last.usage.cached_tokens} of them cached",
         f"finish: {last.finish_reason}",
     ]
+    if last.timings.gpu_seconds:
+        facts.insert(2, f"<b>{last.timings.gpu_seconds:.1f}</b> GPU seconds")
     if last.budget and last.budget.clipped:
         facts.append(f"{len(last.budget.clipped)} clipped: {html.escape(', '.join(last.budget.clipped))}")
     if last.budget and last.budget.retries:

@@ -52,6 +52,7 @@ footer { display: none !important; }
 #examples button { text-align: left; white-space: normal; }
 .rb-alert { padding: 10px 14px; border-radius: 8px; border: 1px solid; overflow-wrap: anywhere; line-height: 1.45; }
 .rb-alert b { display: block; }
+#head .rb-alert { margin-top: 8px; }
 .rb-alert { background: #fef2f2; border-color: #f1a5a5; color: #8b1a1a; }
 .dark .rb-alert { background: #3a1416; border-color: #8f3034; color: #fecaca; }
 .rb-alert.note { background: #f1f5f9; border-color: #cbd5e1; color: #334155; }

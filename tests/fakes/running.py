@@ -37,12 +37,14 @@ from router_backend.types import GenerateRequest, ModelInfo
 T = TypeVar("T")
 
 
-def echo_service(model: EchoModel, settings: Settings) -> tuple[GenerationService, ThreadedEngine]:
-    """A service over an echo model, not started."""
+def echo_service(
+    model: EchoModel, settings: Settings, rung: Rung | None = None, attempts: tuple[Attempt, ...] = ()
+) -> tuple[GenerationService, ThreadedEngine]:
+    """A service over an echo model, not started. `rung` and `attempts`: what the ladder says of it."""
     engine = ThreadedEngine(model, PlanWriter(model, settings.tools))
 
     def load(report: Callable[[Attempt], None]) -> Loaded[Engine]:
-        return Loaded(engine, Rung(Candidate("echo", "echo"), "native"), ())
+        return Loaded(engine, rung or Rung(Candidate("echo", "echo"), "native"), attempts)
 
     return GenerationService(settings, load), engine
 
@@ -143,11 +145,17 @@ class Served:
 
 @contextlib.contextmanager
 def served(
-    model: EchoModel | None = None, *, ui: bool = False, limits: Limits | None = None, **settings: object
+    model: EchoModel | None = None,
+    *,
+    ui: bool = False,
+    limits: Limits | None = None,
+    rung: Rung | None = None,
+    attempts: tuple[Attempt, ...] = (),
+    **settings: object,
 ) -> Iterator[Served]:
     """The app under uvicorn, in a thread."""
     model = model or echo_model()
-    service, engine = echo_service(model, load_settings(**{"drain_timeout": 1, **settings}))
+    service, engine = echo_service(model, load_settings(**{"drain_timeout": 1, **settings}), rung, attempts)
     server = uvicorn.Server(configuration(create_app(service, ui=ui, limits=limits), limits))
     with bind("127.0.0.1", 0) as listener:
         loops: list[asyncio.AbstractEventLoop] = []

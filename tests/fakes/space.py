@@ -73,20 +73,31 @@ def plain_door(folder: Path, model: str = "echo", **environment: str) -> Iterato
 @contextlib.contextmanager
 def space_door(folder: Path, model: str = "echo", **environment: str) -> Iterator[Door]:
     """ZeroGPU, but for the GPU: the real `spaces`, against a device API that lends what is not there."""
+    with sent_door(folder, None, environment, model=model) as door:
+        yield door
+
+
+@contextlib.contextmanager
+def sent_door(
+    folder: Path, files: Path | None, environment: dict[str, str], *, model: str = "torch", healthy: bool = True
+) -> Iterator[Door]:
+    """As `space_door`, of the files that a Space was sent. Not `healthy`: nothing will load."""
     with fake_zerogpu() as api:
         told = {"SPACES_ZERO_GPU": "true", "SPACES_ZERO_DEVICE_API_URL": api.url, **environment}
-        with _process(folder, model, told) as (process, url):
+        with _process(folder, model, told, files, healthy) as (process, url):
             yield Door(process, url, api, time.monotonic())
 
 
 @contextlib.contextmanager
-def _process(folder: Path, model: str, environment: dict[str, str]) -> Iterator[tuple[Process, str]]:
+def _process(
+    folder: Path, model: str, environment: dict[str, str], files: Path | None = None, healthy: bool = True
+) -> Iterator[tuple[Process, str]]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     inherited = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
     told = {"HOME": str(folder), "PORT": str(port), "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "THREADS": "1"}
     popen = subprocess.Popen(
-        [sys.executable, "-W", "ignore", str(APP), model],
+        [sys.executable, "-W", "ignore", str(APP), model, *([str(files)] if files else [])],
         env=inherited | told | {"ENGINE": "echo" if model == "echo" else ""} | environment,
         cwd=folder,
         text=True,
@@ -97,9 +108,9 @@ def _process(folder: Path, model: str, environment: dict[str, str]) -> Iterator[
     )
     running, url = Process(popen), f"http://127.0.0.1:{port}"
     try:
-        until(lambda: answers(f"{url}/livez") or popen.poll() is not None, 100)
+        until(lambda: answers(f"{url}/livez") or popen.poll() is not None, 300)
         assert popen.poll() is None, running.output
-        until(lambda: answers(f"{url}/health"))
+        until(lambda: answers(f"{url}/health") or not healthy)
         yield running, url
     finally:
         with contextlib.suppress(ProcessLookupError):

@@ -1,6 +1,6 @@
 """Runs `app.py` as the hub does, with an echo for a model, or with torch and a stand-in for its CUDA.
 
-python tests/fakes/space_app.py echo|torch
+python tests/fakes/space_app.py echo|torch [FOLDER WITH A SPACE'S FILES]
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
+SPACE = Path(sys.argv[2]) if len(sys.argv) > 2 else ROOT
+sys.path[:0] = [str(SPACE), str(ROOT)]
 
 
 def main() -> None:
@@ -25,7 +26,7 @@ def main() -> None:
     else:
         sys.modules["torch"] = None  # type: ignore[assignment] # `spaces` does without, and starts in a third of the time
         _teach_the_echo()
-    sys.argv = [str(ROOT / "app.py")]
+    sys.argv = [str(SPACE / "app.py")]
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 

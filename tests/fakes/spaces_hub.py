@@ -120,7 +120,7 @@ def _handler(hub: FakeSpacesHub) -> type[BaseHTTPRequestHandler]:
         def _create(self, asked: dict[str, Any]) -> None:
             name = f"{asked.get('organization') or 'acme'}/{asked['name'].rpartition('/')[2]}"
             private = bool(asked.get("private")) or asked.get("visibility") == "private"
-            hub.repos.setdefault(name, FakeRepo(private=private))
+            hub.repos.setdefault(name, FakeRepo(private=private, hardware=asked.get("hardware", "cpu-basic")))
             self._say({"url": f"{hub.url}/spaces/{name}", "id": name, "name": name})
 
         def _repo(self, name: str, repo: FakeRepo, rest: str, body: bytes) -> None:

@@ -364,7 +364,7 @@ def test_closing_a_stream_closes_what_makes_it() -> None:
 
 PROBE = ["state", "phase", "detail", "elapsed_seconds"]
 HEALTH = [
-    *("status", "model", "strategy", "engine", "reason", "attempts"),
+    *("status", "model", "strategy", "engine", "reason", "stand_in", "attempts"),
     *("context_length", "smallest_budget", "queue", "gpu", "version"),
 ]
 
@@ -403,6 +403,7 @@ def test_health_ok(echo: App) -> None:
         "model": "echo",
         "strategy": "native",
         "engine": "echo",
+        "stand_in": False,
         "attempts": [],
         "context_length": 4096,
         "smallest_budget": echo.engine.smallest_budget(),

@@ -8,6 +8,9 @@ import inspect
 import json
 import multiprocessing
 import struct
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,10 +28,10 @@ from router_backend import engines
 from router_backend.checkpoints.ladder import NothingLoads, Rung
 from router_backend.engines.base import LocalModel
 from router_backend.engines.threaded import ThreadedEngine
-from router_backend.errors import BudgetTooSmall, EngineError
+from router_backend.errors import BudgetTooSmall, EngineError, NotReady
 from router_backend.plan.write import PlanWriter
 from router_backend.settings import Settings, load_settings
-from router_backend.space import door, refusals
+from router_backend.space import door, placing, refusals
 from router_backend.space.cancels import CallFlag, Cancels
 from router_backend.space.duration import Duration
 from router_backend.space.engine import SpaceEngine
@@ -176,7 +179,8 @@ def test_sums_say_the_seconds_and_workers_to_come_learn_the_plan() -> None:
     engine = space_engine(model, slots=3)
     chunks = asyncio.run(said(engine, GenerateRequest("r", "prove it", output="plan")))
     text = "".join(chunk.text for chunk in chunks)
-    assert chunks[-1].timings.gpu_seconds > 0
+    assert (spent := chunks[-1].timings.gpu_seconds) > 0
+    assert (engine.gpu.seconds, engine.gpu.plans) == (engine.gpu.seconds_per_plan, 1) == (round(spent, 1), 1)
     assert learnt == [text, text], "once in the worker, which is this process, and once here"
     assert engine.info.slots == 3 and engine.gpu.quota == "granted"
 
@@ -188,6 +192,7 @@ def test_a_new_worker_says_how_long_it_took_to_come(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(engine, "_forked_at", engine._forked_at - 2 if engine._forked_at else None)
     chunks = asyncio.run(said(engine, GenerateRequest("r", "prove it")))
     assert chunks[-1].timings.gpu_seconds > 2 and engine._duration.start >= 2
+    assert engine.gpu.seconds >= 2 and engine.gpu.plans == 0, "it was none"
     assert not engine._learning.locked()
 
 
@@ -248,7 +253,7 @@ def test_chooses_the_rung_by_the_memory_of_the_slice(
         return echo_model(slots=1)
 
     monkeypatch.setattr(engines, "load", load)
-    loaded = door.place(load_settings(model_repo=str(tmp_path), **settings))(lambda attempt: None)
+    loaded = placing.place(load_settings(model_repo=str(tmp_path), **settings), lambda attempt: None)
     assert tried == [strategy], "nothing is tried that does not fit"
     assert isinstance(loaded.model, SpaceEngine)
     skipped = [attempt.reason for attempt in loaded.attempts if attempt.outcome == "skipped"]
@@ -257,18 +262,63 @@ def test_chooses_the_rung_by_the_memory_of_the_slice(
 
 def test_what_runs_on_the_processor_borrows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "load", lambda rung, settings: echo_model(slots=1))
-    on_gpu = door.place(load_settings(engine="echo"))(lambda attempt: None)
-    on_cpu = door.place(load_settings(engine="echo", model_device="cpu"))(lambda attempt: None)
+    on_gpu = placing.place(load_settings(engine="echo"), lambda attempt: None)
+    on_cpu = placing.place(load_settings(engine="echo", model_device="cpu"), lambda attempt: None)
     assert isinstance(on_gpu.model, SpaceEngine)
     assert type(on_cpu.model) is ThreadedEngine and on_cpu.model.gpu is None
+
+
+@pytest.mark.torch
+def test_a_stand_in_answers_for_what_is_too_large_and_borrows_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    write_hollow_safetensors(tmp_path / "model.safetensors", (5000, 100_000), layers=800)
+    config = {"num_hidden_layers": 800, "hidden_size": 5000, "num_attention_heads": 40, "num_key_value_heads": 8}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(engines, "load", lambda rung, settings: _llamacpp())
+    loaded = placing.place(load_settings(model_repo=str(tmp_path), embedded_fallback=True), lambda attempt: None)
+    assert loaded.rung.candidate.last_resort and loaded.reason.startswith("a stand-in answers: the embedded model")
+    assert "needs" in loaded.reason and "free on cuda:0" in loaded.reason
+    assert type(loaded.model) is ThreadedEngine and loaded.model.gpu is None
+
+
+def _llamacpp() -> LocalModel:
+    model = echo_model(slots=1)
+    model.info = replace(model.info, engine="llamacpp")
+    return model
+
+
+def test_what_is_placed_is_handed_over_once_and_placed_anew_in_the_main_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[int] = []
+
+    def load(rung: Rung, settings: Settings) -> LocalModel:
+        threads.append(threading.get_ident())
+        return echo_model(slots=1)
+
+    monkeypatch.setattr(engines, "load", load)
+    done = threading.Event()
+    made = placing.Placing(load_settings(engine="echo", model_device="cpu"))
+    first = made.load(lambda attempt: None)
+    with ThreadPoolExecutor() as pool:
+        again = pool.submit(made.load, lambda attempt: None)
+        monkeypatch.setenv("ENGINE", "echo")
+        reloaded = pool.submit(made.reread(), lambda attempt: None)
+        reloaded.add_done_callback(lambda _: done.set())
+        made.work(until=done)
+        assert type(again.result().model) is ThreadedEngine and again.result() is not first
+        assert isinstance(reloaded.result().model, SpaceEngine), "MODEL_DEVICE was read again"
+    assert threads == [threading.get_ident()] * 3
+    assert made.load(lambda attempt: None) is reloaded.result(), "weights on the GPU stay"
+    with pytest.raises(NotReady, match="restart the Space"):
+        made.reread()
 
 
 def test_a_start_without_a_model_ends_or_serves_the_reason(tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(NothingLoads):
-        door.place(load_settings(model_repo=str(empty)))
-    load = door.place(load_settings(model_repo=str(empty), allow_warm_start_failure=True))
+        placing.Placing(load_settings(model_repo=str(empty)))
+    load = placing.Placing(load_settings(model_repo=str(empty), allow_warm_start_failure=True)).load
     with pytest.raises(NothingLoads):
         load(lambda attempt: None)
 

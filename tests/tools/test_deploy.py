@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from huggingface_hub import constants
 from typer.testing import CliRunner
 
 from router_backend import cli
+from router_backend.checkpoints.ladder import Attempt, Candidate, Rung
 from router_backend.errors import HubError, InvalidRequest, SettingsError
 from router_backend.settings import load_settings
 from router_tools.deploy import DeployOptions, declared, deploy, files
@@ -170,10 +172,42 @@ def test_secrets_that_are_there_are_set_anew_when_asked_for(run: Runs, hub: Fake
 
 
 def test_refused_hardware_leaves_all_else_done(run: Runs, hub: FakeSpacesHub) -> None:
+    run(wait=False)
+    hub.repos[SPACE].hardware = "cpu-basic"
     hub.refuses["/hardware"] = (402, "Subscribe to PRO to use ZeroGPU")
     assert run() == 3
     assert "refuses the hardware zero-a10g (402, Subscribe to PRO to use ZeroGPU)" in run.text
     assert "app.py" in hub.repos[SPACE].files
+
+
+def test_a_space_is_made_with_its_hardware_or_the_reason_is_said(run: Runs, hub: FakeSpacesHub) -> None:
+    """A Space on a processor, which is what comes without hardware, is for paid plans."""
+    hub.refuses["/repos/create"] = (402, "PRO required")
+    with pytest.raises(HubError, match=r"refuses to create it on zero-a10g \(402, PRO required\)") as refused:
+        run()
+    assert "A free account may host two ZeroGPU Spaces" in refused.value.message
+    assert hub.repos == {}
+    hub.refuses["/repos/create"] = (500, "a moment")
+    with pytest.raises(HubError, match="could not be changed: 500"):
+        run()
+    hub.refuses.clear()
+    assert run() == 0
+    (body,) = [json.loads(body) for _, path, body in hub.asked if path == "/api/repos/create"]
+    assert body["hardware"] == hub.repos[SPACE].hardware == "zero-a10g"
+    assert not any(path.endswith("/hardware") for path in hub.changes())
+
+
+def test_the_last_line_says_that_a_stand_in_answers(run: Runs, hub: FakeSpacesHub) -> None:
+    rung = Rung(Candidate("embedded", "embedded", last_resort=True), "gguf")
+    attempts = (Attempt("acme/large", "any", "failed", "acme/large is gated:\nask for access", 0.1),)
+    with served(rung=rung, attempts=attempts, router_api_keys=f"me:{KEY}") as running:
+        hub.host = running.url
+        assert run() == 0
+    assert "model echo, strategy native, a stand-in" in run.text
+    assert run.said[-1] == (
+        f"HF_ROUTER_API={running.url}/v1/generate  # a stand-in answers: the embedded model, since no checkpoint of "
+        "the list loads here (acme/large is gated: ask for access)"
+    )
 
 
 def test_a_refused_sleep_time_is_said_and_harms_nothing(run: Runs, hub: FakeSpacesHub, clone: Path) -> None:

