@@ -349,6 +349,8 @@ def load_settings(**overrides: object) -> Settings:
         settings = Settings(**given)  # type: ignore[arg-type] # pydantic checks the values
     except ValidationError as error:
         raise SettingsError("; ".join(_explain(dict(item)) for item in error.errors())) from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"{Path('.env').resolve()} is not valid UTF-8: save it as UTF-8") from None
     for variable in ("MODEL_REPO", "MODEL_FALLBACKS"):
         for name in split_list(getattr(settings, variable.lower()) or ""):
             _check_name(variable, name)

@@ -24,7 +24,6 @@ from router_backend.checkpoints.hub.write import hub_access, refusals
 from router_backend.checkpoints.ladder import parse_candidate
 from router_backend.errors import CandidateError, InvalidRequest
 from router_backend.plan.prompt import BUDGET_KEY
-from router_tools.extras import packages_of
 from router_tools.merge import quantized, shards, verify
 from router_tools.merge.card import card
 
@@ -148,8 +147,7 @@ def _refuse_contradictions(options: MergeOptions, candidate: Candidate) -> None:
             raise InvalidRequest(f"{place} is there already: name another, or remove it")
     adapter.read(options.adapter)
     if options.copies:
-        with packages_of("merge"):
-            import_module("bitsandbytes")
+        import_module("bitsandbytes")  # told before the work where it is missing
 
 
 def _beside(out: Path, precision: str) -> Path:
