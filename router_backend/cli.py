@@ -241,6 +241,8 @@ def train(
 ) -> int:
     """Train a LoRA adapter on router data. SIGINT and SIGTERM stop it between two steps, ready for --resume."""
     from router_backend.settings import load_settings
+
+    tools = load_settings().tools  # what is wrong in it is told before the long imports
     from router_tools.train import TrainOptions
     from router_tools.train import train as run
 
@@ -258,7 +260,7 @@ def train(
         seed=seed,
         validation=validation,
         every=every,
-        tools=load_settings().tools,
+        tools=tools,
         threads=threads,
     )
     return run(options)
@@ -279,12 +281,14 @@ def merge(
 ) -> int:
     """Make a merged router checkpoint; exit code 1 when it does not compute what base and adapter compute."""
     from router_backend.settings import load_settings
+
+    settings = load_settings()
     from router_tools.merge import MergeOptions
     from router_tools.merge import merge as run
 
     copies, size = tuple(copy or ()), int(memory * 1e9)
     options = MergeOptions(base, adapter, out, dtype, copies, gguf, size, verify, push, private)
-    return run(options, load_settings(), typer.echo)
+    return run(options, settings, typer.echo)
 
 
 @app.command()

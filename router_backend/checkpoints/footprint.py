@@ -1,9 +1,11 @@
-"""Footprint: the memory that a checkpoint needs in each precision, before any of it is loaded. Pure arithmetic."""
+"""Footprint: the memory that a checkpoint needs in each precision, before any of it is loaded."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from router_backend.checkpoints.description import Checkpoint
@@ -91,6 +93,13 @@ def estimate(
 def shortfall(needs: Footprint, machine: Machine, device: Device) -> str | None:
     """Why it does not fit into what is free, as arithmetic; None where it does."""
     return None if needs.total <= _room(needs, machine, device) else f"{needs}; {room(machine, device)}"
+
+
+def disk_shortfall(needed: int, place: Path) -> str | None:
+    """Why as many bytes do not fit on the disk where a place is, which need not exist yet; None where they do."""
+    there = next(each for each in (place, *place.absolute().parents) if each.exists())
+    free = shutil.disk_usage(there).free
+    return None if needed <= free else f"needs {gigabytes(needed)} GB of disk, {gigabytes(free)} GB free in {place}"
 
 
 def room(machine: Machine, device: Device) -> str:

@@ -18,6 +18,7 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
 from gguf.quants import dequantize, quantize
 
 from router_backend.checkpoints.adapter import Adapter, read
+from router_backend.checkpoints.footprint import disk_shortfall
 from router_backend.errors import CandidateError, InvalidRequest
 from router_backend.plan.prompt import BUDGET_KEY
 
@@ -48,7 +49,8 @@ def merge(base: Path, adapter: Path, out: Path, *, kind: str = "Q8_0", expect: s
 
     Raises:
         InvalidRequest: the kind is not one of them.
-        CandidateError: base and adapter do not fit together, one of them is damaged, or the hash is another.
+        CandidateError: base and adapter do not fit together, one of them is damaged, the hash is another, or the disk
+            is too full.
     """
     check_kind(kind)
     read_adapter = read(adapter)
@@ -57,6 +59,10 @@ def merge(base: Path, adapter: Path, out: Path, *, kind: str = "Q8_0", expect: s
         deltas = _deltas(read_adapter, reader)
     except (OSError, ValueError, KeyError) as error:
         raise CandidateError(f"{base.name} cannot be read as a GGUF base: {type(error).__name__}: {error}") from error
+    block, size = gguf.GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
+    needed = sum(int(tensor.n_elements) for tensor in reader.tensors) * size // block
+    if short := disk_shortfall(needed, out.parent):
+        raise CandidateError(f"{out.name} {short}: make room there, or name another place")
     out.parent.mkdir(parents=True, exist_ok=True)
     new = out.with_name(f"{out.name}.{os.getpid()}.new")  # two processes may start at once
     try:

@@ -17,6 +17,7 @@ from router_tools.evaluate.predictions import Predict, Prediction, Store, predic
 from router_tools.evaluate.results import Evaluation, score
 from router_tools.evaluate.rows import GoldRow, read_gold
 from router_tools.evaluate.thresholds import load_thresholds
+from router_tools.folder import writable
 
 PASSED, FAILED = 0, 1
 LARGEST_CONCURRENCY = 256
@@ -77,7 +78,7 @@ def evaluate(options: EvaluateOptions, predict: Predict | None = None, *, consol
     _check(options, predict)
     thresholds = load_thresholds(options.thresholds)
     gold = read_gold(options.gold, options.limit)
-    options.out.mkdir(parents=True, exist_ok=True)
+    writable(options.out)
     try:
         source, sampling, predictions = _predict(options, gold, predict, console)
     except ClientError as error:
