@@ -1,4 +1,4 @@
-"""What every command says of a mistake that is to be expected: one line, no traceback, and an exit code that is not 0."""
+"""What every command says of a mistake that is to be expected: one line, no traceback, an exit code that is not 0."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def filled(names: tuple[str, ...], value: str) -> list[str]:
     for param in COMMANDS[names].params:
         if param.param_type_name == "argument":
             given.append(value)
-        elif param.required or "path" in param.type.name:
+        elif param.required or "Path" in str(COMMANDS[names].callback.__annotations__[param.name]):
             given += [param.opts[0], value]
     return given
 
@@ -75,7 +75,7 @@ def line_in(errors: str) -> str:
 # Settings
 
 
-@pytest.mark.parametrize("names", map(swept, READ_SETTINGS))
+@pytest.mark.parametrize("names", [swept(names) for names in READ_SETTINGS])
 @pytest.mark.parametrize(
     ("variables", "says"),
     [
@@ -92,7 +92,7 @@ def test_a_wrong_setting(
     assert says in said and "torch" not in said
 
 
-@pytest.mark.parametrize("names", map(swept, READ_SETTINGS))
+@pytest.mark.parametrize("names", [swept(names) for names in READ_SETTINGS])
 def test_an_env_file_in_another_encoding(
     names: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,7 +160,7 @@ def hostile(tmp_path: Path) -> dict[str, str]:
 KINDS = ["folder", "binary", "zeros", "dangling", "loop", "below a file", "unreadable", "absent"]
 
 
-@pytest.mark.parametrize("names", map(swept, READ_SETTINGS))
+@pytest.mark.parametrize("names", [swept(names) for names in READ_SETTINGS])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_file_that_is_none(
     names: tuple[str, ...], kind: str, hostile: dict[str, str], monkeypatch: pytest.MonkeyPatch
@@ -210,6 +210,7 @@ def test_an_extra_that_is_missing(names: tuple[str, ...], monkeypatch: pytest.Mo
 # Every command line in a process of its own, forked here so that all share one start. `how` says what its output is.
 EACH = """
 import json, os, resource, sys
+import typer.rich_utils, router_backend.service.doctor, router_backend.service.once, router_backend.engines.echo
 from router_backend.cli import app
 folder, how, given = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 codes = []
@@ -268,20 +269,18 @@ def test_a_full_disk_as_output(tmp_path: Path) -> None:
     for arguments, (code, _, errors) in zip(given, each("full", given, tmp_path), strict=True):
         said = [line for line in errors.splitlines() if not line.startswith("loaded: ")]
         assert code == 1, (arguments, errors)
-        assert said == [
-            "router-backend: standard output: No space left on device; make room there, or name another place"
-        ]
+        assert len(said) == 1 and said[0].startswith("router-backend: standard output: No space left on device; make")
 
 
 def test_an_output_that_nobody_reads_any_more_ends_quietly(tmp_path: Path) -> None:
-    given = [*HELP, ["version"], ["doctor"], ["generate", "x", "--text"]]
+    given = [["--help"], ["version"], ["doctor"], ["generate", "x", "--text"]]
     for arguments, (code, _, errors) in zip(given, each("gone", given, tmp_path), strict=True):
         assert code == 1, arguments
         assert errors in ("", "loaded: echo [native] ok\n"), arguments
 
 
 def test_an_output_that_is_closed_is_one_line(tmp_path: Path) -> None:
-    given = [*HELP, ["version"], ["generate", "x", "--text"]]
+    given = [["--help"], ["version"], ["generate", "x", "--text"]]
     for arguments, (code, _, errors) in zip(given, each("closed", given, tmp_path), strict=True):
         assert code == 1, arguments
         assert "standard output: Bad file descriptor" in line_in(errors.replace("loaded: echo [native] ok\n", ""))

@@ -80,7 +80,7 @@ def estimate(
     activations = PASS_TOKENS * (4 * hidden + 3 * wide) * element
     scores = PASS_TOKENS * context * heads * element
     logits = LOGIT_ROWS * _figure(text, "vocab_size") * 4
-    unpacked = hidden * wide * element if strategy in ("8bit", "4bit") else 0  # one matrix at a time
+    unpacked = hidden * wide * element if _unpacks(checkpoint, strategy) else 0
     return Footprint(
         strategy,
         weights,
@@ -123,6 +123,11 @@ def cpu_dtype(machine: Machine) -> tuple[str, str]:
 def gigabytes(size: float) -> str:
     """Decimal, with the digits that matter: `54.0`, `0.27`."""
     return f"{size / 1e9:.1f}" if size >= 950_000_000 else f"{size / 1e9:.2f}"
+
+
+def _unpacks(checkpoint: Checkpoint, strategy: str) -> bool:
+    """Whether one matrix at a time is unpacked while it is multiplied."""
+    return strategy in ("8bit", "4bit") or checkpoint.quantized in ("awq", "gptq")
 
 
 def _weights(checkpoint: Checkpoint, strategy: str, element: int) -> int:

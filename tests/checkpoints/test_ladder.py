@@ -327,7 +327,7 @@ def test_only_what_may_be_tried_is_described() -> None:
     settings = load_settings(model_repo="a/one", model_device="cuda")
     assert all(rung.skip for rung in rungs(Candidate("a/one", "hub"), settings, CPU_ONLY, describe=describe))
     settings = load_settings(model_repo="a/one")
-    (only,) = rungs(Candidate("a/one", "hub"), settings, WITH_GPU, missing=lambda _: "none", describe=describe)
+    (only,) = rungs(Candidate("a/one", "hub"), settings, WITH_GPU, missing=lambda *_: "none", describe=describe)
     assert only.skip == "none"
 
 
