@@ -154,9 +154,9 @@ def rungs(
 ) -> tuple[Rung, ...]:
     """A candidate's rungs in the order in which they are tried, those that cannot work marked with the reason.
 
-    `missing` says why an engine, or what it needs for a method of quantisation, is not there; the candidate then has one
-    rung, which says so. `describe` is asked only
-    where a rung is left to try; without what it knows, there is no foresight.
+    `missing` says why an engine, or what it needs for a method of quantisation, is not there; the candidate then has
+    one rung, which says so. `describe` is asked only where a rung is left to try; without what it knows, there is no
+    foresight.
 
     Raises:
         CandidateError: what `describe` raises.

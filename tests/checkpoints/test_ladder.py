@@ -34,7 +34,7 @@ BILLION = Checkpoint({}, 2_000_000_000, linear=900_000_000, rows=100_000, matric
 
 
 def every_rung(
-    settings: Settings, machine: Machine, missing: Callable[[str], str | None] = lambda engine: None
+    settings: Settings, machine: Machine, missing: Callable[[str, str | None], str | None] = lambda *_: None
 ) -> list[Rung]:
     """Of all candidates, without foresight."""
     return [rung for each in candidates(settings) for rung in rungs(each, settings, machine, missing=missing)]
