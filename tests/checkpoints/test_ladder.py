@@ -232,12 +232,12 @@ def test_the_echo_engine_is_one_rung() -> None:
 
 def test_an_engine_that_is_missing_takes_one_rung_that_says_so() -> None:
     settings = load_settings(model_repo="a/one", model_fallbacks="embedded", model_load_strategy="bf16")
-    found = every_rung(settings, WITH_GPU, lambda engine: "not installed" if engine == "transformers" else None)
+    found = every_rung(settings, WITH_GPU, lambda engine, method: "not installed" if engine == "transformers" else None)
     assert [(rung.candidate.name, rung.strategy, rung.skip) for rung in found] == [
         ("a/one", "bf16", "not installed"),
         ("embedded", "gguf", None),
     ]
-    found = every_rung(settings, WITH_GPU, lambda engine: f"no {engine}")
+    found = every_rung(settings, WITH_GPU, lambda engine, method: f"no {engine}")
     assert [rung.skip for rung in found] == ["no transformers", "no llamacpp"]
 
 
