@@ -320,9 +320,12 @@ def version() -> None:
 def _read_prompt(argument: str) -> str:
     if argument == "-" and not sys.stdin:
         raise InvalidRequest("there is no standard input to read the prompt from")
-    if argument != "-" and not os.path.isfile(argument):  # noqa: PTH113 - pathlib's raises where it is too long for a name
-        return argument
-    raw = sys.stdin.buffer.read() if argument == "-" else Path(argument).read_bytes()
+    if argument == "-":
+        raw = sys.stdin.buffer.read()
+    elif os.path.isfile(argument):  # noqa: PTH113 - pathlib's raises where it is too long for a name
+        raw = Path(argument).read_bytes()
+    else:
+        raw = os.fsencode(argument)  # UTF-8 as it was typed, whatever the locale says
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError:
