@@ -41,7 +41,7 @@ class _Commands(TyperGroup):
                 stream.reconfigure(errors="json")
         sys.exit(_told(partial(super().main, *args, **options)))
 
-    def invoke(self, ctx: typer.Context) -> Any:  # noqa: ANN401 - as Typer has it
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - as Typer has it
         raise typer.Exit(_told(partial(super().invoke, ctx), ctx))
 
 
