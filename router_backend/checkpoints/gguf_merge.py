@@ -6,6 +6,7 @@ their sums are exact to far below what the quantiser can see, and everything els
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Iterator
@@ -49,8 +50,8 @@ def merge(base: Path, adapter: Path, out: Path, *, kind: str = "Q8_0", expect: s
 
     Raises:
         InvalidRequest: the kind is not one of them.
-        CandidateError: base and adapter do not fit together, one of them is damaged, the hash is another, or the disk
-            is too full.
+        CandidateError: base and adapter do not fit together, one of them is damaged, or the hash is another.
+        OSError: there is no room for it, or no place.
     """
     check_kind(kind)
     read_adapter = read(adapter)
@@ -61,9 +62,9 @@ def merge(base: Path, adapter: Path, out: Path, *, kind: str = "Q8_0", expect: s
         raise CandidateError(f"{base.name} cannot be read as a GGUF base: {type(error).__name__}: {error}") from error
     block, size = gguf.GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
     needed = sum(int(tensor.n_elements) for tensor in reader.tensors) * size // block
-    if short := disk_shortfall(needed, out.parent):
-        raise CandidateError(f"{out.name} {short}: make room there, or name another place")
     out.parent.mkdir(parents=True, exist_ok=True)
+    if short := disk_shortfall(needed, out.parent):
+        raise OSError(errno.ENOSPC, short, str(out.parent))
     new = out.with_name(f"{out.name}.{os.getpid()}.new")  # two processes may start at once
     try:
         _write(reader, deltas, new, kind, read_adapter.knows_budgets)
