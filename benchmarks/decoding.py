@@ -30,6 +30,7 @@ from router_backend.engines.transformers.load import precision
 from router_backend.engines.transformers.model import DecodedModel
 from router_backend.engines.transformers.runner import cache_argument
 from router_backend.engines.transformers.tokens import Tokens
+from router_backend.jsonl import read_values
 from router_backend.plan.rules import validate
 from router_backend.plan.write import PlanWriter
 from router_backend.settings import Settings, load_settings
@@ -332,7 +333,7 @@ def main() -> None:
     parser.add_argument("--gpu", dest="cpu", action="store_false")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    prompts = [json.loads(line)["prompt"] for line in options.data.read_text("utf-8").splitlines()]
+    prompts = [row["prompt"] for _, row in read_values(options.data)]
     wanted = options.rows + (options.warm if options.what in ("live", "speed") else 0)
     chosen = [prompts[(index * len(prompts) // wanted + options.offset) % len(prompts)] for index in range(wanted)]
     {"live": live, "speed": speed, "same": same, "rungs": rungs}[options.what](options, chosen)

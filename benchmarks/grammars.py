@@ -21,6 +21,7 @@ from router_backend import engines
 from router_backend.checkpoints import embedded, ladder
 from router_backend.engines.echo import EchoModel
 from router_backend.engines.llamacpp import check_grammar
+from router_backend.jsonl import read_values
 from router_backend.plan import grammar
 from router_backend.plan.budget import Costs
 from router_backend.plan.prompt import router_prompt
@@ -70,7 +71,7 @@ def masked(data: Path) -> None:
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
     costs = Costs(lambda text: len(encode(text)), load_settings().tools)
-    plans = [json.loads(json.loads(line)["completion"]) for line in data.read_text("utf-8").splitlines()][::20]
+    plans = [json.loads(row["completion"]) for _, row in read_values(data)][::20]
     masks, builds = [], []
     for plan in plans:
         script = PlanScript(600, costs, lambda text: len(encode(text)))

@@ -25,6 +25,7 @@ from router_backend.engines.transformers.drafts import Drafter, NgramTable
 from router_backend.engines.transformers.model import DecodedModel
 from router_backend.engines.transformers.tokens import Tokens
 from router_backend.errors import PlanError
+from router_backend.jsonl import read_values
 from router_backend.plan.rules import QA, tool_of, validate
 from router_backend.plan.write import PlanWriter
 from router_backend.settings import load_settings
@@ -98,7 +99,7 @@ def replay(options: argparse.Namespace) -> None:
     settings = load_settings()
     tokenizer = AutoTokenizer.from_pretrained(options.checkpoint)
     tokens = Tokens(tokenizer, [], vocabulary=len(tokenizer))
-    rows = [json.loads(line) for line in options.data.read_text("utf-8").splitlines()]
+    rows = [row for _, row in read_values(options.data)]
     rows = [{**row, "completion": as_served(row["completion"])} for row in rows]
     rows = [row for row in rows if not validate(json.loads(row["completion"]), settings.tools)[1]]
     held = rows[:: max(1, len(rows) // options.rows)][: options.rows]

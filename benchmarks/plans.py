@@ -22,6 +22,7 @@ from router_backend import engines
 from router_backend.checkpoints import ladder
 from router_backend.engines.llamacpp import LlamaCppModel
 from router_backend.errors import PlanError
+from router_backend.jsonl import read_values
 from router_backend.plan.rules import validate
 from router_backend.plan.schema import Plan
 from router_backend.plan.write import PlanWriter
@@ -62,7 +63,7 @@ def main() -> None:
     model = engines.load(ladder.Rung(ladder.candidates(settings)[0], "gguf"), settings)
     assert isinstance(model, LlamaCppModel)
     writer = PlanWriter(model, settings.tools)
-    prompts = [json.loads(line)["prompt"] for line in options.data.read_text("utf-8").splitlines()]
+    prompts = [row["prompt"] for _, row in read_values(options.data)]
     chosen = [prompts[index * len(prompts) // options.rows] for index in range(options.rows)]
     part, _, parts = options.part.partition("/")
     chosen = chosen[int(part) - 1 :: int(parts)]

@@ -17,6 +17,7 @@ from typing import Any
 
 from router_backend import engines
 from router_backend.checkpoints import ladder
+from router_backend.jsonl import read_values
 from router_backend.plan.budget import Costs
 from router_backend.plan.rules import QA, tool_of, validate
 from router_backend.plan.script import PlanScript
@@ -102,7 +103,7 @@ def main() -> None:
     model = engines.load(ladder.Rung(ladder.candidates(settings)[0], "gguf"), settings)
     count = lru_cache(maxsize=200_000)(model.count_tokens)
     costs = Costs(count, settings.tools)
-    plans = [json.loads(json.loads(line)["completion"]) for line in Path(data).read_text("utf-8").splitlines()][::6]
+    plans = [json.loads(row["completion"]) for _, row in read_values(Path(data))][::6]
     print(f"{len(plans)} plans, smallest budget {costs.smallest}")
     for limit in [int(each) for each in budgets] or [300, 400, 600, 800, 1000, 1200, 1400, 2048]:
         clipped = texts = broken = over = used = 0

@@ -24,7 +24,7 @@ grep -E '^[a-z]' requirements/test.txt | sed 's/ \\$//' > "$scratch/tested.txt"
 grep -vE '^(torch|triton|nvidia-|cuda-)' "$scratch/tested.txt" > "$scratch/without-torch.txt"
 compile server.txt pyproject.toml -c "$scratch/tested.txt" $(extras llamacpp ui)
 compile transformers.txt pyproject.toml -c "$scratch/tested.txt" $(extras llamacpp ui transformers)
-compile space.txt pyproject.toml requirements/space-constraints.txt -c "$scratch/without-torch.txt" $(extras llamacpp transformers space)
+compile space.txt pyproject.toml requirements/space-constraints.txt -c "$scratch/without-torch.txt" $(extras llamacpp transformers quantized space)
 printf 'uv\nsetuptools\nwheel\n' | compile tools.txt - -c "$scratch/tested.txt"
 echo 'litellm>=1.80,<2' | compile litellm.txt - --upgrade
 compile clients.txt requirements/clients.in --upgrade
@@ -36,7 +36,7 @@ grep -E '^[a-z]' requirements/space.txt | sed 's/ \\$//' > "$scratch/space.txt"
 {
   echo "# What the Space installs, on Python 3.12: made by make lock out of pyproject.toml and requirements/space.txt."
   "$uv" pip compile --quiet pyproject.toml --no-deps --no-annotate --no-header --python-version 3.12 --python-platform linux \
-    -c "$scratch/space.txt" $(extras llamacpp transformers space)
+    -c "$scratch/space.txt" $(extras llamacpp transformers quantized space)
 } > requirements.txt
 echo requirements.txt
 

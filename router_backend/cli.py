@@ -3,19 +3,101 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
+import errno
+import io
+import json
+import os
 import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from router_backend import __version__
 from router_backend.errors import InvalidRequest, RouterError
 from router_backend.types import is_blank
 
+# Commands whose exit code 1 is a verdict: of theirs, 2 says that there is none.
+_JUDGES = ("evaluate", "smoke", "merge", "deploy")
+# What is done about trouble with a place.
+_ADVICE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "; make room there, or name another place"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "; name another place, or get access to it"),
+}
+# The extra that holds what a command needs.
+_EXTRAS = {"serve": "space", "train": "train", "merge": "merge"}
+
+
+class _Commands(TyperGroup):
+    """All commands, and the one place where a mistake that is to be expected becomes one line."""
+
+    def main(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401 - as Typer has it
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="json")
+        sys.exit(_told(partial(super().main, *args, **options)))
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - as Typer has it
+        raise typer.Exit(_told(partial(super().invoke, ctx), ctx))
+
+
+def _told(run: Callable[[], int | None], ctx: typer.Context | None = None) -> int:
+    """The exit code of what is run. A mistake that is to be expected is told in one line, and is never 0."""
+    try:
+        code = run() or 0
+        if sys.stdout:
+            sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        return 130
+    except (RouterError, OSError, ModuleNotFoundError) as error:
+        command = str(ctx.invoked_subcommand) if ctx else ""
+        typer.secho(f"router-backend: {_words(error, command)}", fg="red", err=True)
+        return 2 if command in _JUDGES else 1
+
+
+def _words(error: RouterError | OSError | ModuleNotFoundError, command: str) -> str:
+    """What is wrong and what to do. Raises the error itself where it is a defect of ours, or a reader that left."""
+    if isinstance(error, RouterError):
+        return error.message
+    if isinstance(error, ModuleNotFoundError):
+        if (error.name or "router_").startswith("router_"):
+            raise error
+        extra = _EXTRAS.get(command)
+        named = f", and {command} needs it: pip install 'router-backend[{extra}]'" if extra else ": run make install"
+        return f"{error.name} is not installed{named}"
+    if error.errno == errno.EPIPE:
+        raise error  # Typer ends quietly then, as `head` expects
+    place = error.filename or ("standard output" if _output_is_lost() else type(error).__name__)
+    return f"{place}: {error.strerror or error}{_ADVICE.get(error.errno or 0, '')}"
+
+
+def _output_is_lost() -> bool:
+    """Whether standard output takes no more. What it still holds is given up, or Python complains as it ends."""
+    try:
+        sys.stdout.flush()
+    except AttributeError:  # it was closed from the start, so nothing was written
+        return False
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
+
+
+def _as_json(error: UnicodeError) -> tuple[str, int]:
+    """What an encoding lacks, escaped as in JSON: the text of a plan stays the same plan."""
+    assert isinstance(error, UnicodeEncodeError)
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+
+
+codecs.register_error("json", _as_json)
+
 app = typer.Typer(
+    cls=_Commands,
     name="router-backend",
     help="Serves router checkpoints: every answer is a whole routing plan inside its token budget.",
     no_args_is_help=True,
@@ -31,19 +113,15 @@ app.add_typer(drafter, name="drafter")
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to bind; wins over HOST.")] = None,
     port: Annotated[int | None, typer.Option(help="Port; wins over PORT. 0: any free one.")] = None,
-) -> None:
+) -> int:
     """Serve the API, the UI and the console."""
+    from router_backend.settings import load_settings
 
-    def run() -> int:
-        from router_backend.settings import load_settings
-
-        if load_settings().spaces_zero_gpu:
-            from router_backend.space import serve as serve_here
-        else:
-            from router_backend.server.serve import serve as serve_here
-        return serve_here(host=host, port=port)
-
-    raise typer.Exit(_readable(run))
+    if load_settings().spaces_zero_gpu:
+        from router_backend.space import serve as serve_here
+    else:
+        from router_backend.server.serve import serve as serve_here
+    return serve_here(host=host, port=port)
 
 
 @app.command()
@@ -57,23 +135,19 @@ def generate(
     """Answer one prompt without a server; a bare query becomes the canonical router prompt."""
     from router_backend.service.once import answer_once
 
-    def run() -> int:
-        said = _read_prompt(prompt)
-        if is_blank(said):
-            raise InvalidRequest("the prompt is blank")
-        asyncio.run(answer_once(said, text=text, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed))
-        return 0
-
-    raise typer.Exit(_readable(run))
+    said = _read_prompt(prompt)
+    if is_blank(said):
+        raise InvalidRequest("the prompt is blank")
+    asyncio.run(answer_once(said, text=text, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed))
 
 
 @app.command()
-def doctor() -> None:
+def doctor() -> int:
     """Show the machine and what would be loaded, in order, and why. Loads nothing."""
     from router_backend.service.doctor import report
     from router_backend.settings import load_settings
 
-    raise typer.Exit(_readable(lambda: report(load_settings())))
+    return report(load_settings())
 
 
 @app.command()
@@ -92,22 +166,14 @@ def evaluate(
     thresholds: Annotated[Path | None, typer.Option(help="Thresholds of your own, as JSON.")] = None,
     concurrency: Annotated[int, typer.Option(min=1, max=256)] = 4,
     api_key: Annotated[str | None, typer.Option(envvar="ROUTER_API_KEY", help="Better in the environment.")] = None,
-) -> None:
+) -> int:
     """Score a router on a benchmark file; exit code 1 when a threshold fails."""
     from router_backend.settings import load_settings
     from router_tools.evaluate import EvaluateOptions
     from router_tools.evaluate import evaluate as run
     from router_tools.evaluate.local import predictor
 
-    def work() -> int:
-        options = make(tools=load_settings().tools)
-        if candidate is None:
-            return run(options)
-        with predictor(candidate, options) as predict:
-            return run(options, predict)
-
-    make = partial(
-        EvaluateOptions,
+    options = EvaluateOptions(
         gold=gold,
         out=out,
         url=url,
@@ -120,10 +186,14 @@ def evaluate(
         seed=seed,
         output="text" if text else "plan",
         lenient=lenient,
+        tools=load_settings().tools,
         thresholds=thresholds,
         concurrency=concurrency,
     )
-    raise typer.Exit(_readable(work, failed=2))
+    if candidate is None:
+        return run(options)
+    with predictor(candidate, options) as predict:
+        return run(options, predict)
 
 
 @app.command()
@@ -131,15 +201,12 @@ def smoke(
     url: Annotated[str | None, typer.Argument(envvar="HF_ROUTER_API", help="A deployed /v1/generate.")] = None,
     within: Annotated[float, typer.Option(min=0, help="Seconds that a plan may take.")] = 120,
     api_key: Annotated[str | None, typer.Option(envvar="ROUTER_API_KEY", help="Better in the environment.")] = None,
-) -> None:
+) -> int:
     """Check a deployment: exit code 0 when all is well, 1 when a check failed, 2 when nothing could be checked."""
     from router_backend.settings import load_settings
     from router_tools.smoke import run_smoke
 
-    def work() -> int:
-        return run_smoke(url, api_key, within=within, tools=load_settings().tools)
-
-    raise typer.Exit(_readable(work, failed=2))
+    return run_smoke(url, api_key, within=within, tools=load_settings().tools)
 
 
 @drafter.command("build")
@@ -151,12 +218,8 @@ def drafter_build(
     from router_backend.engines.transformers.drafter import build
     from router_backend.settings import load_settings
 
-    def work() -> int:
-        written, left_out = build(source, out, load_settings().tools)
-        typer.echo(f"{out}: {written} plans ({left_out} rows without a valid plan left out)")
-        return 0
-
-    raise typer.Exit(_readable(work))
+    written, left_out = build(source, out, load_settings().tools)
+    typer.echo(f"{out}: {written} plans ({left_out} rows without a valid plan left out)")
 
 
 @app.command()
@@ -175,14 +238,15 @@ def train(
     validation: Annotated[int, typer.Option(min=1, help="Rows held out.")] = 54,
     every: Annotated[int, typer.Option(min=1, help="Steps between validations.")] = 50,
     threads: Annotated[int | None, typer.Option(min=1, help="1 where other work shares the processor.")] = None,
-) -> None:
+) -> int:
     """Train a LoRA adapter on router data. SIGINT and SIGTERM stop it between two steps, ready for --resume."""
     from router_backend.settings import load_settings
+
+    tools = load_settings().tools  # what is wrong in it is told before the long imports
     from router_tools.train import TrainOptions
     from router_tools.train import train as run
 
-    make = partial(
-        TrainOptions,
+    options = TrainOptions(
         data=data,
         out=out,
         base=base,
@@ -196,9 +260,10 @@ def train(
         seed=seed,
         validation=validation,
         every=every,
+        tools=tools,
         threads=threads,
     )
-    raise typer.Exit(_readable(lambda: run(make(tools=load_settings().tools))))
+    return run(options)
 
 
 @app.command()
@@ -213,19 +278,17 @@ def merge(
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Compare the logits.")] = True,
     push: Annotated[str | None, typer.Option(metavar="REPO", help="Upload to this repository.")] = None,
     private: Annotated[bool, typer.Option(help="Of a repository that is created.")] = False,
-) -> None:
+) -> int:
     """Make a merged router checkpoint; exit code 1 when it does not compute what base and adapter compute."""
+    from router_backend.settings import load_settings
 
-    def work() -> int:
-        from router_backend.settings import load_settings
-        from router_tools.merge import MergeOptions
-        from router_tools.merge import merge as run
+    settings = load_settings()
+    from router_tools.merge import MergeOptions
+    from router_tools.merge import merge as run
 
-        copies, size = tuple(copy or ()), int(memory * 1e9)
-        options = MergeOptions(base, adapter, out, dtype, copies, gguf, size, verify, push, private)
-        return run(options, load_settings(), typer.echo)
-
-    raise typer.Exit(_readable(work, failed=2))
+    copies, size = tuple(copy or ()), int(memory * 1e9)
+    options = MergeOptions(base, adapter, out, dtype, copies, gguf, size, verify, push, private)
+    return run(options, settings, typer.echo)
 
 
 @app.command()
@@ -236,20 +299,16 @@ def deploy(
     private: Annotated[bool, typer.Option("--private", help="Of a Space that is created.")] = False,
     all_secrets: Annotated[bool, typer.Option("--all-secrets", help="Set those anew that are there already.")] = False,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that are waited for.")] = 1800,
-) -> None:
+) -> int:
     """Bring a Space to the declared state and check it: 0 well, 1 it fails, 2 not possible, 3 hardware refused."""
+    from router_backend.settings import load_settings
+    from router_tools.deploy import DeployOptions
+    from router_tools.deploy import deploy as run
 
-    def work() -> int:
-        from router_backend.settings import load_settings
-        from router_tools.deploy import DeployOptions
-        from router_tools.deploy import deploy as run
-
-        options = DeployOptions(
-            space, dry_run=dry_run, wait=wait, private=private, all_secrets=all_secrets, timeout=timeout
-        )
-        return run(options, load_settings(), typer.echo)
-
-    raise typer.Exit(_readable(work, failed=2))
+    options = DeployOptions(
+        space, dry_run=dry_run, wait=wait, private=private, all_secrets=all_secrets, timeout=timeout
+    )
+    return run(options, load_settings(), typer.echo)
 
 
 @app.command()
@@ -259,25 +318,18 @@ def version() -> None:
 
 
 def _read_prompt(argument: str) -> str:
-    try:
-        raw = sys.stdin.buffer.read() if argument == "-" else Path(argument).read_bytes()
-    except (OSError, ValueError):  # no such file, or too long for a name: it is the prompt
-        return argument
+    if argument == "-" and not sys.stdin:
+        raise InvalidRequest("there is no standard input to read the prompt from")
+    if argument == "-":
+        raw = sys.stdin.buffer.read()
+    elif os.path.isfile(argument):  # noqa: PTH113 - pathlib's raises where it is too long for a name
+        raw = Path(argument).read_bytes()
+    else:
+        raw = os.fsencode(argument)  # UTF-8 as it was typed, whatever the locale says
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError:
         raise InvalidRequest(f"{argument} is no UTF-8 text") from None
-
-
-def _readable(run: Callable[[], int], failed: int = 1) -> int:
-    """Runs a command; an expected error is one message and the exit code `failed`, never a traceback."""
-    try:
-        return run()
-    except RouterError as error:
-        typer.secho(f"router-backend: {error.message}", fg="red", err=True)
-        return failed
-    except KeyboardInterrupt:
-        return 130
 
 
 if __name__ == "__main__":

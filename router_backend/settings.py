@@ -355,10 +355,11 @@ def load_settings(**overrides: object) -> Settings:
         settings = Settings(**given)  # type: ignore[arg-type] # pydantic checks the values
     except ValidationError as error:
         raise SettingsError("; ".join(_explain(dict(item)) for item in error.errors())) from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"{Path('.env').resolve()} is not valid UTF-8: save it as UTF-8") from None
     for variable in ("MODEL_REPO", "MODEL_FALLBACKS"):
         for name in split_list(getattr(settings, variable.lower()) or ""):
-            _check_name(variable, name)
-            _check_path(variable, name)
+            check_name(variable, name)
     return settings
 
 
@@ -384,8 +385,9 @@ def looks_like_path(name: str) -> bool:
     )
 
 
-def _check_name(variable: str, name: str) -> None:
-    """Raises SettingsError for what is meant well and names nothing."""
+def check_name(variable: str, name: str) -> None:
+    """Raises SettingsError, with what to write, for a candidate's name that is meant well and names nothing."""
+    _check_path(variable, name)
     if found := _HUB_URL.fullmatch(name):
         meant = f"{found['repo']}{'@' + found['revision'] if found['revision'] else ''}"
     elif "/" not in name and SequenceMatcher(None, name.lower(), "embedded").ratio() > 0.9 and name != "embedded":

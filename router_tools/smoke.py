@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from urllib.parse import urlsplit
 
 from router_backend.client import ClientError, Reply, RouterClient, Unreachable, error_message
+from router_backend.errors import InvalidRequest, RouterError
 from router_backend.plan.prompt import router_prompt
 from router_backend.plan.rules import validate
 
-PASSED, FAILED, NOT_RUN = 0, 1, 2
+PASSED, FAILED = 0, 1
 TOOLS = ("/general-search", "/math", "/code")
 QUERY = (
     "Find how the golden-section search is usually stated, derive how many steps it needs for a given tolerance, "
@@ -48,16 +49,17 @@ def run_smoke(
         out: is handed each line.
 
     Returns:
-        0: all is well. 1: a check failed. 2: the checks could not be run (no usable URL, nothing listens).
+        0: all is well. 1: a check failed.
+
+    Raises:
+        RouterError: the checks could not be run: no usable URL, or nothing listens.
     """
     if not url:
-        out("no URL: give one, or set HF_ROUTER_API")
-        return NOT_RUN
+        raise InvalidRequest("no URL: give one, or set HF_ROUTER_API")
     try:
         client = RouterClient(url, api_key, timeout)
     except ValueError as error:
-        out(str(error))
-        return NOT_RUN
+        raise InvalidRequest(str(error)) from None
     failed = count = 0
     with client:
         try:
@@ -65,10 +67,10 @@ def run_smoke(
                 count += 1
                 failed += not _run(client, name, check, out)
         except Unreachable as error:
-            out(str(error))
             # A server that went away under the checks is a finding; one that never was there is none.
             if count == 1:
-                return NOT_RUN
+                raise RouterError(str(error)) from None
+            out(str(error))
             failed += 1
     out(f"{count - failed} of {count} checks passed" if failed else f"all {count} checks passed")
     return FAILED if failed else PASSED

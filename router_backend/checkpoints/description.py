@@ -289,7 +289,11 @@ def _no_config(names: Mapping[str, int]) -> str:
     if "adapter_config.json" in names:
         return _ADAPTER
     if ggufs := sorted(name for name in names if name.endswith(".gguf")):
-        return f"it holds GGUF files: name one of them, as in repo:{ggufs[0]} or folder/{ggufs[0]}"
+        more = f" and {len(ggufs) - 8} more" if len(ggufs) > 8 else ""
+        return (
+            f"it holds GGUF files: name one of them, as in repo:{ggufs[0]} or folder/{ggufs[0]}. "
+            f"It has {', '.join(ggufs[:8])}{more}"
+        )
     return f"it has no config.json, so it is no checkpoint for transformers{_folders(names)}"
 
 

@@ -1,9 +1,11 @@
-"""Footprint: the memory that a checkpoint needs in each precision, before any of it is loaded. Pure arithmetic."""
+"""Footprint: the memory that a checkpoint needs in each precision, before any of it is loaded."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from router_backend.checkpoints.description import Checkpoint
@@ -78,7 +80,7 @@ def estimate(
     activations = PASS_TOKENS * (4 * hidden + 3 * wide) * element
     scores = PASS_TOKENS * context * heads * element
     logits = LOGIT_ROWS * _figure(text, "vocab_size") * 4
-    unpacked = hidden * wide * element if strategy in ("8bit", "4bit") else 0  # one matrix at a time
+    unpacked = hidden * wide * element if _unpacks(checkpoint, strategy) else 0
     return Footprint(
         strategy,
         weights,
@@ -91,6 +93,13 @@ def estimate(
 def shortfall(needs: Footprint, machine: Machine, device: Device) -> str | None:
     """Why it does not fit into what is free, as arithmetic; None where it does."""
     return None if needs.total <= _room(needs, machine, device) else f"{needs}; {room(machine, device)}"
+
+
+def disk_shortfall(needed: int, place: Path) -> str | None:
+    """Why as many bytes do not fit on the disk where a place is, which need not exist yet; None where they do."""
+    there = next(each for each in (place, *place.absolute().parents) if each.exists())
+    free = shutil.disk_usage(there).free
+    return None if needed <= free else f"needs {gigabytes(needed)} GB of disk, {gigabytes(free)} GB free in {place}"
 
 
 def room(machine: Machine, device: Device) -> str:
@@ -114,6 +123,11 @@ def cpu_dtype(machine: Machine) -> tuple[str, str]:
 def gigabytes(size: float) -> str:
     """Decimal, with the digits that matter: `54.0`, `0.27`."""
     return f"{size / 1e9:.1f}" if size >= 950_000_000 else f"{size / 1e9:.2f}"
+
+
+def _unpacks(checkpoint: Checkpoint, strategy: str) -> bool:
+    """Whether one matrix at a time is unpacked while it is multiplied."""
+    return strategy in ("8bit", "4bit") or checkpoint.quantized in ("awq", "gptq")
 
 
 def _weights(checkpoint: Checkpoint, strategy: str, element: int) -> int:

@@ -6,6 +6,7 @@ their sums are exact to far below what the quantiser can see, and everything els
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
 from gguf.quants import dequantize, quantize
 
 from router_backend.checkpoints.adapter import Adapter, read
+from router_backend.checkpoints.footprint import disk_shortfall
 from router_backend.errors import CandidateError, InvalidRequest
 from router_backend.plan.prompt import BUDGET_KEY
 
@@ -49,6 +51,7 @@ def merge(base: Path, adapter: Path, out: Path, *, kind: str = "Q8_0", expect: s
     Raises:
         InvalidRequest: the kind is not one of them.
         CandidateError: base and adapter do not fit together, one of them is damaged, or the hash is another.
+        OSError: there is no room for it, or no place.
     """
     check_kind(kind)
     read_adapter = read(adapter)
@@ -57,7 +60,11 @@ def merge(base: Path, adapter: Path, out: Path, *, kind: str = "Q8_0", expect: s
         deltas = _deltas(read_adapter, reader)
     except (OSError, ValueError, KeyError) as error:
         raise CandidateError(f"{base.name} cannot be read as a GGUF base: {type(error).__name__}: {error}") from error
+    block, size = gguf.GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
+    needed = sum(int(tensor.n_elements) for tensor in reader.tensors) * size // block
     out.parent.mkdir(parents=True, exist_ok=True)
+    if short := disk_shortfall(needed, out.parent):
+        raise OSError(errno.ENOSPC, short, str(out.parent))
     new = out.with_name(f"{out.name}.{os.getpid()}.new")  # two processes may start at once
     try:
         _write(reader, deltas, new, kind, read_adapter.knows_budgets)

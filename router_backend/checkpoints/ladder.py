@@ -149,19 +149,20 @@ def rungs(
     settings: Settings,
     machine: Machine,
     *,
-    missing: Callable[[str], str | None] = lambda engine: None,
+    missing: Callable[[str, str | None], str | None] = lambda engine, method: None,
     describe: Callable[[Candidate], Checkpoint | None] = lambda candidate: None,
 ) -> tuple[Rung, ...]:
     """A candidate's rungs in the order in which they are tried, those that cannot work marked with the reason.
 
-    `missing` says why an engine is not there; the candidate then has one rung, which says so. `describe` is asked only
-    where a rung is left to try; without what it knows, there is no foresight.
+    `missing` says why an engine, or what it needs for a method of quantisation, is not there; the candidate then has
+    one rung, which says so. `describe` is asked only where a rung is left to try; without what it knows, there is no
+    foresight.
 
     Raises:
         CandidateError: what `describe` raises.
     """
     own = {"llamacpp": ("gguf",), "echo": ("native",)}.get(candidate.engine, strategies(settings))
-    if reason := missing(candidate.engine):
+    if reason := missing(candidate.engine, None):
         if candidate.kind == "folder":
             describe(candidate)  # what is wrong with it is told first: no engine would help
         return (Rung(candidate, own[0], skip=reason),)
@@ -172,6 +173,8 @@ def rungs(
     if known is None:
         return tuple(Rung(candidate, strategy, no_card if strategy != "cpu" else None) for strategy in own)
     if known.quantized and candidate.engine == "transformers":
+        if reason := missing(candidate.engine, known.quantized):
+            return (Rung(candidate, "native", skip=reason),)
         own, no_card = ("native",), None  # never quantised twice; some methods run on the CPU
     return tuple(_foreseen(Rung(candidate, strategy), known, settings, machine, no_card) for strategy in own)
 

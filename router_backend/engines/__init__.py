@@ -25,15 +25,28 @@ ENGINES = {
     "echo": "router_backend.engines.echo:load",
 }
 PACKAGES = {"llamacpp": "xllamacpp", "transformers": "torch"}
+# What transformers needs for checkpoints that come quantised, by their method, and what is done where it is missing.
+_GPTQMODEL = (
+    "it is built from source, beside torch for CUDA (pip install --no-build-isolation {}); or take a checkpoint in "
+    "compressed-tensors or a GGUF"
+)
+QUANTIZERS = {
+    "compressed-tensors": ({"compressed_tensors": "compressed-tensors"}, "pip install 'router-backend[quantized]'"),
+    "awq": ({"gptqmodel": "gptqmodel"}, _GPTQMODEL.format("gptqmodel")),
+    "gptq": ({"gptqmodel": "gptqmodel", "optimum": "optimum"}, _GPTQMODEL.format("gptqmodel optimum")),
+}
 
 
-def missing(name: str) -> str | None:
-    """Why an engine cannot be used here, or None. Imports nothing."""
+def missing(name: str, method: str | None = None) -> str | None:
+    """Why an engine cannot be used here, or not for weights quantised by a method; or None. Imports nothing."""
     if name not in ENGINES:
         return f"engine not installed: {name} is not part of this version"
     package = PACKAGES.get(name)
     if package is not None and find_spec(package) is None:
         return f"engine not installed: {name} needs {package} (pip install 'router-backend[{name}]')"
+    needed, advice = QUANTIZERS.get(method or "", ({}, ""))
+    if lacking := [title for module, title in needed.items() if find_spec(module) is None]:
+        return f"{' and '.join(lacking)} not installed, and its weights are quantised by {method}: {advice}"
     return None
 
 

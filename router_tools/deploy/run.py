@@ -24,7 +24,7 @@ from router_tools.deploy import declared, files
 from router_tools.deploy.there import Changes, There, compare, diff, look
 from router_tools.smoke import run_smoke
 
-DONE, FAILED, NOT_RUN, REFUSED = 0, 1, 2, 3
+DONE, FAILED, REFUSED = 0, 1, 3
 _ON_THE_WAY = ("BUILDING", "RUNNING_BUILDING", "APP_STARTING", "RUNNING_APP_STARTING")
 _ASLEEP = ("SLEEPING", "PAUSED", "STOPPED")
 _LOG_LINES = 60
@@ -188,7 +188,7 @@ class _Deployment:
         given = self._given(name)
         if given is not None:
             return given
-        if not sys.stdin.isatty():
+        if not (sys.stdin and sys.stdin.isatty()):
             self._say(f"{self._space}: the secret {name} is not set, since {_VARIABLES.get(name, name)} is not")
             return None
         asked: str = typer.prompt(f"{name} of the Space (Enter: none)", default="", hide_input=True, show_default=False)

@@ -10,7 +10,7 @@ from contextlib import aclosing, contextmanager
 
 from router_backend.engines.base import Engine
 from router_backend.service.once import load_once
-from router_backend.settings import load_settings
+from router_backend.settings import check_name, load_settings
 from router_backend.types import GenerateRequest, SamplingParams
 from router_tools.evaluate.predictions import Prediction
 from router_tools.evaluate.run import EvaluateOptions
@@ -22,6 +22,7 @@ def predictor(candidate: str, options: EvaluateOptions) -> Iterator[Callable[[st
 
     The function raises LoadError where the checkpoint does not load.
     """
+    check_name("--candidate", candidate)
     settings = load_settings(model_repo=candidate, model_fallbacks="", slots=options.concurrency)
     loaded: list[Engine] = []
     lock = threading.Lock()

@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from router_backend.client import ClientError, RouterClient, Unreachable
-from router_backend.errors import RouterError
-from router_tools.evaluate.rows import UsageError, json_lines
+from router_backend.errors import InvalidRequest, RouterError
+from router_tools.evaluate.rows import json_lines
 
 _PLAIN_LINES = 10
 _REFUSED_FOR_ALL = (401, 403, 404, 405)
@@ -92,12 +92,12 @@ def read_predictions(path: Path) -> dict[str, Prediction]:
     """Prompt → prediction, out of rows `{"prompt", "text"}`; the last one of a prompt holds.
 
     Raises:
-        UsageError: no such file, or a row that is wrong.
+        InvalidRequest: no such file, or a row that is wrong.
     """
     found: dict[str, Prediction] = {}
     for line, value in json_lines(path):
         if not isinstance(value.get("prompt"), str) or not isinstance(value.get("text"), str):
-            raise UsageError(f"{path}, line {line}: must have prompt and text, both texts")
+            raise InvalidRequest(f"{path}, line {line}: must have prompt and text, both texts")
         found[value["prompt"]] = prediction_of(value)
     return found
 

@@ -12,10 +12,6 @@ from router_backend.jsonl import read_values
 from router_tools.evaluate.metrics import read_plan, route_of
 
 
-class UsageError(Exception):
-    """What the caller handed in cannot be used; the message says what and where."""
-
-
 @dataclass(frozen=True, slots=True)
 class GoldRow:
     """A prompt with its gold plan. `line` is its place in the file, from 1."""
@@ -29,26 +25,26 @@ def read_gold(path: Path, limit: int | None = None) -> list[GoldRow]:
     """The first `limit` rows `{"prompt", "completion"}`; further keys are ignored.
 
     Raises:
-        UsageError: no such file, no row, or a row that is wrong.
+        InvalidRequest: no such file, no row, or a row that is wrong.
     """
     rows: list[GoldRow] = []
     for line, value in json_lines(path):
         where = f"{path}, line {line}"
         prompt, completion = value.get("prompt"), value.get("completion")
         if not isinstance(prompt, str) or not prompt.strip():
-            raise UsageError(f"{where}: prompt must be a text that is not blank")
+            raise InvalidRequest(f"{where}: prompt must be a text that is not blank")
         if not isinstance(completion, str):
-            raise UsageError(f"{where}: completion must be the gold plan as JSON text")
+            raise InvalidRequest(f"{where}: completion must be the gold plan as JSON text")
         plan = read_plan(completion)
         if plan is None:
-            raise UsageError(f"{where}: completion is no JSON object")
+            raise InvalidRequest(f"{where}: completion is no JSON object")
         if not route_of(plan) or None in route_of(plan):
-            raise UsageError(f"{where}: the gold route_plan must be a list of /tool(arguments)")
+            raise InvalidRequest(f"{where}: the gold route_plan must be a list of /tool(arguments)")
         rows.append(GoldRow(line, prompt, plan))
         if len(rows) == limit:
             break
     if not rows:
-        raise UsageError(f"{path} has no rows")
+        raise InvalidRequest(f"{path} has no rows")
     return rows
 
 
@@ -56,12 +52,9 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line numbers and JSON objects.
 
     Raises:
-        UsageError: no such file, or a line that is not a JSON object.
+        InvalidRequest: no such file, or a line that is not a JSON object.
     """
-    try:
-        for line, value in read_values(path):
-            if not isinstance(value, dict):
-                raise UsageError(f"{path}, line {line}: must be a JSON object")
-            yield line, value
-    except InvalidRequest as error:
-        raise UsageError(error.message) from None
+    for line, value in read_values(path):
+        if not isinstance(value, dict):
+            raise InvalidRequest(f"{path}, line {line}: must be a JSON object")
+        yield line, value

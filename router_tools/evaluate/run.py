@@ -10,14 +10,16 @@ from pathlib import Path
 from rich.console import Console
 
 from router_backend.client import ClientError, RouterClient
+from router_backend.errors import InvalidRequest, RouterError
 from router_backend.types import Output
 from router_tools.evaluate import report
 from router_tools.evaluate.predictions import Predict, Prediction, Store, predict_all, predict_with, read_predictions
 from router_tools.evaluate.results import Evaluation, score
-from router_tools.evaluate.rows import GoldRow, UsageError, read_gold
+from router_tools.evaluate.rows import GoldRow, read_gold
 from router_tools.evaluate.thresholds import load_thresholds
+from router_tools.folder import writable
 
-PASSED, FAILED, NOT_RUN = 0, 1, 2
+PASSED, FAILED = 0, 1
 LARGEST_CONCURRENCY = 256
 MISSING = Prediction(error="there is no prediction for this prompt")
 
@@ -67,24 +69,24 @@ def evaluate(options: EvaluateOptions, predict: Predict | None = None, *, consol
         predict: answers a prompt in this process, for `candidate`; called from `concurrency` threads.
 
     Returns:
-        0: every threshold holds. 1: one does not. 2: wrong usage, or the predictions could not be had.
+        0: every threshold holds. 1: one does not.
+
+    Raises:
+        RouterError: wrong usage, or the predictions could not be had.
     """
     console = console or Console()
+    _check(options, predict)
+    thresholds = load_thresholds(options.thresholds)
+    gold = read_gold(options.gold, options.limit)
+    writable(options.out)
     try:
-        _check(options, predict)
-        thresholds = load_thresholds(options.thresholds)
-        gold = read_gold(options.gold, options.limit)
-        options.out.mkdir(parents=True, exist_ok=True)
         source, sampling, predictions = _predict(options, gold, predict, console)
-        rows = [
-            score(row, predictions.get(row.prompt, MISSING), options.tools, lenient=options.lenient) for row in gold
-        ]
-        result = Evaluation.of(rows, thresholds, source=source, sampling=sampling)
-        report.show(result, console)
-        report.write(result, options.out)
-    except (UsageError, ClientError, OSError) as error:
-        console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        return NOT_RUN
+    except ClientError as error:
+        raise RouterError(str(error)) from None
+    rows = [score(row, predictions.get(row.prompt, MISSING), options.tools, lenient=options.lenient) for row in gold]
+    result = Evaluation.of(rows, thresholds, source=source, sampling=sampling)
+    report.show(result, console)
+    report.write(result, options.out)
     console.print(
         f"written: {options.out / 'scores.json'} and report.html", markup=False, highlight=False, soft_wrap=True
     )
@@ -94,19 +96,19 @@ def evaluate(options: EvaluateOptions, predict: Predict | None = None, *, consol
 def _check(options: EvaluateOptions, predict: Predict | None) -> None:
     given = [each for each in (options.url, options.candidate, options.predictions) if each]
     if len(given) != 1:
-        raise UsageError("give one of url, candidate and predictions")
+        raise InvalidRequest("give one of url, candidate and predictions")
     if (predict is None) != (options.candidate is None):
-        raise UsageError("a candidate and its predict function go together")
+        raise InvalidRequest("a candidate and its predict function go together")
     for name, least in (("limit", 1), ("max_new_tokens", 1), ("concurrency", 1), ("seed", 0), ("retries", 0)):
         value = getattr(options, name)
         if value is not None and value < least:
-            raise UsageError(f"{name} is {value}; at least {least} is needed")
+            raise InvalidRequest(f"{name} is {value}; at least {least} is needed")
     if options.concurrency > LARGEST_CONCURRENCY:
-        raise UsageError(f"concurrency is {options.concurrency}; at most {LARGEST_CONCURRENCY} is possible")
+        raise InvalidRequest(f"concurrency is {options.concurrency}; at most {LARGEST_CONCURRENCY} is possible")
     if not 0 <= options.temperature <= 2:
-        raise UsageError(f"temperature is {options.temperature}; it must be from 0 to 2")
+        raise InvalidRequest(f"temperature is {options.temperature}; it must be from 0 to 2")
     if not (options.timeout > 0 and math.isfinite(options.timeout)):
-        raise UsageError(f"timeout is {options.timeout}; it must be a time in seconds")
+        raise InvalidRequest(f"timeout is {options.timeout}; it must be a time in seconds")
 
 
 def _predict(
@@ -116,7 +118,7 @@ def _predict(
     if options.predictions is not None:
         predictions = read_predictions(options.predictions)
         if not any(row.prompt in predictions for row in gold):
-            raise UsageError(f"{options.predictions} has none of the prompts of {options.gold}")
+            raise InvalidRequest(f"{options.predictions} has none of the prompts of {options.gold}")
         return str(options.predictions), {}, predictions
     fields: dict[str, object] = {
         "max_new_tokens": options.max_new_tokens,
@@ -134,7 +136,7 @@ def _predict(
     try:
         client = RouterClient(str(options.url), options.api_key, options.timeout, options.retries)
     except ValueError as error:
-        raise UsageError(str(error)) from None
+        raise InvalidRequest(str(error)) from None
     with client:
         found = predict_all(
             prompts,

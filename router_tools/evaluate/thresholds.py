@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from router_backend.errors import InvalidRequest
 from router_tools.evaluate.metrics import BUCKETS, METRICS, BucketScores
-from router_tools.evaluate.rows import UsageError
 
 PACKAGED = Path(__file__).with_name("thresholds.json")
 _KINDS = ("at_least", "at_most")
@@ -49,21 +49,21 @@ def load_thresholds(path: Path | None = None) -> list[Threshold]:
     """The thresholds of a file `{bucket: {"at_least": {metric: limit}, "at_most": {…}}}`, or the packaged ones.
 
     Raises:
-        UsageError: no such file, or a name or a figure in it that is wrong.
+        InvalidRequest: no such file, or a name or a figure in it that is wrong.
     """
     source = path or PACKAGED
     try:
         value: object = json.loads(source.read_bytes())
     except OSError as error:
-        raise UsageError(f"{source}: {error.strerror or 'cannot be read'}") from None
+        raise InvalidRequest(f"{source}: {error.strerror or 'cannot be read'}") from None
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{source}: no JSON: {error}") from None
+        raise InvalidRequest(f"{source}: no JSON: {error}") from None
     found: list[Threshold] = []
     for bucket, kinds in _items(source, "the file", value, BUCKETS):
         for kind, limits in _items(source, bucket, kinds, _KINDS):
             for metric, limit in _items(source, f"{bucket}.{kind}", limits, METRICS):
                 if not isinstance(limit, (int, float)) or isinstance(limit, bool) or not math.isfinite(limit):
-                    raise UsageError(f"{source}: {bucket}.{kind}.{metric} must be a number")
+                    raise InvalidRequest(f"{source}: {bucket}.{kind}.{metric} must be a number")
                 found.append(Threshold(bucket, metric, kind, float(limit)))
     return found
 
@@ -75,8 +75,8 @@ def judge(buckets: Mapping[str, BucketScores], thresholds: Sequence[Threshold]) 
 
 def _items(source: Path, where: str, value: object, known: tuple[str, ...]) -> list[tuple[str, object]]:
     if not isinstance(value, dict):
-        raise UsageError(f"{source}: {where} must be a JSON object")
+        raise InvalidRequest(f"{source}: {where} must be a JSON object")
     for key in value:
         if key not in known:
-            raise UsageError(f"{source}: {where} has {key!r}, which is none of {', '.join(known)}")
+            raise InvalidRequest(f"{source}: {where} has {key!r}, which is none of {', '.join(known)}")
     return list(value.items())

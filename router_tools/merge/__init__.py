@@ -1,8 +1,5 @@
 """`merge`: a router checkpoint out of a base and a LoRA adapter."""
 
-from router_tools.extras import packages_of
-
-with packages_of("merge"):
-    from router_tools.merge.run import MergeOptions, merge
+from router_tools.merge.run import MergeOptions, merge
 
 __all__ = ["MergeOptions", "merge"]

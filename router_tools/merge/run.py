@@ -18,13 +18,14 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from router_backend.checkpoints import adapter, embedded, gguf_merge, hub
-from router_backend.checkpoints.description import Folder, describe
+from router_backend.checkpoints import adapter, gguf_merge
+from router_backend.checkpoints.description import Checkpoint, Folder, describe
+from router_backend.checkpoints.footprint import disk_shortfall, estimate
 from router_backend.checkpoints.hub.write import hub_access, refusals
-from router_backend.checkpoints.ladder import parse_candidate
 from router_backend.errors import CandidateError, InvalidRequest
 from router_backend.plan.prompt import BUDGET_KEY
-from router_tools.extras import packages_of
+from router_tools import base
+from router_tools.folder import writable
 from router_tools.merge import quantized, shards, verify
 from router_tools.merge.card import card
 
@@ -74,7 +75,7 @@ def merge(options: MergeOptions, settings: Settings, say: Callable[[str], object
         CandidateError: base or adapter cannot be read, do not fit together, or cannot be written as asked.
     """
     disable_progress_bar()
-    candidate = parse_candidate(options.base, settings.model_owner)
+    candidate = base.named("BASE", options.base, settings)
     _refuse_contradictions(options, candidate)
     try:
         if options.out.suffix == ".gguf":
@@ -90,10 +91,10 @@ def merge(options: MergeOptions, settings: Settings, say: Callable[[str], object
 
 def _merge_file(options: MergeOptions, settings: Settings, candidate: Candidate, say: Callable[[str], object]) -> int:
     """A GGUF out of a GGUF, with the base's metadata. Returns the exit code."""
-    base, kind = _gguf(candidate, settings), options.gguf or "Q8_0"
-    digest = gguf_merge.merge(base, options.adapter, options.out, kind=kind)
+    found, kind = base.files(candidate, settings), options.gguf or "Q8_0"
+    digest = gguf_merge.merge(found, options.adapter, options.out, kind=kind)
     say(f"{options.out}: SHA-256 {digest}")
-    return int(options.check and not _gguf_agrees(base, options.adapter, options.out, say))
+    return int(options.check and not _gguf_agrees(found, options.adapter, options.out, say))
 
 
 def _gguf_agrees(base: Path, folder: Path, made: Path, say: Callable[[str], object]) -> bool:
@@ -148,8 +149,8 @@ def _refuse_contradictions(options: MergeOptions, candidate: Candidate) -> None:
             raise InvalidRequest(f"{place} is there already: name another, or remove it")
     adapter.read(options.adapter)
     if options.copies:
-        with packages_of("merge"):
-            import_module("bitsandbytes")
+        import_module("bitsandbytes")  # told before the work where it is missing
+    writable(options.out.parent)
 
 
 def _beside(out: Path, precision: str) -> Path:
@@ -159,7 +160,6 @@ def _beside(out: Path, precision: str) -> Path:
 @contextlib.contextmanager
 def _being_made(out: Path) -> Iterator[Path]:
     """A folder that becomes `out` when the block ends well, and else is gone."""
-    out.parent.mkdir(parents=True, exist_ok=True)
     new = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         yield new
@@ -169,12 +169,6 @@ def _being_made(out: Path) -> Iterator[Path]:
         new.replace(out)
     finally:
         shutil.rmtree(new, ignore_errors=True)
-
-
-def _gguf(candidate: Candidate, settings: Settings) -> Path:
-    if candidate.kind == "embedded":
-        return embedded.base()
-    return hub.fetch_gguf(candidate, settings) if candidate.kind == "hub-gguf" else Path(candidate.name)
 
 
 class _Merge:
@@ -188,16 +182,19 @@ class _Merge:
         self._figures: list[tuple[str, str]] = []
         self._differs = False
         self._merged: torch.Tensor | None = None
+        self._plain = candidate.kind in ("folder", "hub")
+        self._dtype = DTYPES[options.dtype] if options.dtype else None if self._plain else torch.bfloat16
 
     def run(self) -> int:
-        with self._base() as base:
-            known = describe(Folder(base))
+        with self._base() as folder:
+            known = describe(Folder(folder))
             if known.quantized:
                 raise CandidateError(f"the base is quantised ({known.quantized}): merge into it as it was before")
-            self._refuse_tied_head(base)
-            self._weights(base)
+            self._refuse_tied_head(folder)
+            self._refuse_full_disk(known)
+            self._weights(folder)
             if self._options.check:
-                self._verify(base)
+                self._verify(folder)
         if self._options.gguf:
             self._gguf_beside(self._options.gguf)
         for precision in self._options.copies:
@@ -215,13 +212,21 @@ class _Merge:
                 "(tie_word_embeddings)"
             )
 
+    def _refuse_full_disk(self, known: Checkpoint) -> None:
+        stored = known.stored_bytes
+        if self._dtype is not None:
+            stored = (known.linear + known.other) * self._dtype.itemsize
+        needed = stored + sum(estimate(known, precision, 1, 1).weights for precision in self._options.copies)
+        if short := disk_shortfall(needed, self._options.out.parent):
+            raise CandidateError(f"{self._options.out.name} {short}: make room there, or name another place")
+
     @contextlib.contextmanager
     def _base(self) -> Iterator[Path]:
         """A folder of safetensors. A GGUF becomes one for a while, in fp32: as a whole, so it has to fit in memory."""
-        if self._candidate.kind in ("folder", "hub"):
-            yield hub.fetch(self._candidate, self._settings)
+        path = base.files(self._candidate, self._settings)
+        if path.is_dir():
+            yield path
             return
-        path = _gguf(self._candidate, self._settings)
         with tempfile.TemporaryDirectory(dir=self._out.parent) as folder:
             try:
                 verify.load(path).save_pretrained(folder)
@@ -231,9 +236,7 @@ class _Merge:
             yield Path(folder)
 
     def _weights(self, base: Path) -> None:
-        options = self._options
-        plain = self._candidate.kind in ("folder", "hub")
-        dtype = DTYPES[options.dtype] if options.dtype else (None if plain else torch.bfloat16)
+        options, dtype = self._options, self._dtype
         shards.write(base, self._out, self._adapter.layers, dtype=dtype, memory=options.memory, note=self._say)
         for path in quantized.beside_weights(base):
             shutil.copyfile(path, self._out / path.name)
@@ -245,7 +248,7 @@ class _Merge:
             config.pop("torch_dtype", None)
         (self._out / "config.json").write_text(json.dumps(config | changes, indent=2) + "\n", "utf-8")
         rank = max(lora.lower.shape[0] for lora in self._adapter.layers.values())
-        kept = options.dtype or ("as in the base" if plain else "bf16")
+        kept = options.dtype or ("as in the base" if self._plain else "bf16")
         self._figure("weights", f"{kept}; {len(self._adapter.layers)} layers, rank {rank}")
 
     def _verify(self, base: Path) -> None:
@@ -260,11 +263,11 @@ class _Merge:
         self._differs |= not _judge(found, allowed, self._say)
 
     def _gguf_beside(self, kind: str) -> None:
-        base, made = _gguf(self._candidate, self._settings), self._out / f"{self._options.out.name}-{kind}.gguf"
-        gguf_merge.merge(base, self._options.adapter, made, kind=kind)
+        found, made = base.files(self._candidate, self._settings), self._out / f"{self._options.out.name}-{kind}.gguf"
+        gguf_merge.merge(found, self._options.adapter, made, kind=kind)
         self._figure("GGUF", f"`{made.name}`, {made.stat().st_size / 1e6:,.0f} MB")
         if self._options.check:
-            self._differs |= not _gguf_agrees(base, self._options.adapter, made, self._say)
+            self._differs |= not _gguf_agrees(found, self._options.adapter, made, self._say)
 
     def _copy(self, precision: str) -> None:
         place = _beside(self._options.out, precision)

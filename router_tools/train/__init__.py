@@ -1,9 +1,6 @@
 """LoRA fine-tuning of router checkpoints: rows, shorter plans, the loop, and the adapter that comes out."""
 
-from router_tools.extras import packages_of
-
-with packages_of("train"):
-    from router_tools.train.options import TrainOptions
-    from router_tools.train.run import train
+from router_tools.train.options import TrainOptions
+from router_tools.train.run import train
 
 __all__ = ["TrainOptions", "train"]

@@ -13,52 +13,54 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-from router_backend.checkpoints import embedded
 from router_backend.checkpoints.adapter import ADAPTER, ADAPTER_CONFIG
 from router_backend.errors import CandidateError
 from router_backend.plan.prompt import BUDGET_KEY
+from router_tools import base
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from router_backend.settings import Settings
+
 _SCALE = 2
 
 
-def load_base(base: str) -> tuple[Any, PreTrainedTokenizerBase]:
+def load_base(name: str, settings: Settings) -> tuple[Any, PreTrainedTokenizerBase]:
     """The base model in fp32 and its tokenizer.
 
     Args:
-        base: `embedded`, a GGUF file, a local folder or a hub repo. A GGUF is dequantised.
+        name: `embedded`, a GGUF file, a local folder or a hub repo. A GGUF is dequantised.
 
     Raises:
+        SettingsError: the name only looks like one.
         CandidateError: it does not load.
     """
-    path = embedded.base() if base == "embedded" else Path(base)
+    path = base.files(base.named("--base", name, settings), settings)
     more: dict[str, Any] = {}
-    name = base
-    if path.suffix == ".gguf":
-        name, more = str(path.parent), {"gguf_file": path.name}
+    if path.is_file():
+        path, more = path.parent, {"gguf_file": path.name}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, **more)
+        tokenizer = AutoTokenizer.from_pretrained(path, **more)
         if more:
             more["quantization_config"] = GgufConfig(dequantize=True)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, **more)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, **more)
     except (OSError, ValueError, struct.error) as error:
-        raise CandidateError(f"{base} does not load as a base to train on: {type(error).__name__}") from error
+        raise CandidateError(f"{name} does not load as a base to train on: {type(error).__name__}") from error
     return model, tokenizer
 
 
-def with_adapter(base: Any, rank: int, *, half: bool) -> PeftModel:  # noqa: ANN401
+def with_adapter(model: Any, rank: int, *, half: bool) -> PeftModel:  # noqa: ANN401
     """The base, frozen, with a LoRA adapter of fp32 weights. `half`: the base and what it computes are bf16."""
-    base.name_or_path = ""  # PEFT would ask the hub about the base whenever it saves
-    base.config.use_cache = False
+    model.name_or_path = ""  # PEFT would ask the hub about the base whenever it saves
+    model.config.use_cache = False
     if half:
-        base.to(torch.bfloat16)
+        model.to(torch.bfloat16)
     config = LoraConfig(r=rank, lora_alpha=_SCALE * rank, target_modules="all-linear", task_type="CAUSAL_LM")
     with warnings.catch_warnings():
         # PEFT asks by a name that transformers has renamed.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-        return get_peft_model(base, config)
+        return get_peft_model(model, config)
 
 
 def save_adapter(model: PeftModel, folder: Path) -> None:

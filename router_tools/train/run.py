@@ -12,6 +12,8 @@ from rich.console import Console
 
 from router_backend.errors import InvalidRequest
 from router_backend.jsonl import read_values
+from router_backend.settings import load_settings
+from router_tools.folder import writable
 from router_tools.train.examples import Examples
 from router_tools.train.log import Log
 from router_tools.train.model import has_bf16, load_base, with_adapter
@@ -42,12 +44,12 @@ def train(options: TrainOptions, console: Console | None = None) -> int:
     checkpoint, place = _resumed(options) if options.resume else (None, Place())
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     half = has_bf16(device)
-    base, tokenizer = load_base(options.base)
+    writable(options.out)
+    base, tokenizer = load_base(options.base, load_settings())
     examples = Examples(tokenizer, options.tools, options.longest)
     fitting = [row for row in rows.kept if examples.reference(row)]
     rows.refused["too long"] += len(rows.kept) - len(fitting)
     learned, held_out = split(fitting, options.validation)
-    options.out.mkdir(parents=True, exist_ok=True)
     _keep(held_out, options.out / HELD_OUT)
     with Log(options.out / LOG, console or Console(stderr=True), fresh=not options.resume) as log:
         model = with_adapter(base, options.rank, half=half)

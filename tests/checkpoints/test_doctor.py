@@ -93,7 +93,7 @@ def test_a_missing_engine(monkeypatch: pytest.MonkeyPatch, checkpoint: str) -> N
 
 def on(monkeypatch: pytest.MonkeyPatch, machine: Machine) -> None:
     monkeypatch.setattr("router_backend.checkpoints.machine.inspect", lambda visible=None: machine)
-    monkeypatch.setattr(engines, "missing", lambda engine: None)
+    monkeypatch.setattr(engines, "missing", lambda *_: None)
 
 
 def test_the_whole_ladder_with_its_arithmetic(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -191,6 +191,6 @@ def test_no_secret_is_shown() -> None:
 def test_what_stands_in_brackets_is_text(monkeypatch: pytest.MonkeyPatch) -> None:
     """The table's library would take it for markup and print nothing of it, or an error."""
     words = "pip install 'router-backend[transformers]' in [red]brackets[/red] and [/never] opened"
-    monkeypatch.setattr(engines, "missing", lambda engine: words)
+    monkeypatch.setattr(engines, "missing", lambda *_: words)
     _, rows, _ = examine()
     assert {row[3] for row in rows[:-1]} == {words}

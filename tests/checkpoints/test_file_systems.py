@@ -99,7 +99,7 @@ def whole(server: FakeHub) -> str:
 
 def test_row_25_a_disk_that_is_too_small_is_told_before_anything_is_fetched(server: FakeHub, cache: Path) -> None:
     (said,) = fetch(within(SMALL, cache, size="4k"), server, cache)
-    assert said.startswith("needs 0.00 GB of disk for the download, 0.00 GB free in ") and "HF_HOME" in said
+    assert said.startswith("the download needs 0.00 GB of disk, 0.00 GB free in ") and "HF_HOME" in said
     assert not [asked for asked in server.paths(".safetensors") if asked.host == "store"]
 
 

@@ -455,9 +455,9 @@ def test_progress_is_logged(server: FakeHub, caplog: pytest.LogCaptureFixture, m
 def test_row_25_no_room_on_the_disk(server: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     full = shutil.disk_usage("/")._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
-    with pytest.raises(CandidateError, match=r"^needs 0\.00 GB of disk for the download, 0\.00 GB free in .*HF_HOME"):
+    with pytest.raises(CandidateError, match=r"^the download needs 0\.00 GB of disk, 0\.00 GB free in .*HF_HOME"):
         Hub(settings_for(server)).describe(ONE)
-    assert "of disk for the download" in trouble(server)
+    assert "the download needs" in trouble(server)
     assert not [asked for asked in server.paths(".safetensors") if asked.host == "store"]
 
 

@@ -34,7 +34,7 @@ BILLION = Checkpoint({}, 2_000_000_000, linear=900_000_000, rows=100_000, matric
 
 
 def every_rung(
-    settings: Settings, machine: Machine, missing: Callable[[str], str | None] = lambda engine: None
+    settings: Settings, machine: Machine, missing: Callable[[str, str | None], str | None] = lambda *_: None
 ) -> list[Rung]:
     """Of all candidates, without foresight."""
     return [rung for each in candidates(settings) for rung in rungs(each, settings, machine, missing=missing)]
@@ -243,12 +243,12 @@ def test_the_echo_engine_is_one_rung() -> None:
 
 def test_an_engine_that_is_missing_takes_one_rung_that_says_so() -> None:
     settings = load_settings(model_repo="a/one", model_fallbacks="embedded", model_load_strategy="bf16")
-    found = every_rung(settings, WITH_GPU, lambda engine: "not installed" if engine == "transformers" else None)
+    found = every_rung(settings, WITH_GPU, lambda engine, method: "not installed" if engine == "transformers" else None)
     assert [(rung.candidate.name, rung.strategy, rung.skip) for rung in found] == [
         ("a/one", "bf16", "not installed"),
         ("embedded", "gguf", None),
     ]
-    found = every_rung(settings, WITH_GPU, lambda engine: f"no {engine}")
+    found = every_rung(settings, WITH_GPU, lambda engine, method: f"no {engine}")
     assert [rung.skip for rung in found] == ["no transformers", "no llamacpp"]
 
 
@@ -338,7 +338,7 @@ def test_only_what_may_be_tried_is_described() -> None:
     settings = load_settings(model_repo="a/one", model_device="cuda")
     assert all(rung.skip for rung in rungs(Candidate("a/one", "hub"), settings, CPU_ONLY, describe=describe))
     settings = load_settings(model_repo="a/one")
-    (only,) = rungs(Candidate("a/one", "hub"), settings, WITH_GPU, missing=lambda _: "none", describe=describe)
+    (only,) = rungs(Candidate("a/one", "hub"), settings, WITH_GPU, missing=lambda *_: "none", describe=describe)
     assert only.skip == "none"
 
 

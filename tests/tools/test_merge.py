@@ -507,22 +507,6 @@ def test_a_disk_without_room_is_one_line(base_gguf: Path, trained: Path, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("command", "package"), [("merge", "torch"), ("merge", "peft"), ("train", "transformers")])
-def test_an_extra_that_is_missing_is_named_before_the_work(tmp_path: Path, command: str, package: str) -> None:
-    code = f"""
-import sys
-sys.modules[{package!r}] = None
-from router_backend.errors import SettingsError
-try:
-    import router_tools.{command}
-except SettingsError as error:
-    print(error)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    said = f"{package} is not installed, and {command} needs it: pip install 'router-backend[{command}]'"
-    assert done.stdout.splitlines() == [said], done.stderr
-
-
 # Pushed
 
 

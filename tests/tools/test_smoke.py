@@ -10,9 +10,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from router_backend.errors import RouterError
 from router_backend.plan.prompt import router_prompt
 from router_backend.plan.rules import validate
-from router_tools.smoke import FAILED, NOT_RUN, PASSED, QUERY, TOOLS, run_smoke
+from router_tools.smoke import FAILED, PASSED, QUERY, TOOLS, run_smoke
 
 PLAN: dict[str, object] = {
     "route_plan": ["/math(count the steps)", "/code(write the search)"],
@@ -226,31 +227,24 @@ def test_own_tools() -> None:
     assert "calls /code, which is none of /math, /poetry" in lines["plan"]
 
 
-def run(url: str | None, **options: object) -> tuple[int, str]:
-    lines: list[str] = []
-    return run_smoke(url, out=lines.append, **options), "\n".join(lines)  # type: ignore[arg-type]
-
-
 def test_nothing_listens() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    code, said = run(f"http://127.0.0.1:{port}/v1/generate")
-    assert code == NOT_RUN
-    assert f"cannot connect to http://127.0.0.1:{port}" in said
+    with pytest.raises(RouterError, match=f"cannot connect to http://127.0.0.1:{port}"):
+        run_smoke(f"http://127.0.0.1:{port}/v1/generate", out=[].append)
 
 
 @pytest.mark.parametrize(("url", "says"), [(None, "HF_ROUTER_API"), ("", "HF_ROUTER_API"), ("here", "must be like")])
 def test_no_url(url: str | None, says: str) -> None:
-    code, said = run(url)
-    assert code == NOT_RUN
-    assert says in said
+    with pytest.raises(RouterError, match=says):
+        run_smoke(url)
 
 
 def test_a_key_that_no_header_can_carry_is_not_said() -> None:
-    code, said = run("http://127.0.0.1:1", api_key="geheim\n")
-    assert code == NOT_RUN
-    assert "geheim" not in said
+    with pytest.raises(RouterError) as raised:
+        run_smoke("http://127.0.0.1:1", api_key="geheim\n")
+    assert "geheim" not in raised.value.message
 
 
 def test_a_router_that_goes_away_under_the_checks(monkeypatch: pytest.MonkeyPatch) -> None:

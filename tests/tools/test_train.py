@@ -24,6 +24,7 @@ from router_backend.checkpoints.adapter import ADAPTER
 from router_backend.errors import CandidateError, InvalidRequest
 from router_backend.plan.prompt import BUDGET_KEY
 from router_backend.plan.schema import to_text
+from router_backend.settings import load_settings
 from router_tools.train import TrainOptions, train
 from router_tools.train.examples import CONTRACT, Example, Examples, batches, collate
 from router_tools.train.model import load_base, with_adapter
@@ -206,7 +207,7 @@ def test_a_checkpoint_of_another_recipe_is_not_resumed(options: Callable[..., Tr
 def test_a_base_that_does_not_load_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     with pytest.raises(CandidateError, match=r"model\.gguf does not load as a base"):
-        load_base(str(tmp_path / "model.gguf"))
+        load_base(str(tmp_path / "model.gguf"), load_settings())
 
 
 def test_the_command_trains_and_says_what_is_wrong(base: Path, data: Path, tmp_path: Path) -> None:
@@ -223,7 +224,7 @@ def test_the_command_trains_and_says_what_is_wrong(base: Path, data: Path, tmp_p
 
 
 def test_an_epoch_has_each_row_once_and_is_the_same_for_the_same_seed(base: Path) -> None:
-    examples = Examples(load_base(str(base))[1], TOOLS, 4096)
+    examples = Examples(load_base(str(base), load_settings())[1], TOOLS, 4096)
     rows = [row(seed) for seed in range(12)]
 
     def epoch(seed: int, number: int) -> list[list[Example]]:
@@ -239,7 +240,7 @@ def test_an_epoch_has_each_row_once_and_is_the_same_for_the_same_seed(base: Path
 
 
 def test_the_loss_counts_the_completion_and_its_end_alone(base: Path) -> None:
-    tokenizer = load_base(str(base))[1]
+    tokenizer = load_base(str(base), load_settings())[1]
     examples = Examples(tokenizer, TOOLS, 4096)
     example = examples.budgeted(row(0), CONTRACT)
     assert example is not None
@@ -256,7 +257,7 @@ def test_the_loss_counts_the_completion_and_its_end_alone(base: Path) -> None:
 
 def test_the_loss_of_a_step_is_the_mean_over_its_completion_tokens(base: Path) -> None:
     """Passes of different lengths weigh as many tokens as they have, and prompts weigh nothing."""
-    model = with_adapter(load_base(str(base))[0], 4, half=False).eval()
+    model = with_adapter(load_base(str(base), load_settings())[0], 4, half=False).eval()
     batch = [Example(tuple(range(3, 60)), 20), Example(tuple(range(90, 120)), 10)]
     tokens = sum(each.completion_tokens for each in batch)
     own = model(**collate(batch), num_items_in_batch=tokens).loss

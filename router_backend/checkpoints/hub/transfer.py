@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from huggingface_hub import constants
 
-from router_backend.checkpoints.footprint import gigabytes
+from router_backend.checkpoints.footprint import disk_shortfall, gigabytes
 from router_backend.checkpoints.hub import child
 from router_backend.checkpoints.hub.api import HubApi, HubFile, Patience
 from router_backend.checkpoints.hub.child import Trouble, home_of
@@ -40,14 +39,8 @@ class Download:
 
     def check_disk(self) -> None:
         """Raises CandidateError where what is still to be fetched does not fit."""
-        needed, root = self._left(), Path(constants.HF_HUB_CACHE)
-        there = next(each for each in (root, *root.absolute().parents) if each.exists())
-        free = shutil.disk_usage(there).free
-        if needed > free:
-            raise CandidateError(
-                f"needs {gigabytes(needed)} GB of disk for the download, {gigabytes(free)} GB free in {root}: "
-                "make room, or let HF_HOME name a larger disk"
-            )
+        if short := disk_shortfall(self._left(), Path(constants.HF_HUB_CACHE)):
+            raise CandidateError(f"the download {short}: make room, or let HF_HOME name a larger disk")
 
     def run(self, api: HubApi) -> Path:
         """Fetches what the cache lacks of these files: the folder that has them. Raises CandidateError."""

@@ -1,0 +1,30 @@
+"""Base: the checkpoint that an adapter is trained on or merged into, by the name that a command is given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from router_backend.checkpoints import embedded, hub
+from router_backend.checkpoints.description import gguf_file
+from router_backend.checkpoints.ladder import Candidate, parse_candidate
+from router_backend.settings import Settings, check_name
+
+
+def named(option: str, name: str, settings: Settings) -> Candidate:
+    """What a name means. Raises SettingsError, with the option, where it is a name that only looks like one."""
+    check_name(option, name)
+    return parse_candidate(name, settings.model_owner)
+
+
+def files(base: Candidate, settings: Settings) -> Path:
+    """Its folder of safetensors, or its GGUF file, fetched where it is on a hub.
+
+    Raises:
+        CandidateError: it cannot be had, or is neither.
+    """
+    if base.kind == "embedded":
+        return embedded.base()
+    if base.kind == "gguf":
+        gguf_file(Path(base.name))
+        return Path(base.name)
+    return hub.fetch_gguf(base, settings) if base.kind == "hub-gguf" else hub.fetch(base, settings)
