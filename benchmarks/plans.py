@@ -18,13 +18,13 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from router_backend import engines
 from router_backend.checkpoints import ladder
 from router_backend.engines.llamacpp import LlamaCppModel
 from router_backend.errors import PlanError
 from router_backend.plan.rules import validate
 from router_backend.plan.schema import Plan
 from router_backend.plan.write import PlanWriter
+from router_backend.service.loader import Loader
 from router_backend.settings import load_settings
 from router_backend.types import Chunk, GenerateRequest, SamplingParams
 
@@ -59,7 +59,7 @@ def main() -> None:
     options = parser.parse_args()
 
     settings = load_settings(model_repo=options.model, slots=options.slots)
-    model = engines.load(ladder.Rung(ladder.candidates(settings)[0], "gguf"), settings)
+    model = Loader(settings).model(ladder.Rung(ladder.candidates(settings)[0], "gguf"))
     assert isinstance(model, LlamaCppModel)
     writer = PlanWriter(model, settings.tools)
     prompts = [json.loads(line)["prompt"] for line in options.data.read_text("utf-8").splitlines()]

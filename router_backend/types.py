@@ -179,6 +179,7 @@ class ModelInfo:
         context_length: tokens for one request.
         slots: requests that run at once.
         budget_line: it was trained to read its budget in the prompt (`plan.prompt.with_budget`).
+        keeps_grammars: its engine writes what a grammar allows and nothing else.
     """
 
     model: str
@@ -187,6 +188,7 @@ class ModelInfo:
     context_length: int
     slots: int = 1
     budget_line: bool = False
+    keeps_grammars: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,8 @@ from router_backend.errors import ContextOverflow, EngineError, InvalidRequest
 from router_backend.types import Chunk, FinishReason, GenerateRequest, ModelInfo, Timings, Usage
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from router_backend.checkpoints.ladder import Rung
     from router_backend.settings import Settings
 
@@ -109,5 +111,6 @@ def _until(text: str, stops: Sequence[str]) -> tuple[str, bool]:
     return (text[: min(ends)], True) if ends else (text, False)
 
 
-def load(rung: Rung, settings: Settings) -> EchoModel:
-    return EchoModel(ModelInfo("echo", rung.strategy, "echo", settings.context_length, settings.slots))
+def load(rung: Rung, settings: Settings, path: Path) -> EchoModel:
+    info = ModelInfo("echo", rung.strategy, "echo", settings.context_length, settings.slots, keeps_grammars=False)
+    return EchoModel(info)

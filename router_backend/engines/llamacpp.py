@@ -22,9 +22,9 @@ import httpx
 import xllamacpp
 from llguidance import LLMatcher
 
-from router_backend.checkpoints import embedded, machine
+from router_backend.checkpoints import machine
 from router_backend.engines.conversation import Message, around, without_template
-from router_backend.errors import CandidateError, ContextOverflow, EngineError, InvalidRequest, RungError
+from router_backend.errors import ContextOverflow, EngineError, InvalidRequest, RungError
 from router_backend.plan.prompt import BUDGET_KEY
 from router_backend.types import (
     Chunk,
@@ -39,7 +39,7 @@ from router_backend.types import (
 )
 
 if TYPE_CHECKING:
-    from router_backend.checkpoints.ladder import Candidate, Rung
+    from router_backend.checkpoints.ladder import Rung
     from router_backend.settings import Settings
 
 # As it stands in a GGUF's head: the key with its length before it, the type (7: a truth value), the value.
@@ -49,30 +49,10 @@ _REMEMBERED_LENGTH = 16_384
 _GRAMMAR_MARK = "%llguidance {}\n"
 
 
-def load(rung: Rung, settings: Settings) -> LlamaCppModel:
-    """Loads a GGUF file.
-
-    Raises:
-        CandidateError: there is no such file, it cannot be fetched, it is no GGUF, or not the one that it should be.
-        RungError: llama.cpp does not load it (memory, an unknown architecture, a cut file).
-    """
-    candidate = rung.candidate
-    path = _file(candidate, settings)
-    with path.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise CandidateError(f"{path.name} is no GGUF file")
-    name = path.name if candidate.kind == "gguf" else candidate.name
+def load(rung: Rung, settings: Settings, path: Path) -> LlamaCppModel:
+    """Loads a GGUF file. Raises RungError: not enough memory, an unknown architecture, a damaged file."""
+    name = path.name if rung.candidate.kind == "gguf" else rung.candidate.name
     return LlamaCppModel(path, name, rung.strategy, settings)
-
-
-def _file(candidate: Candidate, settings: Settings) -> Path:
-    if candidate.kind == "embedded":
-        return embedded.checkpoint()
-    if candidate.kind == "hub-gguf":
-        from router_backend.checkpoints.hub import fetch_gguf  # as late as this: a file of one's own needs no hub
-
-        return fetch_gguf(candidate, settings)
-    return Path(candidate.name)
 
 
 def _knows_budgets(path: Path) -> bool:

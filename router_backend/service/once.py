@@ -10,7 +10,7 @@ from rich.console import Console
 from router_backend.checkpoints.ladder import Attempt, Loaded
 from router_backend.engines.base import Engine
 from router_backend.plan.prompt import INSTRUCTIONS, router_prompt
-from router_backend.service.loader import load_engine, load_first
+from router_backend.service.loader import Loader
 from router_backend.settings import Settings, load_settings
 from router_backend.types import GenerateRequest, SamplingParams
 
@@ -50,4 +50,4 @@ def load_once(settings: Settings) -> Loaded[Engine]:
         print(f"{attempt.outcome}: {attempt.candidate} [{attempt.strategy}] {attempt.reason}", file=sys.stderr)  # noqa: T201
 
     with Console(stderr=True).status("loading a checkpoint"):  # on a terminal only
-        return load_first(settings, lambda rung: load_engine(rung, settings), say)
+        return Loader(settings).load(say)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import threading
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field, replace
@@ -13,7 +12,9 @@ from functools import cached_property, partial
 from typing import Any, Literal, TypeVar
 
 from router_backend.checkpoints.ladder import Attempt, Loaded, NothingLoads
+from router_backend.engines import trial
 from router_backend.engines.base import Engine
+from router_backend.engines.daemon import any_at_work, in_daemon_thread, tell
 from router_backend.errors import (
     DeadlineExceeded,
     EngineError,
@@ -23,15 +24,13 @@ from router_backend.errors import (
     OutOfMemory,
     RouterError,
 )
-from router_backend.plan.prompt import router_prompt
 from router_backend.service import tracing
 from router_backend.service.admission import Admission, Quota
 from router_backend.service.caller import caller
-from router_backend.service.daemon import in_daemon_thread, tell
 from router_backend.service.metrics import Metrics
 from router_backend.service.watchdog import Cause, Watchdog
 from router_backend.settings import Settings
-from router_backend.types import Answer, Chunk, GenerateRequest, LentGpu, ModelInfo, SamplingParams
+from router_backend.types import Answer, Chunk, GenerateRequest, LentGpu, ModelInfo
 
 State = Literal["idle", "loading", "ok", "failed", "stopping"]
 T = TypeVar("T")
@@ -122,11 +121,9 @@ class GenerationService:
         self._watchdog = Watchdog(settings.watchdog_timeout)
         self._watching: asyncio.Task[None] | None = None
         self._discarding: set[asyncio.Task[None]] = set()
-        self._left_behind = 0
         self._accepted = 0
         self._reloading = asyncio.Lock()
         self._loading: asyncio.Task[None] | None = None
-        self._load_thread: threading.Thread | None = None
         self._backoff = _FIRST_BACKOFF
         self._retry_at = 0.0
         self._started = time.monotonic()
@@ -183,7 +180,7 @@ class GenerationService:
     @property
     def is_stuck(self) -> bool:
         """Whether a thread is at work that nobody can end: a load goes on after `close`, and so does what hangs."""
-        return bool(self._left_behind) or (self._load_thread is not None and self._load_thread.is_alive())
+        return any_at_work()
 
     @cached_property
     def _ending(self) -> asyncio.Future[None]:
@@ -364,25 +361,16 @@ class GenerationService:
     async def _load_once(self, pause: float) -> None:
         try:
             await asyncio.sleep(pause)
-            loaded = await self._load_and_warm(self._load)
+            loaded = await self._loaded(self._load)
         except Exception as error:
             self._fail(error)
             return
         self._serve(loaded)
 
-    async def _load_and_warm(self, load: Load) -> Loaded[Engine]:
+    async def _loaded(self, load: Load) -> Loaded[Engine]:
         """A load cannot be interrupted. So its thread is one that nobody waits for at the end."""
         loop = asyncio.get_running_loop()
-        self._load_thread, result = in_daemon_thread(lambda: load(partial(tell, loop, self._note)), "load")
-        loaded = await result
-        try:
-            if loaded.model.gpu is None:  # a lent one is paid for by whoever borrows it
-                self._phase = "warming up" if self._state == "loading" else self._phase
-                await self._unless_it_hangs(loaded.model, self._warm(loaded.model, loaded.model.info.slots))
-        except BaseException:
-            await self._discard(loaded.model)
-            raise
-        return loaded
+        return await in_daemon_thread(lambda: load(partial(tell, loop, self._note)), "load")
 
     def _serve(self, loaded: Loaded[Engine]) -> None:
         """From now on requests go to this engine; one before it goes when its last request has ended."""
@@ -413,7 +401,7 @@ class GenerationService:
         async with self._reloading:
             try:
                 load = self._reread()
-                loaded = await self._load_and_warm(load)
+                loaded = await self._loaded(load)
             except Exception as error:
                 self.metrics.reloads.labels("failed").inc()
                 _log.error("reload failed, the old model goes on: %s", error)
@@ -443,7 +431,6 @@ class GenerationService:
         if done:
             closing.result()
         else:
-            self._left_behind += 1
             closing.cancel()
             _log.error("an engine that hangs is left behind; its memory is free again when this process ends")
 
@@ -463,23 +450,24 @@ class GenerationService:
         """Whether an engine that failed several times still answers what every engine can."""
         if engine.gpu is not None:
             return True  # nobody is there to pay for the question, and each failure had a worker of its own
+
+        async def ask() -> None:
+            async with contextlib.aclosing(engine.generate(trial.question())) as chunks:
+                trial.check("".join([chunk.text async for chunk in chunks]), engine.info)
+
+        asked = asyncio.ensure_future(ask())
         try:
-            await self._unless_it_hangs(engine, self._warm(engine, 1))
+            while not asked.done():
+                await asyncio.wait({asked}, timeout=self._watchdog.interval)
+                if self._watchdog.verdict(engine) == "hung":
+                    raise EngineError("it hangs")
+            asked.result()
         except Exception as error:
             _log.warning("the engine fails: %s", type(error).__name__)
             return False
-        return True
-
-    async def _unless_it_hangs(self, engine: Engine, work: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(work)
-        try:
-            while not task.done():
-                await asyncio.wait({task}, timeout=self._watchdog.interval)
-                if self._watchdog.verdict(engine) == "hung" and not task.done():
-                    raise LoadError("the checkpoint hung in its warm-up")
-            task.result()
         finally:
-            task.cancel()
+            asked.cancel()
+        return True
 
     def _note_failure(self, error: Exception) -> None:
         if not isinstance(error, (OutOfMemory, EngineLost)):
@@ -498,13 +486,6 @@ class GenerationService:
         lost.lost.set_result(None)
         self._in_background(self._discard(lost.engine))
         self._begin_loading(pause)
-
-    async def _warm(self, engine: Engine, slots: int) -> None:
-        """A short answer in every slot, so that the first user pays for nothing; the first has a router's prompt."""
-        sampling = SamplingParams(max_new_tokens=2, temperature=0)
-        prompts = [router_prompt("warm up"), *["warm up"] * (slots - 1)]
-        work = [GenerateRequest("warm-up", prompt, sampling, grammar='start: "{\\"" /[a-z_]+/') for prompt in prompts]
-        await asyncio.gather(*(_drain(engine.generate(request)) for request in work))
 
     def _note(self, attempt: Attempt) -> None:
         self.metrics.attempts.labels(attempt.strategy, attempt.outcome).inc()
@@ -533,8 +514,3 @@ class GenerationService:
 
 def _stopping() -> NotReady:
     return NotReady("the server is shutting down", retry_after=5)
-
-
-async def _drain(chunks: AsyncGenerator[Chunk, None]) -> None:
-    async for _ in chunks:
-        pass

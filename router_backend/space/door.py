@@ -23,10 +23,11 @@ from starlette.middleware import Middleware
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from router_backend import engines, logs
+from router_backend import logs
 from router_backend.checkpoints import machine
-from router_backend.checkpoints.ladder import Attempt, Loaded, NothingLoads
+from router_backend.checkpoints.ladder import Attempt, Loaded, NothingLoads, Rung
 from router_backend.checkpoints.machine import Accelerator
+from router_backend.engines import trial
 from router_backend.engines.base import Engine, LocalModel
 from router_backend.engines.threaded import ThreadedEngine
 from router_backend.errors import NotReady
@@ -34,7 +35,7 @@ from router_backend.plan.write import PlanWriter
 from router_backend.server.app import create_app
 from router_backend.server.serve import bind
 from router_backend.service import tracing
-from router_backend.service.loader import load_first, logged
+from router_backend.service.loader import Loader
 from router_backend.service.service import GenerationService
 from router_backend.settings import Settings, load_settings, outdated
 from router_backend.space.engine import SpaceEngine, memory_gb
@@ -69,14 +70,21 @@ def serve(*, host: str | None = None, port: int | None = None) -> int:
 def place(settings: Settings) -> Callable[[Callable[[Attempt], None]], Loaded[Engine]]:
     """Loads the first rung that fits into the slice, in this thread, and returns what a service's `load` is.
 
-    There is no GPU to try a rung on: what does not fit is known by arithmetic. In this thread, because ZeroGPU's
-    stand-in for CUDA is in this one only.
+    There is no GPU to try a rung on: what does not fit is known by arithmetic, and what cannot answer by its first
+    request. In this thread, because ZeroGPU's stand-in for CUDA is in this one only.
     """
     name = f"ZeroGPU {settings.zerogpu_size}"
     room = round(memory_gb(settings) * 1e9)
-    here = replace(machine.inspect(), accelerators=(Accelerator(name, room, room),))
+    loader = Loader(settings, replace(machine.inspect(), accelerators=(Accelerator(name, room, room),)))
+
+    def begin(rung: Rung) -> LocalModel:
+        model = loader.model(rung)
+        if _needs_no_gpu(model, rung, settings):
+            trial.passed(model, settings.watchdog_timeout)
+        return model
+
     try:
-        placed = load_first(settings, lambda rung: engines.load(rung, settings), logged(lambda attempt: None), here)
+        placed = loader.first(begin, lambda attempt: None)
     except NothingLoads as error:
         if not settings.allow_warm_start_failure:
             raise
@@ -90,10 +98,14 @@ def _engine(placed: Loaded[LocalModel], settings: Settings) -> Engine:
     """What runs on the processor needs no GPU, and costs nobody's quota."""
     model, rung = placed.model, placed.rung
     writer = PlanWriter(model, settings.tools)
-    if model.info.engine == "llamacpp" or rung.strategy == "cpu" or settings.model_device == "cpu":
+    if _needs_no_gpu(model, rung, settings):
         spaces.GPU(_nothing)
         return ThreadedEngine(model, writer)
     return SpaceEngine(model, writer, settings, weights=rung.needs.weights if rung.needs else 0)
+
+
+def _needs_no_gpu(model: LocalModel, rung: Rung, settings: Settings) -> bool:
+    return model.info.engine == "llamacpp" or rung.strategy == "cpu" or settings.model_device == "cpu"
 
 
 def _nothing() -> None:

@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
+from router_backend.checkpoints import hub
 from router_backend.checkpoints.ladder import Candidate, Loaded, Rung
 from router_backend.engines.transformers import load as engine
 from router_backend.engines.transformers.model import DecodedModel
@@ -32,7 +33,7 @@ from router_backend.errors import (
 from router_backend.plan.prompt import router_prompt
 from router_backend.plan.rules import validate
 from router_backend.plan.write import PlanWriter
-from router_backend.service.loader import load_first
+from router_backend.service.loader import Loader
 from router_backend.settings import load_settings
 from router_backend.types import Chunk, GenerateRequest, SamplingParams
 from router_backend.writing import grammar
@@ -51,7 +52,8 @@ def load(
     folder: Path, strategy: str = "cpu", parts: dict[str, object] | None = None, **settings: object
 ) -> DecodedModel:
     chosen: dict[str, object] = {"model_device": "cpu", "threads": 1, "slots": 2, **settings}
-    return engine.load(Rung(Candidate(str(folder), "folder"), strategy), load_settings(**chosen), **parts or {})
+    candidate, told = Candidate(str(folder), "folder"), load_settings(**chosen)
+    return engine.load(Rung(candidate, strategy), told, hub.fetch(candidate, told), **parts or {})
 
 
 def load_exact(folder: Path, parts: dict[str, object] | None = None, **settings: object) -> DecodedModel:
@@ -571,7 +573,8 @@ def climb(*names: str) -> Loaded[DecodedModel]:
     settings = load_settings(
         model_fallbacks=",".join(names), model_load_strategies="4bit,bf16", model_device="cpu", threads=1, slots=2
     )
-    return load_first(settings, lambda rung: engine.load(rung, settings), lambda attempt: None)
+    loader = Loader(settings)
+    return loader.first(lambda rung: cast("DecodedModel", loader.model(rung)), lambda attempt: None)
 
 
 def test_row_20_failed_load_leaves_no_memory_behind(

@@ -29,14 +29,12 @@ class Gate:
         self.gpu: LentGpu | None = None
         self.stalled_seconds = 0.0
         self.order: list[str] = []
-        self.warmed: list[GenerateRequest] = []
         self.active = 0
         self.most = 0
         self.closed = False
         self._opened = asyncio.Event()
         self.open = is_open
         self.fault: Exception | None = None
-        self.warm_fault: Exception | None = None
 
     @property
     def open(self) -> bool:
@@ -50,17 +48,11 @@ class Gate:
         self.active += 1
         self.most = max(self.most, self.active)
         try:
-            if request.id == "warm-up":
-                self.warmed.append(request)
-                await asyncio.sleep(0.01)  # so that warm-ups overlap
-                if self.warm_fault:
-                    raise self.warm_fault
-            else:
-                self.order.append(request.id)
-                yield Chunk("hello ")
-                await self._opened.wait()
-                if self.fault:
-                    raise self.fault
+            self.order.append(request.id)
+            yield Chunk("hello ")
+            await self._opened.wait()
+            if self.fault:
+                raise self.fault
             yield Chunk(request.prompt, "stop")
         finally:
             self.active -= 1
@@ -467,45 +459,6 @@ def test_concurrent_first_requests_share_one_load(fault: Exception | None) -> No
     go(main())
 
 
-def test_warm_up_runs_in_every_slot_at_once() -> None:
-    async def main() -> None:
-        gate = Gate(3)
-        await started(service_of(gate))
-        assert len(gate.warmed) == gate.most == 3
-        assert {request.sampling.max_new_tokens for request in gate.warmed} == {2}
-
-    go(main())
-
-
-def test_nobody_is_served_before_the_warm_up_is_over() -> None:
-    async def main() -> None:
-        gate = Gate(2, is_open=True)
-        service = service_of(gate)
-        await service.start()
-        task = ask(service)
-        while not task.done():
-            assert service.health().status == ("ok" if gate.order else service.health().status)
-            await asyncio.sleep(0)
-        assert len(gate.warmed) == 2 and gate.order == ["r"]
-
-    go(main())
-
-
-def test_a_model_that_fails_its_warm_up_is_closed_again() -> None:
-    """Its memory is wanted by the next attempt."""
-
-    async def main() -> None:
-        gate = Gate()
-        gate.warm_fault = EngineError("broken kernel")
-        service = service_of(gate)
-        await service.start()
-        await become(lambda: service.health().status == "failed")
-        assert "broken kernel" in service.health().reason
-        await become(lambda: gate.closed, 1)
-
-    go(main())
-
-
 @pytest.mark.parametrize(("allow", "lazy"), [(False, False), (True, False), (False, True), (True, True)])
 def test_a_failed_warm_start_is_fatal_unless_it_is_allowed(allow: bool, lazy: bool) -> None:
     async def main() -> None:
@@ -651,18 +604,6 @@ def test_an_answer_that_nobody_reads_on_does_not_hold_the_end_up() -> None:
         finally:
             await chunks.aclose()
         assert gate.closed
-
-    go(main())
-
-
-def test_close_during_the_warm_up_unloads_too() -> None:
-    async def main() -> None:
-        gate = Gate()
-        service = service_of(gate)
-        await service.start()
-        await become(lambda: gate.active == 1)
-        await service.close()
-        assert gate.closed and service.health().status == "stopping"
 
     go(main())
 

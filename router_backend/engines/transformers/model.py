@@ -88,7 +88,9 @@ class DecodedModel:
         return self._answer(ids, prompt, sampling.stop, count)
 
     def close(self) -> None:
-        self._runner.forget()
+        """Gives the memory back, the weights' too: the next rung may need it."""
+        del self._runner, self._loop
+        release_memory()
 
     def _answer(
         self,
