@@ -14,8 +14,9 @@ import json
 from collections import Counter
 
 from router_backend.checkpoints.ladder import Candidate, Rung
-from router_backend.engines.llamacpp import LlamaCppModel, load
+from router_backend.engines.base import LocalModel
 from router_backend.schema.write import SchemaWriter
+from router_backend.service.loader import Loader
 from router_backend.settings import load_settings
 from router_backend.types import GenerateRequest, SamplingParams
 
@@ -39,7 +40,7 @@ def kind(text: str) -> str:
     return "number" if first.isdigit() or first == "-" else known.get(first, "none")
 
 
-def said(model: LlamaCppModel, prompt: str, field: str, kinds: list[str]) -> tuple[str, str]:
+def said(model: LocalModel, prompt: str, field: str, kinds: list[str]) -> tuple[str, str]:
     """The kind that the free model begins, and the one that is written."""
     prefix = f'{{"{field}":'
     free = GenerateRequest("free", prompt, SamplingParams(6, 0.0), prefix=prefix)
@@ -55,8 +56,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gguf", help="a checkpoint of your own in place of the embedded one")
     path = parser.parse_args().gguf
-    candidate = Candidate("gguf", path) if path else Candidate("embedded", "embedded")
-    model = load(Rung(candidate, "gguf"), load_settings(slots=1))
+    candidate = Candidate(path, "gguf") if path else Candidate("embedded", "embedded")
+    model = Loader(load_settings(slots=1)).model(Rung(candidate, "gguf"))
     try:
         found = Counter[tuple[str, str]]()
         for name, kinds in KINDS.items():

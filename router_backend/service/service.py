@@ -250,9 +250,9 @@ class GenerationService:
                 self._hush()
 
     async def _run(self, serving: _Serving, request: GenerateRequest, deadline: float) -> AsyncGenerator[Chunk, None]:
-        """The request on an engine, whose failures are counted."""
+        """The request on an engine, whose failures are counted, and whose name goes with the answer."""
         with serving.used(), tracing.span("generate", model=serving.engine.info.model) as span:
-            chunks = serving.engine.generate(request)
+            chunks, info = serving.engine.generate(request), serving.engine.info
             try:
                 while True:
                     try:
@@ -262,7 +262,7 @@ class GenerationService:
                     if chunk.finish_reason is not None:
                         self._watchdog.answered()
                         tracing.stages(span, chunk)
-                    yield chunk
+                    yield replace(chunk, info=info)
             except Exception as error:
                 if not isinstance(error, RouterError) or isinstance(error, EngineError):
                     self._note_failure(error)
@@ -274,14 +274,11 @@ class GenerationService:
         """The whole answer at once. Raises what `generate` raises."""
         texts: list[str] = []
         last = Chunk()
-        info: ModelInfo | None = None
         async with contextlib.aclosing(self.generate(request)) as chunks:
             async for chunk in chunks:
                 texts.append(chunk.text)
                 last = chunk
-                info = info or (self._serving.engine.info if self._serving else None)
-        assert info is not None, "whatever answered was there when its first chunk came"
-        return Answer("".join(texts), last, request.sampling.seed, info)
+        return Answer("".join(texts), last, request.sampling.seed)
 
     def _admit(self) -> None:
         if self._state == "stopping" and (not self._accepted or self._ending.done()):

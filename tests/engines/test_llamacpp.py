@@ -25,6 +25,7 @@ from router_backend.service.loader import Loader
 from router_backend.settings import load_settings
 from router_backend.types import Chunk, GenerateRequest, SamplingParams
 from router_backend.writing import grammar
+from tests.fakes.faulty_gguf import faulty
 
 pytestmark = pytest.mark.real
 TOOLS = ("/general-search", "/math", "/code")
@@ -124,6 +125,29 @@ def test_raw_format_adds_nothing() -> None:
         assert model.info.slots == 1
     finally:
         model.close()
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ raise_exception('no') }}",
+        "{% for m in messages %}{{ m.content ",
+        "{# nothing #}",
+    ],
+)
+def test_fault_c_a_template_that_does_not_work(tmp_path: Path, template: str) -> None:
+    """Some of them keep llama.cpp from starting, whatever is asked for."""
+    path = faulty(tmp_path / "bad.gguf", template=template)
+    for wanted in ("auto", "raw"):
+        model = load_file(path, prompt_format=wanted, slots=1, context_length=512)
+        try:
+            assert model.prompt_tokens(request("one two")) == model.count_tokens("one two")
+            assert run(model, request("The capital of France is", 3))[0].strip().startswith("Paris")
+            assert len(model.info.warnings) == (wanted == "auto"), model.info.warnings
+        finally:
+            model.close()
+    with pytest.raises(CandidateError, match="PROMPT_FORMAT=chat, but the checkpoint's chat template"):
+        load_file(path, prompt_format="chat", slots=1, context_length=512)
 
 
 def test_row_09_context_overflow_names_both_counts(embedded: LlamaCppModel) -> None:

@@ -451,8 +451,6 @@ def altered(source: Path, folder: Path, **config: object) -> Path:
         ("config.json", None, "no config.json"),
         ("config.json", b'{"model_type": ', "config.json is broken"),
         ("generation_config.json", b"{", "generation_config.json' is not a valid JSON file"),
-        ("chat_template.jinja", b"{% if %}", "TemplateSyntaxError"),
-        ("chat_template.jinja", b"{{ bos_token }}", "leaves the user's text out"),
     ],
 )
 def test_row_20_broken_checkpoint_is_the_candidates_fault(

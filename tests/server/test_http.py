@@ -408,6 +408,7 @@ def test_health_ok(echo: App) -> None:
         "smallest_budget": echo.engine.smallest_budget(),
         "queue": {"running": 0, "waiting": 0, "slots": 4},
         "gpu": None,
+        "warnings": [],
         "version": __version__,
     }
 

@@ -166,9 +166,7 @@ def test_row_22_livez_fails_where_a_lost_engine_cannot_be_replaced(free: threadi
     go(main)
 
 
-def test_row_22_livez_says_so_to_who_restarts_processes(
-    free: threading.Event, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_row_22_livez_says_so_to_who_restarts_processes(free: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
     """A supervisor reads the status alone: this engine hangs, and so does the next, which is the same."""
     with app(watchdog_timeout=1) as echo:
         assert echo.client.get("/livez").status_code == 200
@@ -262,6 +260,27 @@ def test_reload_drops_nothing() -> None:
         assert counted(service, "router_reloads_total", outcome="ok") == 1
         await service.close()
         assert supply.models[1].closed
+
+    go(main)
+
+
+def test_fault_f_a_reload_in_mid_stream_names_the_model_that_writes() -> None:
+    async def main() -> None:
+        supply = Supply()
+        service = await started(supply, watchdog_timeout=1000)
+        free = supply.models[0].stuck = threading.Event()
+        stream = service.generate(work("a b c"))
+        first = asyncio.ensure_future(anext(stream))
+        whole = asyncio.create_task(service.answer(work("d e")))
+        await become(lambda: len(supply.models[0].active) == 2)
+        await service.reload()
+        assert service.health().model == "echo-1"
+        free.set()
+        chunks = [await first, *[chunk async for chunk in stream]]
+        assert len(chunks) == 4 and {chunk.info.model for chunk in chunks if chunk.info} == {"echo-0"}
+        assert (await whole).info.model == "echo-0"
+        assert (await service.answer(work("f"))).info.model == "echo-1"
+        await service.close()
 
     go(main)
 

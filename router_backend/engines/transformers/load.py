@@ -79,6 +79,7 @@ def _load(folder: Path, device: str, rung: Rung, settings: Settings, parts: dict
             "transformers",
             context,
             budget_line=bool(getattr(config, BUDGET_KEY, False)),
+            warnings=tuple(tokens.warnings),
         ),
         tokens,
         runner,

@@ -74,8 +74,7 @@ class DecodedModel:
             raise InvalidRequest("the transformers engine gives no logprobs", param="logprobs")
         prompt = [*self._tokens.wrap(request.prompt, request.history), *self._tokens.encode(request.prefix)]
         sampling = request.sampling
-        if len(prompt) + sampling.max_new_tokens > self.info.context_length:
-            raise ContextOverflow.of(len(prompt), sampling.max_new_tokens, self.info.context_length)
+        self.info.check_room(len(prompt), sampling.max_new_tokens)
         if not prompt:
             raise ContextOverflow("the prompt has no tokens at all", param="prompt")
         guide = None if request.grammar is None else self._guides.begin(request.grammar)
