@@ -365,7 +365,7 @@ def test_closing_a_stream_closes_what_makes_it() -> None:
 PROBE = ["state", "phase", "detail", "elapsed_seconds"]
 HEALTH = [
     *("status", "model", "strategy", "engine", "reason", "attempts"),
-    *("context_length", "smallest_budget", "queue", "gpu", "version"),
+    *("context_length", "smallest_budget", "queue", "gpu", "warnings", "version"),
 ]
 
 
