@@ -17,7 +17,8 @@ from router_backend import __version__
 from router_backend.errors import Forbidden
 from router_backend.server.errors import ErrorBody
 from router_backend.service.caller import caller
-from router_backend.service.service import GenerationService, Health
+from router_backend.service.health import Health
+from router_backend.service.service import GenerationService
 
 
 class AttemptBody(BaseModel):

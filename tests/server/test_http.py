@@ -422,8 +422,8 @@ def test_row_20_health_loading_and_failed(monkeypatch: pytest.MonkeyPatch) -> No
         raise error
 
     with app(skip_warm_start=True, ready=False) as echo:
-        monkeypatch.setattr(echo.service, "_load", load)
-        echo.client.portal.call(echo.service._begin_loading)
+        monkeypatch.setattr(echo.service.host, "load", load)
+        echo.client.portal.call(echo.service.host.begin)
         assert statuses(echo) == {"/health": 503, "/livez": 200, "/readyz": 503, "/startupz": 503}
         body = echo.client.get("/health").json()
         assert (body["status"], body["strategy"], body["model"]) == ("loading", "pending", None)

@@ -495,9 +495,8 @@ def test_a_foreign_exception_of_a_load_is_a_failed_load() -> None:
     go(main())
 
 
-def test_back_off_doubles_and_the_request_after_it_tries_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("router_backend.service.service._FIRST_BACKOFF", 1000)
-    monkeypatch.setattr("router_backend.service.service._LONGEST_BACKOFF", 3000)
+def test_back_off_grows_and_the_request_after_it_tries_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("router_backend.service.host.pause", lambda times: 1000.0 * times)
 
     async def main() -> None:
         gate, free, calls = Gate(is_open=True), threading.Event(), list[float]()
@@ -505,19 +504,19 @@ def test_back_off_doubles_and_the_request_after_it_tries_again(monkeypatch: pyte
         broken = blocking(gate, free, fault=LoadError("gone"), calls=calls)
         service = service_of(gate, broken, allow_warm_start_failure=True)
         await service.start()
-        for attempts, pause in enumerate((1000, 2000, 3000, 3000), 1):
+        for attempts, pause in enumerate((2000, 3000, 4000, 5000), 1):
             await become(lambda: service.health().status == "failed")
             for _ in range(3):
                 with pytest.raises(NotReady, match="gone") as caught:
                     await service.answer(work())
                 assert caught.value.retry_after is not None and pause - 100 < caught.value.retry_after <= pause
             assert len(calls) == attempts, "nothing is tried before its time"
-            service._retry_at = time.monotonic()
+            service.host.retry_at = time.monotonic()
             with pytest.raises(NotReady):
                 await service.answer(work())
             assert len(calls) == attempts + 1
-        service._load = blocking(gate, free, calls=calls)
-        service._retry_at = time.monotonic()
+        service.host.load = blocking(gate, free, calls=calls)
+        service.host.retry_at = time.monotonic()
         assert list(await asyncio.gather(ask(service), ask(service))) == ["hello r"] * 2
         assert service.health().status == "ok" and len(calls) == 6
 

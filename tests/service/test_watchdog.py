@@ -17,8 +17,8 @@ from router_backend.engines.echo import EchoModel
 from router_backend.engines.threaded import ThreadedEngine
 from router_backend.errors import EngineError, EngineLost, LoadError, NotReady, RouterError
 from router_backend.plan.write import PlanWriter
+from router_backend.service.host import pause
 from router_backend.service.service import GenerationService
-from router_backend.service.watchdog import Watchdog
 from router_backend.settings import load_settings
 from router_backend.types import GenerateRequest, ModelInfo, SamplingParams
 from tests.fakes.running import app, become, until
@@ -60,7 +60,7 @@ async def started(supply: Supply, **settings: object) -> GenerationService:
 @pytest.fixture
 def free(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """Set at the end, so that what hangs ends; and nobody waits long for it."""
-    monkeypatch.setattr("router_backend.service.service._UNLOADED_WITHIN", 0.2)
+    monkeypatch.setattr("router_backend.service.host._UNLOADED_WITHIN", 0.2)
     event, others = threading.Event(), set(threading.enumerate())
     yield event
     event.set()
@@ -125,7 +125,7 @@ def test_row_22_a_slot_that_hangs_after_its_client_left_is_noticed_too(free: thr
 
 def test_row_22_livez_fails_where_no_engine_helps(free: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each one hangs: after the third restart only another process can help."""
-    monkeypatch.setattr("router_backend.service.watchdog._FIRST_PAUSE", 0.05)
+    monkeypatch.setattr("router_backend.service.host.pause", lambda times: 0.05 * times)
 
     def hangs(model: EchoModel) -> None:
         model.script = lambda request: str(request.id == "r" and free.wait())  # not in its warm-up
@@ -158,7 +158,7 @@ def test_row_22_livez_fails_where_a_lost_engine_cannot_be_replaced(free: threadi
             await service.answer(work())
         await become(lambda: service.health().status == "failed")
         assert not service.health().alive and fatal == []
-        service._retry_at = 0
+        service.host.retry_at = 0
         assert (await service.answer(work())).text == "one two three", "the next request tried again"
         assert service.health().alive
         await service.close()
@@ -170,7 +170,7 @@ def test_row_22_livez_says_so_to_who_restarts_processes(free: threading.Event, m
     """A supervisor reads the status alone: this engine hangs, and so does the next, which is the same."""
     with app(watchdog_timeout=1) as echo:
         assert echo.client.get("/livez").status_code == 200
-        monkeypatch.setattr(echo.service, "_load", lambda report: trial.passed(echo.model, 1))
+        monkeypatch.setattr(echo.service.host, "load", lambda report: trial.passed(echo.model, 1))
         echo.model.stuck = free
         assert echo.generate(output="text").status_code == 503
         until(lambda: echo.service.health().status == "failed")
@@ -229,12 +229,8 @@ def test_a_slow_engine_is_no_hung_one() -> None:
     go(main)
 
 
-def test_pauses_between_restarts_grow() -> None:
-    dog = Watchdog(10)
-    assert [dog.restarting() for _ in range(9)] == [0, 1, 2, 4, 8, 16, 32, 60, 60]
-    assert dog.gave_up
-    dog.answered()
-    assert not dog.gave_up and dog.restarting() == 0
+def test_pauses_grow() -> None:
+    assert [pause(times) for times in range(9)] == [0, 1, 2, 4, 8, 16, 32, 60, 60]
 
 
 # Reload
