@@ -454,7 +454,7 @@ MUTANTS = (
         "checkpoints/test_hub.py::test_row_25_offline_the_cache_is_used_and_nothing_is_asked",
     ),
     _mutant(
-        *(25, "where no hub answers, the cache is taken", "Hub._source"),
+        *(25, "where no hub answers, the cache is taken", "Hub._found"),
         "            except Unreachable as error:\n                self._unreachable = error.message\n",
         "            except ZeroDivisionError:\n                pass\n",
         "checkpoints/test_hub.py::test_row_25_an_unreachable_hub_leaves_what_is_cached",

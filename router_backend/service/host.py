@@ -102,6 +102,10 @@ class Host:
         self._reloading = asyncio.Lock()
 
     @property
+    def is_stopping(self) -> bool:
+        return self.state == "stopping"
+
+    @property
     def is_lost(self) -> bool:
         """Whether engine after engine was lost, or the last one cannot be replaced: only another process can help."""
         return self.restarts > _RESTARTS or bool(self.restarts and self.state == "failed")
@@ -208,7 +212,7 @@ class Host:
                 self._metrics.reloads.labels("failed").inc()
                 _log.error("reload failed, the old model goes on: %s", error)
                 raise error if isinstance(error, RouterError) else LoadError(type(error).__name__) from error
-            if self.state == "stopping":
+            if self.is_stopping:
                 await self._discard(loaded.model)
                 raise stopping()
             self.load = load

@@ -96,7 +96,7 @@ class GenerationService:
 
     @property
     def is_stopping(self) -> bool:
-        return self.host.state == "stopping"
+        return self.host.is_stopping
 
     @contextlib.contextmanager
     def accepted(self) -> Iterator[None]:

@@ -227,7 +227,7 @@ def test_end_token_ends_the_answer(llama: DecodedModel) -> None:
         text, last = run(llama, request("end", 9))
     finally:
         hook.remove()
-        llama.close()
+        llama._runner.forget()
     assert (text, last.usage.completion_tokens, last.finish_reason) == ("", 0, "stop")
 
 
@@ -278,14 +278,14 @@ def ran(passes: list[int], count: int) -> bool:
 
 @pytest.mark.parametrize("prompt", ["Tell a story.", "prefill this. " * 130], ids=["decoding", "prefill"])
 def test_row_18_cancel_is_seen_within_a_pass(llama: DecodedModel, passes: list[int], prompt: str) -> None:
-    llama.close()
+    llama._runner.forget()
     for after in (1, 2):
         passes.clear()
         chunks = list(llama.generate(request(prompt, 200), partial(ran, passes, after)))
         assert chunks[-1].finish_reason == "cancelled"
         assert len(passes) == chunks[-1].timings.forward_passes == after
     text, _ = run(llama, request())
-    llama.close()
+    llama._runner.forget()
     assert run(llama, request())[0] == text, "the next answer is not touched by it"
 
 
@@ -301,7 +301,7 @@ def test_closed_answer_runs_no_further(llama: DecodedModel, passes: list[int]) -
 
 
 def test_timings_tell_what_was_done(llama: DecodedModel, passes: list[int]) -> None:
-    llama.close()
+    llama._runner.forget()
     _, last = write(llama, "Add two numbers.", 20)
     timings = last.timings
     assert timings.forward_passes == len(passes)
@@ -312,7 +312,7 @@ def test_timings_tell_what_was_done(llama: DecodedModel, passes: list[int]) -> N
 
 
 def test_head_of_the_prompt_is_cached_from_one_request_to_the_next(llama: DecodedModel, passes: list[int]) -> None:
-    llama.close()
+    llama._runner.forget()
     _, first = run(llama, request(router_prompt("Add two numbers."), 4))
     prefill = passes[0]
     assert first.usage.cached_tokens == 0 and prefill >= first.usage.prompt_tokens

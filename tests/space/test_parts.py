@@ -243,7 +243,7 @@ def test_chooses_the_rung_by_the_memory_of_the_slice(
     (tmp_path / "config.json").write_text(json.dumps(config))
     tried: list[str] = []
 
-    def load(rung: Rung, settings: Settings) -> LocalModel:
+    def load(rung: Rung, settings: Settings, path: Path) -> LocalModel:
         tried.append(rung.strategy)
         return echo_model(slots=1)
 
@@ -256,7 +256,7 @@ def test_chooses_the_rung_by_the_memory_of_the_slice(
 
 
 def test_what_runs_on_the_processor_borrows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "load", lambda rung, settings: echo_model(slots=1))
+    monkeypatch.setattr(engines, "load", lambda rung, settings, path: echo_model(slots=1))
     on_gpu = door.place(load_settings(engine="echo"))(lambda attempt: None)
     on_cpu = door.place(load_settings(engine="echo", model_device="cpu"))(lambda attempt: None)
     assert isinstance(on_gpu.model, SpaceEngine)
