@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from itertools import chain, product
 
 from router_backend.checkpoints.ladder import Candidate, Rung
-from router_backend.engines.llamacpp import load
 from router_backend.schema.write import SchemaWriter
+from router_backend.service.loader import Loader
 from router_backend.settings import load_settings
 from router_backend.types import Chunk, GenerateRequest, SamplingParams
 
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=200)
     options = parser.parse_args()
     candidate = Candidate(options.gguf, "gguf") if options.gguf else Candidate("embedded", "embedded")
-    model = load(Rung(candidate, "gguf"), load_settings(slots=1, threads=1))
+    model = Loader(load_settings(slots=1, threads=1)).model(Rung(candidate, "gguf"))
     found = Counter[tuple[str, str]]()
     try:
         for field, example in product(FIELDS, EXAMPLES):

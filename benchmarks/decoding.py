@@ -89,7 +89,8 @@ def write(writer: PlanWriter, request: GenerateRequest, tools: Sequence[str], su
 
 def load(options: argparse.Namespace, strategy: str, **parts: Any) -> tuple[DecodedModel, Settings]:  # noqa: ANN401
     settings = load_settings(model_device="cpu" if options.cpu else "auto")
-    return engine.load(Rung(Candidate(options.checkpoint, "folder"), strategy), settings, **parts), settings
+    path = Path(options.checkpoint)
+    return engine.load(Rung(Candidate(str(path), "folder"), strategy), settings, path, **parts), settings
 
 
 def live(options: argparse.Namespace, prompts: list[str]) -> None:

@@ -17,7 +17,6 @@ from pathlib import Path
 import psutil
 from replay import Reference
 
-from router_backend import engines
 from router_backend.checkpoints import embedded, ladder
 from router_backend.engines.echo import EchoModel
 from router_backend.engines.llamacpp import check_grammar
@@ -27,6 +26,7 @@ from router_backend.plan.budget import Costs
 from router_backend.plan.prompt import router_prompt
 from router_backend.plan.script import PlanScript
 from router_backend.plan.write import PlanWriter
+from router_backend.service.loader import Loader
 from router_backend.settings import load_settings
 from router_backend.types import GenerateRequest, SamplingParams
 from router_backend.writing.grammar import choice
@@ -133,7 +133,7 @@ def remembered() -> None:
 def decoded() -> None:
     """Milliseconds a token with no grammar and with one that forbids nothing that the model says, in turns."""
     settings = load_settings(model_repo="embedded", slots=1)
-    model = engines.load(ladder.Rung(ladder.candidates(settings)[0], "gguf"), settings)
+    model = Loader(settings).model(ladder.Rung(ladder.candidates(settings)[0], "gguf"))
     speeds: dict[str, list[float]] = {"none": [], "any text": [], "plan text": []}
     rules = {"none": None, "any text": ANY_TEXT, "plan text": grammar.text()}
     for turn in range(9):

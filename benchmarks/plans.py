@@ -18,7 +18,6 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from router_backend import engines
 from router_backend.checkpoints import ladder
 from router_backend.engines.llamacpp import LlamaCppModel
 from router_backend.errors import PlanError
@@ -26,6 +25,7 @@ from router_backend.jsonl import read_values
 from router_backend.plan.rules import validate
 from router_backend.plan.schema import Plan
 from router_backend.plan.write import PlanWriter
+from router_backend.service.loader import Loader
 from router_backend.settings import load_settings
 from router_backend.types import Chunk, GenerateRequest, SamplingParams
 
@@ -60,7 +60,7 @@ def main() -> None:
     options = parser.parse_args()
 
     settings = load_settings(model_repo=options.model, slots=options.slots)
-    model = engines.load(ladder.Rung(ladder.candidates(settings)[0], "gguf"), settings)
+    model = Loader(settings).model(ladder.Rung(ladder.candidates(settings)[0], "gguf"))
     assert isinstance(model, LlamaCppModel)
     writer = PlanWriter(model, settings.tools)
     prompts = [row["prompt"] for _, row in read_values(options.data)]

@@ -15,12 +15,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from router_backend import engines
 from router_backend.checkpoints import ladder
 from router_backend.jsonl import read_values
 from router_backend.plan.budget import Costs
 from router_backend.plan.rules import QA, tool_of, validate
 from router_backend.plan.script import PlanScript
+from router_backend.service.loader import Loader
 from router_backend.settings import load_settings
 from router_backend.writing.clip import escape
 from router_backend.writing.stages import Ask, Reply
@@ -100,7 +100,7 @@ class Reference:
 def main() -> None:
     data, *budgets = sys.argv[1:]
     settings = load_settings(model_repo="embedded")
-    model = engines.load(ladder.Rung(ladder.candidates(settings)[0], "gguf"), settings)
+    model = Loader(settings).model(ladder.Rung(ladder.candidates(settings)[0], "gguf"))
     count = lru_cache(maxsize=200_000)(model.count_tokens)
     costs = Costs(count, settings.tools)
     plans = [json.loads(row["completion"]) for _, row in read_values(Path(data))][::6]

@@ -133,7 +133,7 @@ def measure(strategy: str, folder: Path, device: str, speed: float) -> None:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     began = time.monotonic()
-    model = load(Rung(candidate, strategy), settings)
+    model = load(Rung(candidate, strategy), settings, folder)
     _sync(device)
     seconds = time.monotonic() - began
     runner = model._runner

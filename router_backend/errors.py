@@ -76,14 +76,6 @@ class InvalidRequest(RouterError):
 class ContextOverflow(InvalidRequest):
     code = "context_length_exceeded"
 
-    @classmethod
-    def of(cls, prompt_tokens: int, budget: int, context: int) -> ContextOverflow:
-        return cls(
-            f"the prompt has {prompt_tokens} tokens and the answer may have {budget}: "
-            f"together more than the context of {context} tokens",
-            param="prompt",
-        )
-
 
 class BudgetTooSmall(InvalidRequest):
     code = "budget_too_small"

@@ -6,6 +6,8 @@ import unicodedata
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
+from router_backend.errors import ContextOverflow
+
 FinishReason = Literal["stop", "length", "cancelled"]
 Output = Literal["plan", "json", "text"]
 Role = Literal["system", "user", "assistant"]
@@ -161,7 +163,7 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of an answer. The last one carries `finish_reason` and the sums."""
+    """A piece of an answer. The last one carries `finish_reason` and the sums; `info` says which model answers."""
 
     text: str = ""
     finish_reason: FinishReason | None = None
@@ -169,6 +171,7 @@ class Chunk:
     timings: Timings = Timings()
     budget: Budget | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
+    info: ModelInfo | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +182,8 @@ class ModelInfo:
         context_length: tokens for one request.
         slots: requests that run at once.
         budget_line: it was trained to read its budget in the prompt (`plan.prompt.with_budget`).
+        keeps_grammars: its engine writes what a grammar allows and nothing else.
+        warnings: what of the checkpoint does not work, and what is done instead.
     """
 
     model: str
@@ -187,6 +192,17 @@ class ModelInfo:
     context_length: int
     slots: int = 1
     budget_line: bool = False
+    keeps_grammars: bool = True
+    warnings: tuple[str, ...] = ()
+
+    def check_room(self, prompt_tokens: int, budget: int) -> None:
+        """Raises ContextOverflow where prompt and budget do not fit in the context together."""
+        if prompt_tokens + budget > self.context_length:
+            raise ContextOverflow(
+                f"the prompt has {prompt_tokens} tokens and the answer may have {budget}: "
+                f"together more than the context of {self.context_length} tokens",
+                param="prompt",
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,4 +237,9 @@ class Answer:
     text: str
     last: Chunk
     seed: int
-    info: ModelInfo
+
+    @property
+    def info(self) -> ModelInfo:
+        """Of the model that answered."""
+        assert self.last.info is not None, "the service sets it"
+        return self.last.info

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from router_backend.checkpoints.embedded import base
+from router_backend.checkpoints.embedded import base, checkpoint
 from router_backend.checkpoints.ladder import Candidate, Rung
 from router_backend.engines.llamacpp import LlamaCppModel, load
 from router_backend.settings import Settings, load_settings
@@ -48,7 +48,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture(scope="session")
 def embedded() -> Iterator[LlamaCppModel]:
     """The embedded checkpoint, really loaded, four slots."""
-    model = load(Rung(Candidate("embedded", "embedded"), "gguf"), load_settings())
+    model = load(Rung(Candidate("embedded", "embedded"), "gguf"), load_settings(), checkpoint())
     yield model
     model.close()
 

@@ -158,12 +158,12 @@ MUTANTS = (
     ),
     _mutant(
         *(9, "prompt and budget are added up before a plan", "Writer.admit"),
-        *("if prompt_tokens + limit > context:", "if False:"),
+        *("self._model.info.check_room(prompt_tokens, limit)", "pass"),
         "server/test_hostile.py::test_row_09_prompt_longer_than_the_context",
     ),
     _mutant(
         *(9, "and before the transformers engine decodes", "DecodedModel.generate"),
-        *("if len(prompt) + sampling.max_new_tokens > self.info.context_length:", "if False:"),
+        *("self.info.check_room(len(prompt), sampling.max_new_tokens)", "pass"),
         "engines/test_transformers.py::test_row_09_context_overflow_names_both_counts",
     ),
     _mutant(
@@ -348,18 +348,19 @@ MUTANTS = (
         "service/test_service.py::test_row_21_an_engines_error_ends_that_request_alone",
     ),
     _mutant(
-        *(21, "an engine that works is not restarted", "GenerationService._watch"),
+        *(21, "an engine that works is not restarted", "Host._watch"),
         'if cause == "dead" and serving is not None and await self._answers(serving.engine):',
         "if False:",
         "service/test_watchdog.py::test_row_21_requests_that_fail_do_not_restart_an_engine_that_works",
     ),
     _mutant(
-        *(22, "an engine that hangs is noticed", "Watchdog.verdict"),
-        *("if self.timeout and engine.stalled_seconds > self.timeout:", "if False:"),
+        *(22, "an engine that hangs is noticed", "Host._verdict"),
+        "if self._settings.watchdog_timeout and engine.stalled_seconds > self._settings.watchdog_timeout:",
+        "if False:",
         "service/test_watchdog.py::test_row_22_a_hung_engine_is_replaced",
     ),
     _mutant(
-        *(22, "an engine that died is noticed", "Watchdog.verdict"),
+        *(22, "an engine that died is noticed", "Host._verdict"),
         *('return "dead" if self.failures >= _FAILURES else None', "return None"),
         "service/test_watchdog.py::test_row_22_a_dead_engine_is_replaced",
     ),
@@ -453,7 +454,7 @@ MUTANTS = (
         "checkpoints/test_hub.py::test_row_25_offline_the_cache_is_used_and_nothing_is_asked",
     ),
     _mutant(
-        *(25, "where no hub answers, the cache is taken", "Hub._source"),
+        *(25, "where no hub answers, the cache is taken", "Hub._found"),
         "            except Unreachable as error:\n                self._unreachable = error.message\n",
         "            except ZeroDivisionError:\n                pass\n",
         "checkpoints/test_hub.py::test_row_25_an_unreachable_hub_leaves_what_is_cached",

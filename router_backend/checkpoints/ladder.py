@@ -216,7 +216,8 @@ def first_that_loads(
     """Walks the ladder: a `RungError` falls to the next rung, a `CandidateError` to the next candidate.
 
     `rungs_of` is asked when a candidate's turn has come; where it raises, the candidate fails in every precision.
-    Anything else that is raised is trouble of this rung or candidate too: it must not keep the next from loading.
+    Anything else that is raised is trouble of this rung or candidate too, as is a panic of a library in Rust: it must
+    not keep the next from loading.
 
     Raises:
         NothingLoads: with every attempt.
@@ -231,7 +232,9 @@ def first_that_loads(
         start = clock()
         try:
             steps = tuple(rungs_of(candidate))
-        except Exception as error:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
             note(candidate, "any", "failed", _reason(error), clock() - start)
             continue
         for rung in steps:
@@ -241,7 +244,9 @@ def first_that_loads(
             start = clock()
             try:
                 model = load(rung)
-            except Exception as error:
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException as error:
                 note(candidate, rung.strategy, "failed", _reason(error), clock() - start)
                 if isinstance(error, CandidateError):
                     break
@@ -251,5 +256,5 @@ def first_that_loads(
     raise NothingLoads(tuple(attempts))
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     return error.message if isinstance(error, LoadError) else f"{type(error).__name__}: {error}"

@@ -1,6 +1,6 @@
 """The engines by name. Nothing of an engine is imported before it is chosen.
 
-To add one: write `engines/NAME.py` with `load(rung, settings) -> LocalModel`, add its line here, name it in
+To add one: write `engines/NAME.py` with `load(rung, settings, path) -> LocalModel`, add its line here, name it in
 `Candidate.engine`, and give it an extra in pyproject.toml.
 """
 
@@ -14,6 +14,7 @@ from router_backend.errors import CandidateError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from router_backend.checkpoints.ladder import Rung
     from router_backend.engines.base import LocalModel
@@ -50,11 +51,11 @@ def missing(name: str, method: str | None = None) -> str | None:
     return None
 
 
-def load(rung: Rung, settings: Settings) -> LocalModel:
-    """Loads a rung with its engine.
+def load(rung: Rung, settings: Settings, path: Path) -> LocalModel:
+    """Loads a rung with its engine, out of the file or folder where it is.
 
     Raises:
-        CandidateError: the engine is not installed, or the checkpoint cannot be had.
+        CandidateError: the engine is not installed, or the checkpoint is broken.
         RungError: the checkpoint does not load in this precision.
     """
     name = rung.candidate.engine
@@ -62,4 +63,5 @@ def load(rung: Rung, settings: Settings) -> LocalModel:
     if reason is not None:
         raise CandidateError(reason)
     module, _, function = ENGINES[name].partition(":")
-    return cast("Callable[[Rung, Settings], LocalModel]", getattr(import_module(module), function))(rung, settings)
+    begin = cast("Callable[[Rung, Settings, Path], LocalModel]", getattr(import_module(module), function))
+    return begin(rung, settings, path)

@@ -1,4 +1,9 @@
-"""Conversations through a chat template: it is rendered around random marks and cut at them.
+"""How a prompt is wrapped, for every engine: by the checkpoint's chat template, or as text.
+
+`PROMPT_FORMAT=raw` never renders a template. `chat` wants one that works. `auto` takes the checkpoint's where it works,
+and text where there is none or it does not, with a warning.
+
+A template is rendered around random marks and cut at them.
 
 So a template sees no text of a client's, and what looks like a special token in such a text is never parsed as one: no
 role can be forged.
@@ -6,15 +11,48 @@ role can be forged.
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Callable, Sequence
 
-from router_backend.errors import InvalidRequest
+from router_backend.errors import CandidateError, InvalidRequest
 from router_backend.types import Role
 
 Message = dict[str, str]
+_log = logging.getLogger(__name__)
 # Between two texts where there is no template.
 PARAGRAPH = "\n\n"
+
+
+def through_template(
+    wanted: str, template: str | None, render: Callable[[list[Message]], str]
+) -> tuple[bool, list[str]]:
+    """Whether prompts go through the template, and what there is to warn of. `wanted` is `PROMPT_FORMAT`.
+
+    Raises CandidateError where a template is wanted that is missing or does not work.
+    """
+    if wanted == "raw":
+        return False, []
+    if not template:
+        trouble = "the checkpoint has no chat template"
+    else:
+        try:
+            around(("user",), render)
+            render([{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}])  # shows what ends a turn
+        except InvalidRequest:
+            trouble = "the checkpoint's chat template leaves the user's text out"
+        except Exception as error:  # whatever its author made of it
+            words = " ".join(str(error).split())[:200]
+            trouble = f"the checkpoint's chat template does not work ({type(error).__name__}: {words})"
+        else:
+            return True, []
+    if wanted == "chat":
+        raise CandidateError(f"PROMPT_FORMAT=chat, but {trouble}")
+    if not template:
+        return False, []
+    warning = f"{trouble}: prompts are sent as they are, as with PROMPT_FORMAT=raw"
+    _log.warning(warning)
+    return False, [warning]
 
 
 def around(roles: Sequence[Role], render: Callable[[list[Message]], str]) -> list[str]:

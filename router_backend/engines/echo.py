@@ -13,10 +13,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from router_backend.errors import ContextOverflow, EngineError, InvalidRequest
+from router_backend.errors import EngineError, InvalidRequest
 from router_backend.types import Chunk, FinishReason, GenerateRequest, ModelInfo, Timings, Usage
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from router_backend.checkpoints.ladder import Rung
     from router_backend.settings import Settings
 
@@ -60,8 +62,7 @@ class EchoModel:
         if request.sampling.logprobs is not None:
             raise InvalidRequest("the echo engine gives no logprobs", param="logprobs")
         prompt = self.prompt_tokens(request) + self.count_tokens(request.prefix)
-        if prompt + request.sampling.max_new_tokens > self.info.context_length:
-            raise ContextOverflow.of(prompt, request.sampling.max_new_tokens, self.info.context_length)
+        self.info.check_room(prompt, request.sampling.max_new_tokens)
         self.active.add(slot)
         start = time.monotonic()
         said = 0
@@ -109,5 +110,6 @@ def _until(text: str, stops: Sequence[str]) -> tuple[str, bool]:
     return (text[: min(ends)], True) if ends else (text, False)
 
 
-def load(rung: Rung, settings: Settings) -> EchoModel:
-    return EchoModel(ModelInfo("echo", rung.strategy, "echo", settings.context_length, settings.slots))
+def load(rung: Rung, settings: Settings, path: Path) -> EchoModel:
+    info = ModelInfo("echo", rung.strategy, "echo", settings.context_length, settings.slots, keeps_grammars=False)
+    return EchoModel(info)

@@ -12,6 +12,7 @@ import secrets
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
@@ -22,8 +23,8 @@ import httpx
 import xllamacpp
 from llguidance import LLMatcher
 
-from router_backend.checkpoints import embedded, machine
-from router_backend.engines.conversation import Message, around, without_template
+from router_backend.checkpoints import machine
+from router_backend.engines.conversation import Message, around, refused, through_template, without_template
 from router_backend.errors import CandidateError, ContextOverflow, EngineError, InvalidRequest, RungError
 from router_backend.plan.prompt import BUDGET_KEY
 from router_backend.types import (
@@ -39,46 +40,38 @@ from router_backend.types import (
 )
 
 if TYPE_CHECKING:
-    from router_backend.checkpoints.ladder import Candidate, Rung
+    from router_backend.checkpoints.ladder import Rung
     from router_backend.settings import Settings
 
 # As it stands in a GGUF's head: the key with its length before it, the type (7: a truth value), the value.
 _BUDGET_LINE = struct.pack("<Q", len(BUDGET_KEY)) + BUDGET_KEY.encode() + struct.pack("<IB", 7, 1)
+_TEMPLATE_KEY = "tokenizer.chat_template"
+_TEMPLATE = struct.pack("<Q", len(_TEMPLATE_KEY)) + _TEMPLATE_KEY.encode() + struct.pack("<I", 8)  # 8: a text
+_PLAIN = "{% for message in messages %}{{ message.content }}{% endfor %}"
 _LONGEST_HEAD = 64 << 20
 _REMEMBERED_LENGTH = 16_384
 _GRAMMAR_MARK = "%llguidance {}\n"
 
 
-def load(rung: Rung, settings: Settings) -> LlamaCppModel:
-    """Loads a GGUF file.
-
-    Raises:
-        CandidateError: there is no such file, it cannot be fetched, it is no GGUF, or not the one that it should be.
-        RungError: llama.cpp does not load it (memory, an unknown architecture, a cut file).
-    """
-    candidate = rung.candidate
-    path = _file(candidate, settings)
-    with path.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise CandidateError(f"{path.name} is no GGUF file")
-    name = path.name if candidate.kind == "gguf" else candidate.name
+def load(rung: Rung, settings: Settings, path: Path) -> LlamaCppModel:
+    """Loads a GGUF file. Raises RungError: not enough memory, an unknown architecture, a damaged file."""
+    name = path.name if rung.candidate.kind == "gguf" else rung.candidate.name
     return LlamaCppModel(path, name, rung.strategy, settings)
 
 
-def _file(candidate: Candidate, settings: Settings) -> Path:
-    if candidate.kind == "embedded":
-        return embedded.checkpoint(fetch=not settings.hf_hub_offline)
-    if candidate.kind == "hub-gguf":
-        from router_backend.checkpoints.hub import fetch_gguf  # as late as this: a file of one's own needs no hub
-
-        return fetch_gguf(candidate, settings)
-    return Path(candidate.name)
-
-
-def _knows_budgets(path: Path) -> bool:
-    """Whether the file's metadata say that it was trained with a budget line."""
+def _read_head(path: Path) -> tuple[str | None, bool]:
+    """The file's chat template, and whether it was trained with a budget line, out of its metadata."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return content.find(_BUDGET_LINE, 0, _LONGEST_HEAD) >= 0
+        template, start = None, content.find(_TEMPLATE, 0, _LONGEST_HEAD)
+        if start >= 0:
+            begin = start + len(_TEMPLATE) + 8
+            (length,) = struct.unpack_from("<Q", content, begin - 8)
+            template = content[begin : begin + length].decode(errors="replace").strip() or None
+        return template, content.find(_BUDGET_LINE, 0, _LONGEST_HEAD) >= 0
+
+
+def _refuse(messages: list[Message]) -> str:
+    raise ValueError("llama.cpp cannot render it")
 
 
 @lru_cache(maxsize=512)
@@ -121,21 +114,38 @@ class LlamaCppModel:
         # warm-up pass is left to the service.
         params.warmup = False
         _read_ahead(path)
+        template, budget_line = _read_head(path)
+        # It renders an example as it starts, and does not start where that fails.
+        wanted, broken = settings.prompt_format, False
+        if wanted == "raw" or not template:
+            params.chat_template = _PLAIN
         try:
             self._server = xllamacpp.Server(params)
         except RuntimeError as error:
-            raise RungError(f"llama.cpp does not load {path.name}: damaged, unsupported or out of memory") from error
+            failed = RungError(f"llama.cpp does not load {path.name}: damaged, unsupported or out of memory")
+            if params.chat_template == _PLAIN:
+                raise failed from error
+            params.chat_template, broken = _PLAIN, True
+            try:
+                self._server = xllamacpp.Server(params)
+            except RuntimeError:
+                raise failed from error
         self._http = httpx.Client(
             base_url=self._server.listening_address, headers={"Authorization": f"Bearer {key}"}, timeout=60
         )
         self._calls = ThreadPoolExecutor(settings.slots, thread_name_prefix="llamacpp")
         meta = self._http.get("/v1/models").json()["data"][0]["meta"]
         context = min(settings.context_length, meta["n_ctx_train"])
-        self.info = ModelInfo(name, strategy, "llamacpp", context, settings.slots, _knows_budgets(path))
+        self.info = ModelInfo(name, strategy, "llamacpp", context, settings.slots, budget_line)
         # A plan counts and sends the same texts several times at each stage.
         self._remembered = lru_cache(maxsize=128 * settings.slots)(self._ask_tokens)
         self._pieces = lru_cache(maxsize=64)(self._read_pieces)
-        self._chat = self._has_template(settings.prompt_format)
+        try:
+            self._chat, warnings = through_template(wanted, template, _refuse if broken else self._render)
+        except CandidateError:
+            self.close()
+            raise
+        self.info = replace(self.info, warnings=tuple(warnings))
 
     def count_tokens(self, text: str) -> int:
         return len(self._tokenize(text))
@@ -146,8 +156,7 @@ class LlamaCppModel:
     def generate(self, request: GenerateRequest, cancelled: Callable[[], bool], slot: int = 0) -> Iterator[Chunk]:
         prompt = (*self.prompt_ids(request.prompt, request.history), *self._tokenize(request.prefix))
         sampling = request.sampling
-        if len(prompt) + sampling.max_new_tokens > self.info.context_length:
-            raise ContextOverflow.of(len(prompt), sampling.max_new_tokens, self.info.context_length)
+        self.info.check_room(len(prompt), sampling.max_new_tokens)
         call: dict[str, Any] = {
             "prompt": prompt,
             "n_predict": sampling.max_new_tokens,
@@ -204,28 +213,20 @@ class LlamaCppModel:
             left = True
             future.exception()  # waits: the slot is free when this returns
 
-    def _has_template(self, wanted: str) -> bool:
-        """Whether prompts go through a chat template. Raises RungError where one is wanted and there is none."""
-        found = bool(self._http.get("/props").json().get("chat_template"))
-        if wanted == "chat" and not found:
-            raise RungError("PROMPT_FORMAT=chat, but the checkpoint has no chat template")
-        if wanted == "raw" or not found:
-            return False
-        try:
-            around(("user",), self._render)
-        except InvalidRequest:
-            return False
-        return True
-
     def _render(self, messages: list[Message]) -> str:
         answer = self._http.post(
             "/apply-template", json={"messages": messages, "chat_template_kwargs": {"enable_thinking": False}}
         )
-        return str(answer.json().get("prompt", "")) if answer.is_success else ""
+        if not answer.is_success:
+            raise ValueError(str(answer.json().get("error", {}).get("message", ""))[:200])
+        return str(answer.json().get("prompt", ""))
 
     def _read_pieces(self, roles: tuple[Role, ...]) -> tuple[tuple[int, ...], ...]:
         """Token ids before, between and after the texts of such turns."""
-        head, *rest = around(roles, self._render) if self._chat else without_template(roles)
+        try:
+            head, *rest = around(roles, self._render) if self._chat else without_template(roles)
+        except ValueError:
+            raise refused(roles) from None
         return (
             self._tokenize(head, add_special=True, parse_special=True),
             *(self._tokenize(piece, parse_special=True) for piece in rest),

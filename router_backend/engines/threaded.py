@@ -10,8 +10,8 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol
 
+from router_backend.engines.daemon import failure, in_daemon_thread, tell
 from router_backend.schema.write import SchemaWriter
-from router_backend.service.daemon import in_daemon_thread, tell
 from router_backend.types import Chunk, GenerateRequest, LentGpu, ModelInfo
 
 if TYPE_CHECKING:
@@ -73,8 +73,8 @@ class ThreadedEngine:
             try:
                 for chunk in self._answer(request, cancelled, slot):
                     say(chunk)
-            except Exception as error:
-                say(error)
+            except BaseException as error:
+                say(failure(error))
             finally:
                 self._signs_of_life.pop(slot, None)
                 say(None)
@@ -97,7 +97,7 @@ class ThreadedEngine:
             self._threads.shutdown(wait=True, cancel_futures=True)
             self._model.close()
 
-        await in_daemon_thread(close, "close")[1]
+        await in_daemon_thread(close, "close")
 
     def _flag(self) -> Flag:
         return threading.Event()

@@ -15,6 +15,7 @@ Requirements:
 
 User query:
 """
+_FIRST_LINE = INSTRUCTIONS.partition("\n")[0]
 BUDGET_LINE = "\n\nToken budget: {tokens}\n"
 # What says of an adapter, a GGUF (metadata, both) and a folder (config.json) that it was trained with that line.
 BUDGET_KEY = "router.budget_line"
@@ -29,7 +30,11 @@ def router_prompt(
     difficulty: str | None = None,
     tags: tuple[str, ...] = (),
 ) -> str:
-    """The prompt for a query. The optional parts follow the query, so that the prefix stays the same for all."""
+    """The prompt for a query: the instructions before it, unless it brings them itself.
+
+    The optional parts follow the query, so that the prefix stays the same for all.
+    """
+    head = "" if query.lstrip().startswith(_FIRST_LINE) else INSTRUCTIONS
     parts = [query.strip()]
     extras = (
         ("Context", context),
@@ -39,7 +44,7 @@ def router_prompt(
         ("Tags", ", ".join(tags)),
     )
     parts += [f"{title}:\n{text.strip()}" for title, text in extras if text and text.strip()]
-    return INSTRUCTIONS + "\n\n".join(parts) + "\n"
+    return head + "\n\n".join(parts) + "\n"
 
 
 def with_budget(prompt: str, tokens: int) -> str:

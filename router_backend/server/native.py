@@ -207,7 +207,6 @@ async def _events(
             if chunk.finish_reason is not None:
                 access_log.note(request, chunk, work.prompt if service.settings.log_prompts else None)
                 last: dict[str, object] = {"text": "", "finish_reason": chunk.finish_reason}
-                info = service.health().info
-                if with_details and info is not None:
-                    last["details"] = details(chunk, work.sampling.seed, info)
+                if with_details and chunk.info is not None:
+                    last["details"] = details(chunk, work.sampling.seed, chunk.info)
                 yield last

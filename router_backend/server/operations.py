@@ -17,7 +17,8 @@ from router_backend import __version__
 from router_backend.errors import Forbidden
 from router_backend.server.errors import ErrorBody
 from router_backend.service.caller import caller
-from router_backend.service.service import GenerationService, Health
+from router_backend.service.health import Health
+from router_backend.service.service import GenerationService
 
 
 class AttemptBody(BaseModel):
@@ -46,6 +47,7 @@ class HealthBody(BaseModel):
     smallest_budget: int | None
     queue: Queue
     gpu: dict[str, Any] | None
+    warnings: list[str]
     version: str
 
 
@@ -140,5 +142,6 @@ def _health_body(now: Health) -> dict[str, Any]:
             "slots": now.info.slots if now.info else 0,
         },
         "gpu": asdict(now.gpu) if now.gpu else None,
+        "warnings": list(now.info.warnings) if now.info else [],
         "version": __version__,
     }

@@ -19,7 +19,7 @@ from router_backend.errors import RouterError, SettingsError
 from router_backend.server.app import create_app
 from router_backend.server.middleware.connection import Limits, connections
 from router_backend.service import tracing
-from router_backend.service.loader import build_service
+from router_backend.service.loader import Loader
 from router_backend.service.service import GenerationService
 from router_backend.settings import load_settings, outdated
 
@@ -40,7 +40,8 @@ def serve(*, host: str | None = None, port: int | None = None) -> int:
     tracing.configure(settings)
     listening = bind(settings.host, settings.port)
     fatal: list[RouterError] = []
-    service = build_service(settings)
+    loader = Loader(settings)
+    service = GenerationService(settings, loader.load, reread=lambda: loader.reread().load)
     server = Server(configuration(create_app(service)), service)
 
     def stop(error: RouterError) -> None:

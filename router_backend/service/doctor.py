@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.util import find_spec
 
 from rich.console import Console
@@ -14,7 +14,7 @@ from router_backend.checkpoints.footprint import cpu_dtype, gigabytes, room
 from router_backend.checkpoints.ladder import Candidate, Rung
 from router_backend.checkpoints.machine import Machine
 from router_backend.errors import CandidateError
-from router_backend.service.loader import rungs_here
+from router_backend.service.loader import Loader
 from router_backend.settings import Settings
 
 _PATIENCE = 5.0  # seconds for a hub, of which there may be several questions
@@ -54,21 +54,19 @@ def _facts(here: Machine) -> Table:
 def _verdicts(settings: Settings, here: Machine) -> Iterator[tuple[Candidate, str, bool, str]]:
     """Every rung: whether it could load here as far as can be told without its weights, and why."""
     hasty = settings.model_copy(update={"hub_timeout": min(_PATIENCE, settings.hub_timeout)})
-    rungs_of = rungs_here(hasty, here)
+    loader = Loader(hasty, here)
     for candidate in ladder.candidates(settings):
-        steps, trouble = _rungs(rungs_of, candidate)
+        steps, trouble = _rungs(loader, candidate)
         if trouble is not None:
             yield candidate, "any", False, trouble
         for rung in steps:
             yield candidate, rung.strategy, *verdict(rung, settings, here)
 
 
-def _rungs(
-    rungs_of: Callable[[Candidate], tuple[Rung, ...]], candidate: Candidate
-) -> tuple[tuple[Rung, ...], str | None]:
+def _rungs(loader: Loader, candidate: Candidate) -> tuple[tuple[Rung, ...], str | None]:
     """A candidate's rungs, or why there are none."""
     try:
-        return rungs_of(candidate), None
+        return loader.rungs(candidate), None
     except CandidateError as error:
         return (), error.message
 

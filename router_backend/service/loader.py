@@ -1,22 +1,21 @@
-"""Puts the parts together: settings → ladder → engine → service."""
+"""Loader: from settings to an engine that has answered."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from router_backend import engines
-from router_backend.checkpoints import ladder, machine
+from router_backend.checkpoints import embedded, ladder, machine
 from router_backend.checkpoints.description import Checkpoint, gguf_file
 from router_backend.checkpoints.ladder import Attempt, Candidate, Loaded, Rung
 from router_backend.checkpoints.machine import Machine
-from router_backend.engines.base import Engine
+from router_backend.engines import trial
+from router_backend.engines.base import Engine, LocalModel
 from router_backend.engines.threaded import ThreadedEngine
 from router_backend.plan.write import PlanWriter
-from router_backend.service.service import GenerationService, Load
 from router_backend.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -34,75 +33,75 @@ _RELOADED = (
 )
 
 
-def build_service(settings: Settings) -> GenerationService:
-    """A service that loads the first checkpoint of the ladder that works. Nothing is loaded yet."""
+class Loader:
+    """Loads the first checkpoint of the ladder that works. It owns the settings, and one hub for each walk."""
 
-    return GenerationService(settings, _loader(settings), reread=lambda: _loader(reread(settings)))
+    def __init__(self, settings: Settings, here: Machine | None = None) -> None:
+        """`here`: the machine to load on, where it is another than this one."""
+        self.settings = settings
+        self._here = here
+        self._machine = here
+        self._hub: Hub | None = None
 
-
-def reread(settings: Settings) -> Settings:
-    """The settings of a reload. Raises SettingsError where what is read by now is wrong."""
-    fresh = load_settings()
-    return settings.model_copy(update={name: getattr(fresh, name) for name in _RELOADED})
-
-
-def _loader(settings: Settings) -> Load:
-    def load(report: Callable[[Attempt], None]) -> Loaded[Engine]:
-        return load_first(settings, begin, logged(report))
-
-    def begin(rung: Rung) -> Engine:
-        _log.info(
-            "loading %s [%s]", rung.candidate.name, rung.strategy, extra={"reason": rung.needs and str(rung.needs)}
-        )
-        return load_engine(rung, settings)
-
-    return load
-
-
-def logged(report: Callable[[Attempt], None]) -> Callable[[Attempt], None]:
-    """Tells each attempt to the log too."""
-
-    def note(attempt: Attempt) -> None:
-        report(attempt)
-        _log.info(
-            "%s %s [%s]",
-            attempt.outcome,
-            attempt.candidate,
-            attempt.strategy,
-            extra={"reason": attempt.reason, "seconds": attempt.seconds},
+    def reread(self) -> Loader:
+        """One for what the settings name by now."""
+        fresh = load_settings()
+        return Loader(
+            self.settings.model_copy(update={name: getattr(fresh, name) for name in _RELOADED}), here=self._here
         )
 
-    return note
+    def load(self, report: Callable[[Attempt], None]) -> Loaded[Engine]:
+        """Walks the ladder. Blocks; tells `report` each attempt. Raises NothingLoads."""
+        return self.first(self.engine, report)
 
+    def first(self, begin: Callable[[Rung], T], report: Callable[[Attempt], None]) -> Loaded[T]:
+        """As `load`, with what `begin` makes of a rung: it raises CandidateError, RungError or anything else."""
+        self._machine, self._hub = self._here, None  # memory and networks change from one walk to the next
 
-def load_engine(rung: Rung, settings: Settings) -> Engine:
-    """One rung's model as the service's engine. Raises as `engines.load` does."""
-    model = engines.load(rung, settings)
-    return ThreadedEngine(model, PlanWriter(model, settings.tools))
+        def note(attempt: Attempt) -> None:
+            report(attempt)
+            words = attempt.outcome, attempt.candidate, attempt.strategy
+            _log.info("%s %s [%s]", *words, extra={"reason": attempt.reason, "seconds": attempt.seconds})
 
+        return ladder.first_that_loads(ladder.candidates(self.settings), self.rungs, begin, report=note)
 
-def load_first(
-    settings: Settings, load: Callable[[Rung], T], report: Callable[[Attempt], None], here: Machine | None = None
-) -> Loaded[T]:
-    """Walks the ladder of these settings on this machine, or on the one that is told. Raises NothingLoads."""
-    rungs_of = rungs_here(settings, here or machine.inspect(settings.cuda_visible_devices))
-    return ladder.first_that_loads(ladder.candidates(settings), rungs_of, load, report=report)
+    def rungs(self, candidate: Candidate) -> tuple[Rung, ...]:
+        """A candidate's rungs on the machine. Raises CandidateError."""
+        self._machine = self._machine or machine.inspect(self.settings.cuda_visible_devices)
+        return ladder.rungs(candidate, self.settings, self._machine, missing=engines.missing, describe=self._describe)
 
+    def engine(self, rung: Rung) -> Engine:
+        """One rung's model as the service's engine, once it has answered. Raises as `model` does."""
+        model = self.model(rung)
+        trial.passed(model, self.settings.watchdog_timeout)
+        return ThreadedEngine(model, PlanWriter(model, self.settings.tools))
 
-def rungs_here(settings: Settings, here: Machine) -> Callable[[Candidate], tuple[Rung, ...]]:
-    """A candidate's rungs on a machine. What one walk learns of a hub is kept for its later candidates."""
+    def model(self, rung: Rung) -> LocalModel:
+        """Fetches one rung's checkpoint and loads it.
 
-    @cache
-    def the_hub() -> Hub:
-        from router_backend.checkpoints.hub import Hub  # as late as this: what is on this machine needs none
+        Raises:
+            CandidateError: the checkpoint cannot be had, or its engine is not installed.
+            RungError: it does not load in this precision.
+        """
+        name, needs = rung.candidate.name, rung.needs
+        _log.info("loading %s [%s]", name, rung.strategy, extra={"reason": needs and str(needs)})
+        return engines.load(rung, self.settings, self._fetched(rung.candidate))
 
-        return Hub(settings)
+    def _fetched(self, candidate: Candidate) -> Path:
+        if candidate.kind == "embedded":
+            return embedded.checkpoint(fetch=not self.settings.hf_hub_offline)
+        if candidate.kind == "hub-gguf":
+            return self._the_hub().fetch_gguf(candidate)
+        return self._the_hub().fetch(candidate) if candidate.kind in ("hub", "folder") else Path(candidate.name)
 
-    def describe(candidate: Candidate) -> Checkpoint | None:
+    def _describe(self, candidate: Candidate) -> Checkpoint | None:
         if candidate.kind in ("embedded", "echo"):
             return None
-        if candidate.kind == "gguf":
-            return gguf_file(Path(candidate.name))
-        return the_hub().describe(candidate)
+        return gguf_file(Path(candidate.name)) if candidate.kind == "gguf" else self._the_hub().describe(candidate)
 
-    return partial(ladder.rungs, settings=settings, machine=here, missing=engines.missing, describe=describe)
+    def _the_hub(self) -> Hub:
+        if self._hub is None:
+            from router_backend.checkpoints.hub import Hub  # as late as this: what is on this machine needs none
+
+            self._hub = Hub(self.settings)
+        return self._hub

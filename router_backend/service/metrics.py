@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
@@ -14,10 +13,8 @@ from prometheus_client.registry import Collector
 
 from router_backend import __version__
 from router_backend.errors import RouterError
+from router_backend.service.health import Health
 from router_backend.types import Chunk, ModelInfo
-
-if TYPE_CHECKING:
-    from router_backend.service.service import Health
 
 SECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320)
 TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)

@@ -9,8 +9,8 @@ from rich.console import Console
 
 from router_backend.checkpoints.ladder import Attempt, Loaded
 from router_backend.engines.base import Engine
-from router_backend.plan.prompt import INSTRUCTIONS, router_prompt
-from router_backend.service.loader import load_engine, load_first
+from router_backend.plan.prompt import router_prompt
+from router_backend.service.loader import Loader
 from router_backend.settings import Settings, load_settings
 from router_backend.types import GenerateRequest, SamplingParams
 
@@ -25,10 +25,9 @@ async def answer_once(
     """
     settings = load_settings(max_new_tokens=max_new_tokens, default_temperature=temperature)
     loaded = load_once(settings)
-    whole = text or prompt.startswith(INSTRUCTIONS.partition("\n")[0])
     request = GenerateRequest(
         "cli",
-        prompt if whole else router_prompt(prompt),
+        prompt if text else router_prompt(prompt),
         SamplingParams(settings.max_new_tokens, settings.default_temperature, settings.default_top_p, seed),
         output="text" if text else "plan",
     )
@@ -50,4 +49,4 @@ def load_once(settings: Settings) -> Loaded[Engine]:
         print(f"{attempt.outcome}: {attempt.candidate} [{attempt.strategy}] {attempt.reason}", file=sys.stderr)  # noqa: T201
 
     with Console(stderr=True).status("loading a checkpoint"):  # on a terminal only
-        return load_first(settings, lambda rung: load_engine(rung, settings), say)
+        return Loader(settings).load(say)

@@ -10,16 +10,16 @@ from dataclasses import replace
 from functools import partial
 from queue import Empty, SimpleQueue
 
-from router_backend import engines
 from router_backend.checkpoints import machine
-from router_backend.checkpoints.ladder import Attempt, Loaded, NothingLoads
+from router_backend.checkpoints.ladder import Attempt, Loaded, NothingLoads, Rung
 from router_backend.checkpoints.machine import Accelerator
+from router_backend.engines import trial
 from router_backend.engines.base import Engine, LocalModel
 from router_backend.engines.threaded import ThreadedEngine
 from router_backend.errors import NotReady
 from router_backend.plan.write import PlanWriter
-from router_backend.service.loader import load_first, logged, reread
-from router_backend.service.service import Load
+from router_backend.service.host import Load
+from router_backend.service.loader import Loader
 from router_backend.settings import Settings
 from router_backend.space.engine import SpaceEngine, memory_gb
 
@@ -38,12 +38,12 @@ class Placing:
         Raises:
             NothingLoads: none does, and ALLOW_WARM_START_FAILURE is not set.
         """
-        self._settings = settings
+        self._loader = loader(settings)
         self._asked: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._on_gpu: Loaded[Engine] | None = None
         self._first: Loaded[Engine] | NothingLoads | None
         try:
-            self._first = place(settings, logged(lambda attempt: None))
+            self._first = place(self._loader, lambda attempt: None)
         except NothingLoads as error:
             if not settings.allow_warm_start_failure:
                 raise
@@ -51,13 +51,13 @@ class Placing:
 
     def load(self, report: Report) -> Loaded[Engine]:
         """What a service loads with: what was placed, or why nothing was; after that it is tried again."""
-        return self._load(self._settings, report)
+        return self._load(self._loader, report)
 
     def reread(self) -> Load:
         """What a service reloads with. Raises NotReady where the GPU's weights are placed already."""
         if self._on_gpu is not None:
             raise NotReady("ZeroGPU takes other weights at the start only: restart the Space to serve them")
-        return partial(self._load, reread(self._settings))
+        return partial(self._load, self._loader.reread())
 
     def work(self, until: threading.Event) -> None:
         """Places what is asked for. For the main thread, after the launch."""
@@ -65,13 +65,13 @@ class Placing:
             with suppress(Empty):
                 self._asked.get(timeout=0.2)()
 
-    def _load(self, settings: Settings, report: Report) -> Loaded[Engine]:
+    def _load(self, loader: Loader, report: Report) -> Loaded[Engine]:
         if self._on_gpu is not None:
             return self._on_gpu
         first, self._first = self._first, None
         if isinstance(first, NothingLoads):
             raise first
-        loaded = first or self._in_main_thread(partial(place, settings, logged(report)))
+        loaded = first or self._in_main_thread(partial(place, loader, report))
         if loaded.model.gpu is not None:
             self._on_gpu = loaded
         return loaded
@@ -89,22 +89,32 @@ class Placing:
         return done.result()
 
 
-def place(settings: Settings, report: Report) -> Loaded[Engine]:
-    """Loads the first rung that fits into the slice, in this thread.
-
-    There is no GPU to try a rung on: what does not fit is known by arithmetic. Raises NothingLoads.
-    """
+def loader(settings: Settings) -> Loader:
+    """One that counts with the slice of a GPU that a call is lent."""
     name = f"ZeroGPU {settings.zerogpu_size}"
     room = round(memory_gb(settings) * 1e9)
-    here = replace(machine.inspect(), accelerators=(Accelerator(name, room, room),))
-    placed = load_first(settings, lambda rung: engines.load(rung, settings), report, here)
-    return Loaded(_engine(placed, settings), placed.rung, placed.attempts)
+    return Loader(settings, replace(machine.inspect(), accelerators=(Accelerator(name, room, room),)))
 
 
-def _engine(placed: Loaded[LocalModel], settings: Settings) -> Engine:
-    """What runs on the processor needs no GPU, and costs nobody's quota."""
-    model, rung = placed.model, placed.rung
-    writer = PlanWriter(model, settings.tools)
-    if model.info.engine == "llamacpp" or rung.strategy == "cpu" or settings.model_device == "cpu":
-        return ThreadedEngine(model, writer)
-    return SpaceEngine(model, writer, settings, weights=rung.needs.weights if rung.needs else 0)
+def place(loader: Loader, report: Report) -> Loaded[Engine]:
+    """Loads the first rung that fits into the slice, in this thread. Raises NothingLoads.
+
+    There is no GPU to try a rung on: what does not fit is known by arithmetic, and what cannot answer by its first
+    request.
+    """
+    settings = loader.settings
+
+    def begin(rung: Rung) -> Engine:
+        model = loader.model(rung)
+        writer = PlanWriter(model, settings.tools)
+        if _needs_no_gpu(model, rung, settings):
+            trial.passed(model, settings.watchdog_timeout)
+            return ThreadedEngine(model, writer)
+        return SpaceEngine(model, writer, settings, weights=rung.needs.weights if rung.needs else 0)
+
+    return loader.first(begin, report)
+
+
+def _needs_no_gpu(model: LocalModel, rung: Rung, settings: Settings) -> bool:
+    """What runs on the processor costs nobody's quota."""
+    return model.info.engine == "llamacpp" or rung.strategy == "cpu" or settings.model_device == "cpu"

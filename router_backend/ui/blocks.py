@@ -14,15 +14,15 @@ import gradio as gr
 
 from router_backend.errors import InvalidRequest, RouterError
 from router_backend.plan.parse import NoPlanFound, parse
-from router_backend.plan.prompt import INSTRUCTIONS, router_prompt
+from router_backend.plan.prompt import router_prompt
 from router_backend.plan.rules import validate
-from router_backend.service.service import GenerationService, Health
+from router_backend.service.health import Health
+from router_backend.service.service import GenerationService
 from router_backend.types import Chunk, GenerateRequest, Output, SamplingParams, is_blank
 from router_backend.ui.plan_view import render_plan
 
 _log = logging.getLogger(__name__)
 _SECONDS_BETWEEN_UPDATES = 0.1
-_FIRST_LINE = INSTRUCTIONS.partition("\n")[0]
 _NO_PLAN_YET = '<p class="rb-empty">The plan appears here when its answer is complete.</p>'
 _NO_PLAN_IN_TEXT = '<p class="rb-empty">Raw text. If there is a plan in it, it is checked and shown here.</p>'
 _EXAMPLES = (
@@ -231,10 +231,9 @@ def _request(text: str, output: Output, limit: float | None, temperature: float,
         raise InvalidRequest("the request must not hold a NUL character", param="prompt")
     if limit is None or not 1 <= limit <= 131_072:
         raise InvalidRequest("the budget must be from 1 to 131072 tokens", param="max_new_tokens")
-    whole = text.lstrip().startswith(_FIRST_LINE)
     return GenerateRequest(
         f"ui-{secrets.token_hex(8)}",
-        text if output == "text" or whole else router_prompt(text),
+        text if output == "text" else router_prompt(text),
         SamplingParams(int(limit), float(temperature), float(top_p), secrets.randbits(32)),
         output=output,
     )

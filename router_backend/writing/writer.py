@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from router_backend.errors import BudgetTooSmall, ContextOverflow
+from router_backend.errors import BudgetTooSmall
 from router_backend.types import Budget, Chunk, GenerateRequest, Timings, Usage
 from router_backend.writing import clip
 from router_backend.writing.stages import Ask, Reply, Script
@@ -46,9 +46,7 @@ class Writer(ABC, Generic[S]):
                 param="max_new_tokens",
             )
         prompt_tokens = self._model.prompt_tokens(self._told(request))
-        context = self._model.info.context_length
-        if prompt_tokens + limit > context:
-            raise ContextOverflow.of(prompt_tokens, limit, context)
+        self._model.info.check_room(prompt_tokens, limit)
         return prompt_tokens
 
     def write(self, request: GenerateRequest, cancelled: Callable[[], bool], slot: int = 0) -> Iterator[Chunk]:

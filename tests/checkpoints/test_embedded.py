@@ -186,7 +186,7 @@ def test_embedded_checkpoint_is_told_its_budget(embedded: LlamaCppModel) -> None
 
 def test_checkpoint_that_does_not_know_the_line_never_sees_it() -> None:
     path = embedded.base()
-    model = load(Rung(Candidate(str(path), "gguf"), "gguf"), load_settings(slots=1, context_length=1024))
+    model = load(Rung(Candidate(str(path), "gguf"), "gguf"), load_settings(slots=1, context_length=1024), path)
     try:
         assert not model.info.budget_line
         assert asked(model, 300) == {router_prompt("Solve x² = 2.")}

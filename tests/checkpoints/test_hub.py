@@ -17,7 +17,6 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants, hf_hub_download, snapshot_download
 
-from router_backend import engines
 from router_backend.checkpoints import embedded, hub
 from router_backend.checkpoints.description import tokenizer_folder
 from router_backend.checkpoints.hub import Hub
@@ -36,7 +35,7 @@ from router_backend.checkpoints.ladder import (
 )
 from router_backend.checkpoints.machine import Machine
 from router_backend.errors import CandidateError, HubError, SettingsError
-from router_backend.service.loader import load_first
+from router_backend.service.loader import Loader
 from router_backend.settings import DEFAULT_FALLBACKS, Settings, load_settings
 from tests.fakes.hub import SIGNATURE, FakeHub, Repo, fake_hub, write_checkpoint, write_safetensors
 from tests.fakes.running import until
@@ -820,7 +819,8 @@ def test_the_default_list_over_a_hub(server: FakeHub, small_checkpoint: Path) ->
         server, hf_token=TOKEN, model_device="cpu", model_load_strategy="bf16", threads=1, slots=1, hub_timeout=20
     )
     told: list[Attempt] = []
-    loaded = load_first(settings, lambda rung: engines.load(rung, settings), told.append)
+    loader = Loader(settings)
+    loaded = loader.first(loader.model, told.append)
     try:
         assert (loaded.model.info.model, loaded.model.info.strategy) == (qwen, "bf16")
         assert loaded.model.count_tokens("two plus two") == 3
@@ -841,7 +841,8 @@ def test_a_gguf_from_a_hub_loads(server: FakeHub, tmp_path: Path) -> None:
     (tmp_path / "gguf" / "small.gguf").symlink_to(embedded.base())
     server.add("acme/gguf", tmp_path / "gguf")
     settings = settings_for(server, model_repo="acme/gguf:small.gguf", threads=1, slots=1, hub_timeout=20)
-    loaded = load_first(settings, lambda rung: engines.load(rung, settings), lambda attempt: None)
+    loader = Loader(settings)
+    loaded = loader.first(loader.model, lambda attempt: None)
     try:
         assert loaded.model.info.model == "acme/gguf:small.gguf"
         assert str(loaded.rung.needs) == "needs 0.60 GB at gguf: 0.10 weights, 0.50 runtime"

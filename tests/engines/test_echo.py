@@ -1,6 +1,7 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -206,7 +207,7 @@ def test_models_do_not_share_state() -> None:
 
 def test_it_is_loaded_by_name() -> None:
     settings = load_settings(engine="echo", slots=2, context_length=512)
-    model = engines.load(Rung(Candidate("echo", "echo"), "native"), settings)
+    model = engines.load(Rung(Candidate("echo", "echo"), "native"), settings, Path("echo"))
     assert isinstance(model, EchoModel)
     info = model.info
     assert (info.model, info.strategy, info.engine, info.context_length, info.slots) == (
@@ -223,7 +224,7 @@ def test_an_engine_that_is_not_there_is_the_candidates_fault(monkeypatch: pytest
     assert engines.missing("echo") is None
     monkeypatch.setitem(engines.PACKAGES, "echo", "no_such_package_of_anybody")
     with pytest.raises(CandidateError, match="echo needs no_such_package_of_anybody"):
-        engines.load(rung, load_settings())
+        engines.load(rung, load_settings(), Path("echo"))
     monkeypatch.delitem(engines.ENGINES, "echo")
     with pytest.raises(CandidateError, match="echo is not part of this version"):
-        engines.load(rung, load_settings())
+        engines.load(rung, load_settings(), Path("echo"))

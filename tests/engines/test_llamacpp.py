@@ -21,9 +21,11 @@ from router_backend.errors import CandidateError, ContextOverflow, EngineError, 
 from router_backend.plan.prompt import router_prompt
 from router_backend.plan.rules import validate
 from router_backend.plan.write import PlanWriter
+from router_backend.service.loader import Loader
 from router_backend.settings import load_settings
 from router_backend.types import Chunk, GenerateRequest, SamplingParams
 from router_backend.writing import grammar
+from tests.fakes.faulty_gguf import faulty
 
 pytestmark = pytest.mark.real
 TOOLS = ("/general-search", "/math", "/code")
@@ -115,13 +117,37 @@ def test_row_13_special_tokens_in_the_users_text_are_text(embedded: LlamaCppMode
 
 
 def test_raw_format_adds_nothing() -> None:
-    model = load(Rung(Candidate("embedded", "embedded"), "gguf"), load_settings(prompt_format="raw", slots=1))
+    settings = load_settings(prompt_format="raw", slots=1)
+    model = load(Rung(Candidate("embedded", "embedded"), "gguf"), settings, own.checkpoint())
     try:
         assert model.prompt_tokens(request("one two")) == model.count_tokens("one two")
         assert run(model, request("The capital of France is", 3))[0].strip().startswith("Paris")
         assert model.info.slots == 1
     finally:
         model.close()
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ raise_exception('no') }}",
+        "{% for m in messages %}{{ m.content ",
+        "{# nothing #}",
+    ],
+)
+def test_fault_c_a_template_that_does_not_work(tmp_path: Path, template: str) -> None:
+    """Some of them keep llama.cpp from starting, whatever is asked for."""
+    path = faulty(tmp_path / "bad.gguf", template=template)
+    for wanted in ("auto", "raw"):
+        model = load_file(path, prompt_format=wanted, slots=1, context_length=512)
+        try:
+            assert model.prompt_tokens(request("one two")) == model.count_tokens("one two")
+            assert run(model, request("The capital of France is", 3))[0].strip().startswith("Paris")
+            assert len(model.info.warnings) == (wanted == "auto"), model.info.warnings
+        finally:
+            model.close()
+    with pytest.raises(CandidateError, match="PROMPT_FORMAT=chat, but the checkpoint's chat template"):
+        load_file(path, prompt_format="chat", slots=1, context_length=512)
 
 
 def test_row_09_context_overflow_names_both_counts(embedded: LlamaCppModel) -> None:
@@ -181,19 +207,16 @@ def test_port_needs_the_key_and_shows_no_page(embedded: LlamaCppModel) -> None:
 
 
 def load_file(path: Path, **settings: object) -> LlamaCppModel:
-    return load(Rung(Candidate(str(path), "gguf"), "gguf"), load_settings(**settings))
+    return load(Rung(Candidate(str(path), "gguf"), "gguf"), load_settings(**settings), path)
 
 
 def test_what_cannot_be_loaded_says_why(tmp_path: Path) -> None:
-    wrong, cut = tmp_path / "wrong.gguf", tmp_path / "cut.gguf"
-    wrong.write_bytes(b"PK\x03\x04" + bytes(100))
+    cut = tmp_path / "cut.gguf"
     cut.write_bytes(own.base().read_bytes()[:3_000_000])
-    with pytest.raises(CandidateError, match=r"wrong\.gguf is no GGUF"):
-        load_file(wrong)
     with pytest.raises(RungError, match=r"does not load cut\.gguf"):
         load_file(cut)
     with pytest.raises(CandidateError, match=r"o/r:f\.gguf is not in the cache"):
-        load(Rung(Candidate("o/r:f.gguf", "hub-gguf"), "gguf"), load_settings())
+        Loader(load_settings()).model(Rung(Candidate("o/r:f.gguf", "hub-gguf"), "gguf"))
     with pytest.raises(RungError, match="no GPU"):
         load_file(own.base(), model_device="cuda")
 

@@ -22,7 +22,7 @@ from router_backend.checkpoints import machine
 from router_backend.checkpoints.ladder import Candidate, Rung
 from router_backend.engines.transformers.load import load
 from router_backend.errors import LoadError
-from router_backend.service.loader import rungs_here
+from router_backend.service.loader import Loader
 from router_backend.settings import load_settings
 from router_backend.types import GenerateRequest, SamplingParams
 from tests.fakes import tiny
@@ -60,12 +60,12 @@ def test_a_package_that_is_missing_is_named_before_and_by_the_load(
     for name in ("gptqmodel", "optimum"):
         monkeypatch.setitem(sys.modules, name, None)
     here = Candidate(str(quantised(method, tmp_path / "quantised")), "folder")
-    (rung,) = rungs_here(load_settings(), machine.inspect())(here)
+    (rung,) = Loader(load_settings(), machine.inspect()).rungs(here)
     assert rung.strategy == "native" and rung.skip is not None
     assert rung.skip.startswith(f"{package} not installed, and its weights are quantised by {method}: ")
     assert "built from source" in rung.skip and "compressed-tensors or a GGUF" in rung.skip
     with pytest.raises(LoadError, match=f"not installed here: ImportError: .*{library}"):
-        load(Rung(here, "native"), load_settings(model_device="cpu"))
+        load(Rung(here, "native"), load_settings(model_device="cpu"), Path(here.name))
 
 
 def test_compressed_tensors_says_which_extra_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,13 +98,13 @@ def test_a_real_checkpoint_in_compressed_tensors_answers_as_before(tmp_path: Pat
     compressor.update_config(str(packed))
 
     here = Candidate(str(packed), "folder")
-    (rung,) = rungs_here(load_settings(model_device="cpu"), machine.inspect())(here)
+    (rung,) = Loader(load_settings(model_device="cpu"), machine.inspect()).rungs(here)
     assert (rung.strategy, rung.skip) == ("native", None)
     assert rung.needs is not None
     assert said(Rung(here, "native")) == said(Rung(Candidate(str(plain), "folder"), "cpu"))
 
 
 def said(rung: Rung) -> str:
-    model = load(rung, load_settings(model_device="cpu", threads=1))
+    model = load(rung, load_settings(model_device="cpu", threads=1), Path(rung.candidate.name))
     asked = GenerateRequest("test", "Say hello.", SamplingParams(12, temperature=0))
     return "".join(chunk.text for chunk in model.generate(asked, lambda: False))

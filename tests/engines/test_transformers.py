@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
+from router_backend.checkpoints import hub
 from router_backend.checkpoints.ladder import Candidate, Loaded, Rung
 from router_backend.engines.transformers import load as engine
 from router_backend.engines.transformers.model import DecodedModel
@@ -32,7 +33,7 @@ from router_backend.errors import (
 from router_backend.plan.prompt import router_prompt
 from router_backend.plan.rules import validate
 from router_backend.plan.write import PlanWriter
-from router_backend.service.loader import load_first
+from router_backend.service.loader import Loader
 from router_backend.settings import load_settings
 from router_backend.types import Chunk, GenerateRequest, SamplingParams
 from router_backend.writing import grammar
@@ -51,7 +52,8 @@ def load(
     folder: Path, strategy: str = "cpu", parts: dict[str, object] | None = None, **settings: object
 ) -> DecodedModel:
     chosen: dict[str, object] = {"model_device": "cpu", "threads": 1, "slots": 2, **settings}
-    return engine.load(Rung(Candidate(str(folder), "folder"), strategy), load_settings(**chosen), **parts or {})
+    candidate, told = Candidate(str(folder), "folder"), load_settings(**chosen)
+    return engine.load(Rung(candidate, strategy), told, hub.fetch(candidate, told), **parts or {})
 
 
 def load_exact(folder: Path, parts: dict[str, object] | None = None, **settings: object) -> DecodedModel:
@@ -225,7 +227,7 @@ def test_end_token_ends_the_answer(llama: DecodedModel) -> None:
         text, last = run(llama, request("end", 9))
     finally:
         hook.remove()
-        llama.close()
+        llama._runner.forget()
     assert (text, last.usage.completion_tokens, last.finish_reason) == ("", 0, "stop")
 
 
@@ -276,14 +278,14 @@ def ran(passes: list[int], count: int) -> bool:
 
 @pytest.mark.parametrize("prompt", ["Tell a story.", "prefill this. " * 130], ids=["decoding", "prefill"])
 def test_row_18_cancel_is_seen_within_a_pass(llama: DecodedModel, passes: list[int], prompt: str) -> None:
-    llama.close()
+    llama._runner.forget()
     for after in (1, 2):
         passes.clear()
         chunks = list(llama.generate(request(prompt, 200), partial(ran, passes, after)))
         assert chunks[-1].finish_reason == "cancelled"
         assert len(passes) == chunks[-1].timings.forward_passes == after
     text, _ = run(llama, request())
-    llama.close()
+    llama._runner.forget()
     assert run(llama, request())[0] == text, "the next answer is not touched by it"
 
 
@@ -299,7 +301,7 @@ def test_closed_answer_runs_no_further(llama: DecodedModel, passes: list[int]) -
 
 
 def test_timings_tell_what_was_done(llama: DecodedModel, passes: list[int]) -> None:
-    llama.close()
+    llama._runner.forget()
     _, last = write(llama, "Add two numbers.", 20)
     timings = last.timings
     assert timings.forward_passes == len(passes)
@@ -310,7 +312,7 @@ def test_timings_tell_what_was_done(llama: DecodedModel, passes: list[int]) -> N
 
 
 def test_head_of_the_prompt_is_cached_from_one_request_to_the_next(llama: DecodedModel, passes: list[int]) -> None:
-    llama.close()
+    llama._runner.forget()
     _, first = run(llama, request(router_prompt("Add two numbers."), 4))
     prefill = passes[0]
     assert first.usage.cached_tokens == 0 and prefill >= first.usage.prompt_tokens
@@ -449,8 +451,6 @@ def altered(source: Path, folder: Path, **config: object) -> Path:
         ("config.json", None, "no config.json"),
         ("config.json", b'{"model_type": ', "config.json is broken"),
         ("generation_config.json", b"{", "generation_config.json' is not a valid JSON file"),
-        ("chat_template.jinja", b"{% if %}", "TemplateSyntaxError"),
-        ("chat_template.jinja", b"{{ bos_token }}", "leaves the user's text out"),
     ],
 )
 def test_row_20_broken_checkpoint_is_the_candidates_fault(
@@ -571,7 +571,8 @@ def climb(*names: str) -> Loaded[DecodedModel]:
     settings = load_settings(
         model_fallbacks=",".join(names), model_load_strategies="4bit,bf16", model_device="cpu", threads=1, slots=2
     )
-    return load_first(settings, lambda rung: engine.load(rung, settings), lambda attempt: None)
+    loader = Loader(settings)
+    return loader.first(lambda rung: cast("DecodedModel", loader.model(rung)), lambda attempt: None)
 
 
 def test_row_20_failed_load_leaves_no_memory_behind(

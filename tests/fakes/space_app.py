@@ -48,7 +48,7 @@ def _teach_the_echo() -> None:
     def script(request: GenerateRequest) -> str:
         return str(os.getpid()) if "pid" in request.prompt else says_plans(request)
 
-    def load(rung: Any, settings: Any) -> echo.EchoModel:  # noqa: ANN401 - as the engine's own
+    def load(rung: Any, settings: Any, path: Any) -> echo.EchoModel:  # noqa: ANN401 - as the engine's own
         info = ModelInfo("echo", rung.strategy, "echo", settings.context_length, settings.slots)
         return Teachable(info, script=script)
 

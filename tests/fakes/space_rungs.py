@@ -21,9 +21,9 @@ fake_cuda.install()
 import gradio as gr  # noqa: E402
 
 import router_backend.space  # noqa: E402, F401 - sets what must be set before transformers is imported
-from router_backend import engines  # noqa: E402
 from router_backend.checkpoints.ladder import Candidate, Rung  # noqa: E402
 from router_backend.plan.write import PlanWriter  # noqa: E402
+from router_backend.service.loader import Loader  # noqa: E402
 from router_backend.settings import load_settings  # noqa: E402
 from router_backend.space.engine import SpaceEngine  # noqa: E402
 from tests.fakes.space_requests import REQUEST, RUNGS  # noqa: E402
@@ -33,7 +33,7 @@ def main(folder: str, port: int) -> None:
     settings = load_settings()
     placed = {}
     for strategy in RUNGS:
-        model = engines.load(Rung(Candidate(folder, "folder"), strategy), settings)
+        model = Loader(settings).model(Rung(Candidate(folder, "folder"), strategy))
         placed[strategy] = SpaceEngine(model, PlanWriter(model, settings.tools), settings, weights=0)
     with gr.Blocks() as page:
         pass

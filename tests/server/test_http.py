@@ -365,7 +365,7 @@ def test_closing_a_stream_closes_what_makes_it() -> None:
 PROBE = ["state", "phase", "detail", "elapsed_seconds"]
 HEALTH = [
     *("status", "model", "strategy", "engine", "reason", "stand_in", "attempts"),
-    *("context_length", "smallest_budget", "queue", "gpu", "version"),
+    *("context_length", "smallest_budget", "queue", "gpu", "warnings", "version"),
 ]
 
 
@@ -409,6 +409,7 @@ def test_health_ok(echo: App) -> None:
         "smallest_budget": echo.engine.smallest_budget(),
         "queue": {"running": 0, "waiting": 0, "slots": 4},
         "gpu": None,
+        "warnings": [],
         "version": __version__,
     }
 
@@ -422,8 +423,8 @@ def test_row_20_health_loading_and_failed(monkeypatch: pytest.MonkeyPatch) -> No
         raise error
 
     with app(skip_warm_start=True, ready=False) as echo:
-        monkeypatch.setattr(echo.service, "_load", load)
-        echo.client.portal.call(echo.service._begin_loading)
+        monkeypatch.setattr(echo.service.host, "load", load)
+        echo.client.portal.call(echo.service.host.begin)
         assert statuses(echo) == {"/health": 503, "/livez": 200, "/readyz": 503, "/startupz": 503}
         body = echo.client.get("/health").json()
         assert (body["status"], body["strategy"], body["model"]) == ("loading", "pending", None)

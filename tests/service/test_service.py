@@ -29,14 +29,12 @@ class Gate:
         self.gpu: LentGpu | None = None
         self.stalled_seconds = 0.0
         self.order: list[str] = []
-        self.warmed: list[GenerateRequest] = []
         self.active = 0
         self.most = 0
         self.closed = False
         self._opened = asyncio.Event()
         self.open = is_open
         self.fault: Exception | None = None
-        self.warm_fault: Exception | None = None
 
     @property
     def open(self) -> bool:
@@ -50,17 +48,11 @@ class Gate:
         self.active += 1
         self.most = max(self.most, self.active)
         try:
-            if request.id == "warm-up":
-                self.warmed.append(request)
-                await asyncio.sleep(0.01)  # so that warm-ups overlap
-                if self.warm_fault:
-                    raise self.warm_fault
-            else:
-                self.order.append(request.id)
-                yield Chunk("hello ")
-                await self._opened.wait()
-                if self.fault:
-                    raise self.fault
+            self.order.append(request.id)
+            yield Chunk("hello ")
+            await self._opened.wait()
+            if self.fault:
+                raise self.fault
             yield Chunk(request.prompt, "stop")
         finally:
             self.active -= 1
@@ -467,45 +459,6 @@ def test_concurrent_first_requests_share_one_load(fault: Exception | None) -> No
     go(main())
 
 
-def test_warm_up_runs_in_every_slot_at_once() -> None:
-    async def main() -> None:
-        gate = Gate(3)
-        await started(service_of(gate))
-        assert len(gate.warmed) == gate.most == 3
-        assert {request.sampling.max_new_tokens for request in gate.warmed} == {2}
-
-    go(main())
-
-
-def test_nobody_is_served_before_the_warm_up_is_over() -> None:
-    async def main() -> None:
-        gate = Gate(2, is_open=True)
-        service = service_of(gate)
-        await service.start()
-        task = ask(service)
-        while not task.done():
-            assert service.health().status == ("ok" if gate.order else service.health().status)
-            await asyncio.sleep(0)
-        assert len(gate.warmed) == 2 and gate.order == ["r"]
-
-    go(main())
-
-
-def test_a_model_that_fails_its_warm_up_is_closed_again() -> None:
-    """Its memory is wanted by the next attempt."""
-
-    async def main() -> None:
-        gate = Gate()
-        gate.warm_fault = EngineError("broken kernel")
-        service = service_of(gate)
-        await service.start()
-        await become(lambda: service.health().status == "failed")
-        assert "broken kernel" in service.health().reason
-        await become(lambda: gate.closed, 1)
-
-    go(main())
-
-
 @pytest.mark.parametrize(("allow", "lazy"), [(False, False), (True, False), (False, True), (True, True)])
 def test_a_failed_warm_start_is_fatal_unless_it_is_allowed(allow: bool, lazy: bool) -> None:
     async def main() -> None:
@@ -542,9 +495,8 @@ def test_a_foreign_exception_of_a_load_is_a_failed_load() -> None:
     go(main())
 
 
-def test_back_off_doubles_and_the_request_after_it_tries_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("router_backend.service.service._FIRST_BACKOFF", 1000)
-    monkeypatch.setattr("router_backend.service.service._LONGEST_BACKOFF", 3000)
+def test_back_off_grows_and_the_request_after_it_tries_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("router_backend.service.host.pause", lambda times: 1000.0 * times)
 
     async def main() -> None:
         gate, free, calls = Gate(is_open=True), threading.Event(), list[float]()
@@ -552,19 +504,19 @@ def test_back_off_doubles_and_the_request_after_it_tries_again(monkeypatch: pyte
         broken = blocking(gate, free, fault=LoadError("gone"), calls=calls)
         service = service_of(gate, broken, allow_warm_start_failure=True)
         await service.start()
-        for attempts, pause in enumerate((1000, 2000, 3000, 3000), 1):
+        for attempts, pause in enumerate((2000, 3000, 4000, 5000), 1):
             await become(lambda: service.health().status == "failed")
             for _ in range(3):
                 with pytest.raises(NotReady, match="gone") as caught:
                     await service.answer(work())
                 assert caught.value.retry_after is not None and pause - 100 < caught.value.retry_after <= pause
             assert len(calls) == attempts, "nothing is tried before its time"
-            service._retry_at = time.monotonic()
+            service.host.retry_at = time.monotonic()
             with pytest.raises(NotReady):
                 await service.answer(work())
             assert len(calls) == attempts + 1
-        service._load = blocking(gate, free, calls=calls)
-        service._retry_at = time.monotonic()
+        service.host.load = blocking(gate, free, calls=calls)
+        service.host.retry_at = time.monotonic()
         assert list(await asyncio.gather(ask(service), ask(service))) == ["hello r"] * 2
         assert service.health().status == "ok" and len(calls) == 6
 
@@ -651,18 +603,6 @@ def test_an_answer_that_nobody_reads_on_does_not_hold_the_end_up() -> None:
         finally:
             await chunks.aclose()
         assert gate.closed
-
-    go(main())
-
-
-def test_close_during_the_warm_up_unloads_too() -> None:
-    async def main() -> None:
-        gate = Gate()
-        service = service_of(gate)
-        await service.start()
-        await become(lambda: gate.active == 1)
-        await service.close()
-        assert gate.closed and service.health().status == "stopping"
 
     go(main())
 

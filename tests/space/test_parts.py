@@ -248,12 +248,12 @@ def test_chooses_the_rung_by_the_memory_of_the_slice(
     (tmp_path / "config.json").write_text(json.dumps(config))
     tried: list[str] = []
 
-    def load(rung: Rung, settings: Settings) -> LocalModel:
+    def load(rung: Rung, settings: Settings, path: Path) -> LocalModel:
         tried.append(rung.strategy)
         return echo_model(slots=1)
 
     monkeypatch.setattr(engines, "load", load)
-    loaded = placing.place(load_settings(model_repo=str(tmp_path), **settings), lambda attempt: None)
+    loaded = placing.place(placing.loader(load_settings(model_repo=str(tmp_path), **settings)), lambda attempt: None)
     assert tried == [strategy], "nothing is tried that does not fit"
     assert isinstance(loaded.model, SpaceEngine)
     skipped = [attempt.reason for attempt in loaded.attempts if attempt.outcome == "skipped"]
@@ -261,9 +261,9 @@ def test_chooses_the_rung_by_the_memory_of_the_slice(
 
 
 def test_what_runs_on_the_processor_borrows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "load", lambda rung, settings: echo_model(slots=1))
-    on_gpu = placing.place(load_settings(engine="echo"), lambda attempt: None)
-    on_cpu = placing.place(load_settings(engine="echo", model_device="cpu"), lambda attempt: None)
+    monkeypatch.setattr(engines, "load", lambda rung, settings, path: echo_model(slots=1))
+    on_gpu = placing.place(placing.loader(load_settings(engine="echo")), lambda attempt: None)
+    on_cpu = placing.place(placing.loader(load_settings(engine="echo", model_device="cpu")), lambda attempt: None)
     assert isinstance(on_gpu.model, SpaceEngine)
     assert type(on_cpu.model) is ThreadedEngine and on_cpu.model.gpu is None
 
@@ -275,8 +275,10 @@ def test_a_stand_in_answers_for_what_is_too_large_and_borrows_nothing(
     write_hollow_safetensors(tmp_path / "model.safetensors", (5000, 100_000), layers=800)
     config = {"num_hidden_layers": 800, "hidden_size": 5000, "num_attention_heads": 40, "num_key_value_heads": 8}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    monkeypatch.setattr(engines, "load", lambda rung, settings: _llamacpp())
-    loaded = placing.place(load_settings(model_repo=str(tmp_path), embedded_fallback=True), lambda attempt: None)
+    monkeypatch.setattr(engines, "load", lambda rung, settings, path: _llamacpp())
+    loaded = placing.place(
+        placing.loader(load_settings(model_repo=str(tmp_path), embedded_fallback=True)), lambda attempt: None
+    )
     assert loaded.rung.candidate.last_resort and loaded.reason.startswith("a stand-in answers: the embedded model")
     assert "needs" in loaded.reason and "free on cuda:0" in loaded.reason
     assert type(loaded.model) is ThreadedEngine and loaded.model.gpu is None
@@ -291,7 +293,7 @@ def _llamacpp() -> LocalModel:
 def test_what_is_placed_is_handed_over_once_and_placed_anew_in_the_main_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     threads: list[int] = []
 
-    def load(rung: Rung, settings: Settings) -> LocalModel:
+    def load(rung: Rung, settings: Settings, path: Path) -> LocalModel:
         threads.append(threading.get_ident())
         return echo_model(slots=1)
 

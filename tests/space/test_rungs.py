@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from router_backend import engines
 from router_backend.checkpoints import footprint
 from router_backend.checkpoints.ladder import Candidate, Rung
+from router_backend.service.loader import Loader
 from router_backend.settings import load_settings
 from tests.fakes import tiny
 from tests.fakes.space_requests import REQUEST, RUNGS
@@ -32,7 +32,7 @@ def test_says_the_same_as_without_zerogpu(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(footprint, "cpu_dtype", lambda machine: ("bfloat16", "as on a card"))
     settings = load_settings(model_device="cpu", spaces_zero_gpu=True, context_length=1024)
     for strategy in RUNGS:
-        model = engines.load(Rung(Candidate(folder, "folder"), strategy), settings)
+        model = Loader(settings).model(Rung(Candidate(folder, "folder"), strategy))
         here = "".join(chunk.text for chunk in model.generate(REQUEST, lambda: False))
         assert there[strategy] == here and here.strip(), strategy
     assert len(set(there.values())) > 1, "they are different precisions"

@@ -201,9 +201,9 @@ def test_a_checkpoint_in_several_files_is_whole(base: Path, trained: Path, made:
 def serve(place: Path) -> LocalModel:
     settings = load_settings(model_device="cpu", threads=1, slots=1, context_length=2048)
     if place.suffix == ".gguf":
-        return llamacpp.load(Rung(Candidate(str(place), "gguf"), "gguf"), settings)
+        return llamacpp.load(Rung(Candidate(str(place), "gguf"), "gguf"), settings, place)
     quantised = describe(Folder(place)).quantized
-    return engine.load(Rung(Candidate(str(place), "folder"), "native" if quantised else "cpu"), settings)
+    return engine.load(Rung(Candidate(str(place), "folder"), "native" if quantised else "cpu"), settings, place)
 
 
 @pytest.mark.parametrize("which", ["merged", "merged-4bit", "merged-8bit", "merged.gguf"])

@@ -44,7 +44,7 @@ def fetch_gguf(candidate: Candidate, settings: Settings) -> Path:
 
 
 class Hub:
-    """A hub as one walk of the ladder sees it: found unreachable once, it is not waited for again.
+    """A hub as one walk of the ladder sees it: asked once for each candidate, and not again once unreachable.
 
     With `HF_HUB_OFFLINE`, for folders, and for a pinned commit that the cache has complete, no network call is made.
     """
@@ -53,6 +53,7 @@ class Hub:
         self._settings = settings
         self._api = HubApi(settings)
         self._unreachable = self._api.offline
+        self._sources: dict[Candidate, Folder | _Repository] = {}
 
     def describe(self, candidate: Candidate) -> Checkpoint:
         """What is known of a repository or a folder without its weights.
@@ -89,6 +90,11 @@ class Hub:
         return source.download(self._settings).run(self._api) / source.candidate.folder
 
     def _source(self, candidate: Candidate) -> Folder | _Repository:
+        if candidate not in self._sources:
+            self._sources[candidate] = self._found(candidate)
+        return self._sources[candidate]
+
+    def _found(self, candidate: Candidate) -> Folder | _Repository:
         """The folder; the cached copy, where the hub need not or cannot be asked; or else the repository."""
         if candidate.kind == "folder":
             return Folder(Path(candidate.name))

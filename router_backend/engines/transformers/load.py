@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 from transformers.utils.logging import disable_progress_bar
 
-from router_backend.checkpoints import footprint, hub, machine
+from router_backend.checkpoints import footprint, machine
 from router_backend.checkpoints.description import tokenizer_folder
 from router_backend.engines.transformers import drafter
 from router_backend.engines.transformers.model import DecodedModel, is_out_of_memory, release_memory
@@ -38,15 +38,14 @@ logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def load(rung: Rung, settings: Settings, **parts: Any) -> DecodedModel:  # noqa: ANN401 - as DecodedModel takes them
-    """Loads a hub repo or a local folder. `parts` switch off what `DecodedModel` does to save passes, by its names.
+def load(rung: Rung, settings: Settings, path: Path, **parts: Any) -> DecodedModel:  # noqa: ANN401 - DecodedModel's
+    """Loads a complete folder. `parts` switch off what `DecodedModel` does to save passes, by its names.
 
     Raises:
-        CandidateError: it cannot be fetched, or is broken, or needs code of its own that is not trusted.
+        CandidateError: it is broken.
         RungError: it does not load in this precision. Nothing of it stays in memory.
         SettingsError: the drafter file is wrong.
     """
-    folder = hub.fetch(rung.candidate, settings)
     device = "cpu" if rung.strategy == "cpu" or settings.model_device == "cpu" or not _has_cuda() else "cuda"
     if settings.model_device == "cuda" and device == "cpu":
         raise RungError("MODEL_DEVICE=cuda, and torch sees no accelerator here")
@@ -55,7 +54,7 @@ def load(rung: Rung, settings: Settings, **parts: Any) -> DecodedModel:  # noqa:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     remembered = list(drafter.read(settings.drafter)) if settings.drafter else []
-    return explained(lambda: _load(folder, device, rung, settings, {"remembered": remembered, **parts}))
+    return explained(lambda: _load(path, device, rung, settings, {"remembered": remembered, **parts}))
 
 
 def _load(folder: Path, device: str, rung: Rung, settings: Settings, parts: dict[str, Any]) -> DecodedModel:
@@ -80,6 +79,7 @@ def _load(folder: Path, device: str, rung: Rung, settings: Settings, parts: dict
             "transformers",
             context,
             budget_line=bool(getattr(config, BUDGET_KEY, False)),
+            warnings=tuple(tokens.warnings),
         ),
         tokens,
         runner,
@@ -96,9 +96,9 @@ def _read(folder: Path, settings: Settings) -> tuple[PreTrainedConfig, Tokens]:
         width = config.get_text_config().vocab_size
         ends = _end_tokens(folder, config)
         return config, Tokens(tokenizer, ends, vocabulary=width, prompt_format=settings.prompt_format)
-    except LoadError:
+    except (LoadError, KeyboardInterrupt, SystemExit):
         raise
-    except Exception as error:
+    except BaseException as error:  # the tokenizers' library panics, which is no Exception
         raise CandidateError(f"its config, tokenizer or chat template cannot be used: {_words(error)}") from None
 
 
@@ -156,14 +156,16 @@ def explained(load: Callable[[], T]) -> T:
     """Calls `load` and turns the libraries' errors into the ladder's. Holds on to nothing of a load that failed."""
     try:
         return load()
-    except Exception as error:
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
         failure = _failure(error)
     # Only here is the failed load's traceback gone, and with it the tensors in its frames.
     release_memory()
     raise failure
 
 
-def _failure(error: Exception) -> LoadError:
+def _failure(error: BaseException) -> LoadError:
     if isinstance(error, LoadError):
         return type(error)(error.message)
     if is_out_of_memory(error):
@@ -175,7 +177,7 @@ def _failure(error: Exception) -> LoadError:
     return RungError(_words(error))
 
 
-def _words(error: Exception) -> str:
+def _words(error: BaseException) -> str:
     """The error in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 

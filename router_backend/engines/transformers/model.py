@@ -74,8 +74,7 @@ class DecodedModel:
             raise InvalidRequest("the transformers engine gives no logprobs", param="logprobs")
         prompt = [*self._tokens.wrap(request.prompt, request.history), *self._tokens.encode(request.prefix)]
         sampling = request.sampling
-        if len(prompt) + sampling.max_new_tokens > self.info.context_length:
-            raise ContextOverflow.of(len(prompt), sampling.max_new_tokens, self.info.context_length)
+        self.info.check_room(len(prompt), sampling.max_new_tokens)
         if not prompt:
             raise ContextOverflow("the prompt has no tokens at all", param="prompt")
         guide = None if request.grammar is None else self._guides.begin(request.grammar)
@@ -88,7 +87,9 @@ class DecodedModel:
         return self._answer(ids, prompt, sampling.stop, count)
 
     def close(self) -> None:
-        self._runner.forget()
+        """Gives the memory back, the weights' too: the next rung may need it."""
+        del self._runner, self._loop
+        release_memory()
 
     def _answer(
         self,

@@ -8,11 +8,10 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, cast
 
 import llguidance.hf
-from jinja2 import TemplateError
 from tokenizers import Tokenizer
 
-from router_backend.engines.conversation import Message, around, refused, without_template
-from router_backend.errors import CandidateError, InvalidRequest
+from router_backend.engines.conversation import Message, around, refused, through_template, without_template
+from router_backend.errors import CandidateError
 from router_backend.types import Role, Turn
 
 if TYPE_CHECKING:
@@ -28,6 +27,7 @@ class Tokens:
     Attributes:
         ends: ids of the tokens that end an answer.
         grammar: the same tokenizer as llguidance reads it.
+        warnings: about the chat template.
         vocabulary: width of the model's logits. Most models have more than the tokenizer has tokens, some have fewer.
     """
 
@@ -55,9 +55,10 @@ class Tokens:
         self._remembered = lru_cache(maxsize=_REMEMBERED_TEXTS)(self._encode)
         self._tokenizer = tokenizer
         self._pieces = lru_cache(maxsize=64)(self._read_pieces)
-        self._chat = self._has_template(tokenizer, prompt_format)
-        self._trims = self._strips()
-        found = (tokenizer.eos_token_id, self._end_of_turn(tokenizer))
+        template = getattr(tokenizer, "chat_template", None)
+        self._chat, self.warnings = through_template(prompt_format, template, self._render)
+        self._trims = self._chat and self._strips()
+        found = (tokenizer.eos_token_id, self._end_of_turn() if self._chat else None)
         self.ends = frozenset({*ends, *(token for token in found if token is not None)})
         self.grammar = llguidance.hf.from_tokenizer(
             tokenizer, n_vocab=max(vocabulary, len(tokenizer)), eos_token=sorted(self.ends)
@@ -93,25 +94,10 @@ class Tokens:
     def _encode(self, text: str) -> tuple[int, ...]:
         return tuple(self._plain.encode(text, add_special_tokens=False).ids)
 
-    def _has_template(self, tokenizer: PreTrainedTokenizerFast, wanted: str) -> bool:
-        """Whether prompts go through a chat template. Raises CandidateError where one is wanted and there is none."""
-        found = bool(getattr(tokenizer, "chat_template", None))
-        if wanted == "chat" and not found:
-            raise CandidateError("PROMPT_FORMAT=chat, but the checkpoint has no chat template")
-        if wanted == "raw" or not found:
-            return False
-        try:
-            around(("user",), self._render)
-        except InvalidRequest:
-            raise CandidateError(
-                "the checkpoint's chat template leaves the user's text out: try PROMPT_FORMAT=raw"
-            ) from None
-        return True
-
-    def _render(self, messages: list[Message]) -> str:
+    def _render(self, messages: list[Message], *, answer: bool = True) -> str:
         # A checkpoint that thinks aloud (Qwen 3) is told not to: a plan has no place for it.
         text = self._tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+            messages, tokenize=False, add_generation_prompt=answer, enable_thinking=False
         )
         return cast("str", text)
 
@@ -123,14 +109,12 @@ class Tokens:
             return (head, *(self._encode_special(piece) for piece in without_template(roles)[1:]))
         try:
             pieces = around(roles, self._render)
-        except TemplateError:  # the template's own refusal
+        except Exception:  # the template's own refusal, or a mistake in it
             raise refused(roles) from None
         return tuple(self._encode_special(piece) for piece in pieces)
 
     def _strips(self) -> bool:
         """Whether the template takes the blanks around a text away."""
-        if not self._chat:
-            return False
         wide = "\n{}\n"
         (head, tail) = around(("user",), self._render)
         mark = secrets.token_hex(16)
@@ -139,12 +123,10 @@ class Tokens:
     def _encode_special(self, text: str) -> tuple[int, ...]:
         return tuple(self._special.encode(text, add_special_tokens=False).ids)
 
-    def _end_of_turn(self, tokenizer: PreTrainedTokenizerFast) -> int | None:
+    def _end_of_turn(self) -> int | None:
         """The special token that the template puts after an answer; not every checkpoint's configuration names it."""
-        if not getattr(tokenizer, "chat_template", None):
-            return None
         mark = secrets.token_hex(16)
         turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": mark}]
-        text = cast("str", tokenizer.apply_chat_template(turns, tokenize=False))
+        text = self._render(turns, answer=False)
         after = self._encode_special(text.rpartition(mark)[2].lstrip())
         return after[0] if after and self._special.get_added_tokens_decoder().get(after[0]) is not None else None

@@ -22,7 +22,7 @@ from router_backend.server.openai.bodies import ChatBody, CompletionBody
 from router_backend.server.openai.forms import ChatForm, Choice, CompletionForm, Form
 from router_backend.server.sse import merged, stream
 from router_backend.service.service import GenerationService
-from router_backend.types import Chunk, GenerateRequest, Usage
+from router_backend.types import Chunk, GenerateRequest, ModelInfo, Usage
 
 RESPONSES: dict[int | str, dict[str, Any]] = {**ERRORS, **STREAM, 404: ERRORS[400]}
 _STARTED = int(time.time())
@@ -115,25 +115,26 @@ class _Answer:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
         self._note()
+        info = next((last.info for last in self._ended if last is not None), None)
         return {
-            **self._head(self._form.kind),
+            **self._head(self._form.kind, info),
             "choices": [self._form.whole(choice) for choice in choices],
             "usage": self._usage(),
         }
 
     async def pieces(self, *, with_usage: bool) -> AsyncGenerator[Mapping[str, object], None]:
-        begun = set[int]()
+        begun, info = set[int](), None
         null_usage = {"usage": None} if with_usage else {}
         async with aclosing(merged([self._service.generate(each) for each in self._asked])) as chunks:
             async for index, chunk in chunks:
-                choice = self._new(index, chunk)
+                choice, info = self._new(index, chunk), chunk.info
                 if choice.text or choice.logprobs or choice.finish_reason or index not in begun:
                     piece = self._form.piece(choice, first=index not in begun)
                     begun.add(index)
-                    yield {**self._head(self._form.chunk_kind), "choices": [piece], **null_usage}
+                    yield {**self._head(self._form.chunk_kind, info), "choices": [piece], **null_usage}
         self._note()
         if with_usage:
-            yield {**self._head(self._form.chunk_kind), "choices": [], "usage": self._usage()}
+            yield {**self._head(self._form.chunk_kind, info), "choices": [], "usage": self._usage()}
 
     async def _choice(self, index: int) -> Choice:
         whole = Choice(index, logprobs=() if self._with_logprobs else None)
@@ -152,8 +153,8 @@ class _Answer:
         logprobs = chunk.logprobs if self._with_logprobs and chunk.logprobs else None
         return Choice(index, chunk.text, logprobs, chunk.finish_reason)
 
-    def _head(self, kind: str) -> dict[str, Any]:
-        info = self._service.health().info
+    def _head(self, kind: str, info: ModelInfo | None) -> dict[str, Any]:
+        """`info`: of the model that answers, which is not what is served by now where it was exchanged meanwhile."""
         return {
             "id": f"{self._form.prefix}-{self._asked[0].id}",
             "object": kind,

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from router_backend.engines.transformers.tokens import Tokens
-from router_backend.errors import CandidateError
+from router_backend.errors import CandidateError, InvalidRequest
 from router_backend.plan.prompt import router_prompt
+from router_backend.types import Turn
 from tests.fakes import tiny
 
 if TYPE_CHECKING:
@@ -105,15 +106,48 @@ def test_row_13_no_text_whatever_holds_a_special_token(data: st.DataObject) -> N
     assert not specials & set(TOKENS[name].encode(text))
 
 
-def test_template_that_leaves_the_text_out_is_refused() -> None:
-    """As one that takes lists of parts only: the model would be asked nothing."""
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        # As one that takes lists of parts only: the model would be asked nothing.
+        ("{% for m in messages %}<|im_start|>{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}", "out"),
+        ("{# nothing #}", "leaves the user's text out"),
+        ("{{ raise_exception('no') }}", "does not work (TemplateError: no)"),
+        ("{% for m in messages %}{{ m.content ", "does not work (TemplateSyntaxError"),
+        (
+            "{{ messages[0].content }}{% if messages[-1].role == 'assistant' %}{{ raise_exception('x') }}{% endif %}",
+            "x",
+        ),
+        ("{{ messages[0].content + 1 }}", "does not work (TypeError"),
+    ],
+)
+def test_fault_c_a_template_that_does_not_work(
+    template: str, words: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`auto` does without it, and says so; `chat` refuses the checkpoint; `raw` never looks."""
+    made = deepcopy(MADE["qwen3"])
+    made.chat_template = template
+    tokens = Tokens(made, [], vocabulary=WIDTH)
+    assert tokens.wrap("hi") == made.encode("hi")
+    (warning,) = tokens.warnings
+    assert words in warning and warning in caplog.text
+    with pytest.raises(CandidateError, match="PROMPT_FORMAT=chat, but the checkpoint's chat template"):
+        Tokens(made, [], vocabulary=WIDTH, prompt_format="chat")
+    monkeypatch.setattr(type(made), "apply_chat_template", None)
+    raw = Tokens(made, [], vocabulary=WIDTH, prompt_format="raw")
+    assert raw.wrap("hi") == made.encode("hi") and raw.warnings == []
+
+
+def test_fault_c_a_template_without_system_messages_is_used_and_those_are_refused() -> None:
     made = deepcopy(MADE["qwen3"])
     made.chat_template = (
-        "{% for m in messages %}<|im_start|>{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}"
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('none') }}{% endif %}"
+        "<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
     )
-    with pytest.raises(CandidateError, match="leaves the user's text out"):
-        Tokens(made, [], vocabulary=WIDTH)
-    assert Tokens(made, [], vocabulary=WIDTH, prompt_format="raw").wrap("hi")
+    tokens = Tokens(made, [], vocabulary=WIDTH)
+    assert tokens.warnings == [] and tokens.wrap("hi") != made.encode("hi")
+    with pytest.raises(InvalidRequest, match="does not take messages of these roles"):
+        tokens.wrap("hi", (Turn("system", "x"),))
 
 
 # Ends
@@ -160,7 +194,7 @@ def test_raw_is_the_text_as_the_tokenizer_itself_begins_it(name: str) -> None:
     raw = Tokens(MADE[name], [], vocabulary=WIDTH, prompt_format="raw")
     assert raw.wrap(" one two\n") == MADE[name].encode(" one two\n")
     assert raw.wrap("") == ([] if name == "qwen3" else [MADE[name].bos_token_id])
-    assert TOKENS[name].ends == raw.ends
+    assert raw.ends == {MADE[name].eos_token_id}, "what ends a turn is the template's word"
 
 
 @every
