@@ -15,7 +15,7 @@ from functools import partial
 
 from router_backend.errors import AnswerError
 from router_backend.schema import grammar
-from router_backend.schema.nodes import Array, Choice, Field, Node, Number, Object, Pattern, Text, Union, resolved
+from router_backend.schema.nodes import Array, Choice, Field, Node, Number, Object, Part, Pattern, Text, Union, resolved
 from router_backend.schema.read import MOST_DEPTH, within
 from router_backend.schema.size import CHARACTER, TEXT_LEAST, Sizes, Skeleton
 from router_backend.writing import clip
@@ -103,10 +103,15 @@ class SchemaScript(Script):
             if at is None:
                 break
             chosen, fields = fields[at], fields[at + 1 :]
-            self.text += ("" if not written else ", ") + f"{_quoted(chosen.name)}:"
             rest = self._needed(fields, after)
-            yield from self._value(chosen.value, f"{where}.{chosen.name}", rest, depth, " ")
+            self.text += ", " if written else ""
             written += 1
+            if isinstance(chosen.value, Part):
+                limit = self.count(self.text) + self._allot(self.sizes[chosen.value].least, chosen.value, rest)
+                yield from self._write_by(chosen.value.script(limit, self.count, self.text))
+                continue
+            self.text += f"{_quoted(chosen.name)}:"
+            yield from self._value(chosen.value, f"{where}.{chosen.name}", rest, depth, " ")
         if node.other is not None:
             yield from self._others(node, node.other, where, after, depth, written)
         self.text += "}"
@@ -233,7 +238,7 @@ class SchemaScript(Script):
             fits = partial(self._fits_text, most, node.most)
             if stopped or not fits(text):
                 shorter = clip.shorten(text, fits)
-                text, stopped = shorter if len(shorter) >= node.least else _cut(text, fits), True
+                text, stopped = shorter if len(shorter) >= node.least else clip.cut(text, fits), True
             if len(text) >= node.least:
                 break
         else:
@@ -324,12 +329,3 @@ def _decoded(body: str) -> str:
         return str(json.loads(f'"{body[:-1] if clip.open_escape(body) else body}"', strict=False))
     except ValueError:
         return ""
-
-
-def _cut(text: str, fits: partial[bool]) -> str:
-    """The longest beginning that fits, to the character."""
-    low, high = 0, len(text)
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(text[:middle]) else (low, middle - 1)
-    return text[:low]
