@@ -85,6 +85,7 @@ class GenerateRequest:
         tools: those that may be called.
         may_speak: whether the answer to a request with tools may be text instead.
         parallel: whether it may be several calls.
+        result_of: the tool whose result the prompt is; None where it is the user's text.
         specialists: the tools that a plan in the answer may use, as `/name`; none for those of the server.
         prefix: the part of the answer that is already written; the engine goes on after it.
         grammar: llguidance grammar (Lark) that the continuation must keep, or None.
@@ -102,10 +103,20 @@ class GenerateRequest:
     may_speak: bool = False
     parallel: bool = False
     specialists: tuple[str, ...] = ()
+    result_of: str | None = None
+
+    @property
+    def routes(self) -> bool:
+        """Whether it asks which specialist is to have the task, as a router is asked."""
+        return (
+            bool(self.tools) and not self.may_speak and all(f"/{each.name}" in self.specialists for each in self.tools)
+        )
 
     @property
     def turns(self) -> tuple[Turn, ...]:
         """The whole conversation."""
+        if self.result_of is not None:
+            return (*self.history, Turn("tool", self.prompt, name=self.result_of))
         return (*self.history, Turn("user", self.prompt))
 
 

@@ -28,7 +28,8 @@ def text(
         least: characters that it must have.
         call: whether it is a call's argument, which a closing parenthesis would leave empty.
     """
-    body = f"/{_FIRST_OF_CALL if call else _FIRST}{CHARACTER}{f'{{{least - 1},}}' if least > 1 else '*'}/{_without(banned)}"
+    times = f"{{{least - 1},}}" if least > 1 else "*"
+    body = f"/{_FIRST_OF_CALL if call else _FIRST}{CHARACTER}{times}/{_without(banned)}"
     said = f"({literals(leads)}) TEXT" if leads else "TEXT"
     return f"start: {f'({said})?' if optional else said} END\nTEXT: {body}\n{END}\n"
 

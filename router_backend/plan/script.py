@@ -102,7 +102,7 @@ class PlanScript(Script):
             self.text += '",'
 
     def _list(self, name: str, *, leads: Sequence[str] = ()) -> Generator[Ask, Reply, Wish | None]:
-        shape, index = self._shapes[name], 0
+        index = 0
         while True:
             level, needed, planned = self._due(name, index)
             wish = yield from self._text(f"{name}[{index}]", name, level, planned, needed=needed, leads=leads)
@@ -123,7 +123,9 @@ class PlanScript(Script):
         if "route_plan" in self._shapes:
             self.text += " -> ".join([*self.route, QA])
         else:  # the hand-off alone says who is called
-            self.text += yield from self._choose("handoff_plan", [f"{tool} -> {QA}" for tool in self.costs.tools])
+            said = yield from self._choose("handoff_plan", [f"{tool} -> {QA}" for tool in self.costs.tools])
+            self.route.append(said.partition(" ")[0])
+            self.text += said
         yield from self._text(
             "handoff_plan", "handoff_plan", self._level("handoff_plan"), leads=(" ", ". "), optional=True
         )

@@ -89,8 +89,13 @@ class Script(ABC):
             self.text = script.text
         self.clipped += script.clipped
 
-    def _choose(self, field: str, options: Sequence[str], *, stop: str = "") -> Generator[Ask, Reply, str]:
-        """One of the options; no stage at all where there is but one. `stop` follows them all, and is not kept."""
+    def _choose(
+        self, field: str, options: Sequence[str], *, stop: str = "", said: str = ""
+    ) -> Generator[Ask, Reply, str]:
+        """One of the options; no stage at all where there is but one.
+
+        `stop` follows them all, and is not kept; nor is `said`, which the checkpoint reads before them.
+        """
         if len(options) == 1:
             return options[0]
         # Stopping before the last character that all options share saves the pass that would draw the end token.
@@ -98,7 +103,7 @@ class Script(ABC):
         ends = (stop or last,) if stop or last else ()
         offered = [option + stop for option in options]
         for attempt in range(TRIES):
-            reply = yield Ask(field, tokens_of(offered), grammar.choice(offered), ends, attempt)
+            reply = yield Ask(field, tokens_of(offered), grammar.choice(offered), ends, attempt, said)
             for option in options:
                 if reply.text in (option, option + stop, option.removesuffix(last)):
                     return option

@@ -68,7 +68,7 @@ class Writer(ABC, Generic[S]):
             yield Chunk(finish_reason="cancelled", timings=run.timings)
             return
         used = self._model.count_tokens(script.text)
-        self._check(script.text, request)
+        self._check(script, request)
         if used > limit:
             raise script.failure(f"the {self.kind} has {used} tokens, its budget {limit}")
         usage = Usage(prompt_tokens, used, min(run.cached, prompt_tokens))
@@ -85,7 +85,7 @@ class Writer(ABC, Generic[S]):
     def _script(self, request: GenerateRequest) -> S: ...
 
     @abstractmethod
-    def _check(self, text: str, request: GenerateRequest) -> None:
+    def _check(self, script: S, request: GenerateRequest) -> None:
         """Nothing leaves that was not parsed and checked. Raises the script's `failure`."""
 
     def _told(self, request: GenerateRequest) -> GenerateRequest:

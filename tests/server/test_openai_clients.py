@@ -196,7 +196,7 @@ def test_async_client_streams_json_and_has_errors_as_classes(url: str) -> None:
             with pytest.raises(openai.NotFoundError):
                 await client.chat.completions.create(model="gpt-9", messages=[{"role": "user", "content": "x"}])
             models = [model.id async for model in client.models.list()]
-            assert models == ["embedded", "router"]
+            assert models == ["embedded", "router", "router-text"]
         async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="wrong", max_retries=0) as stranger:
             with pytest.raises(openai.AuthenticationError):
                 await stranger.models.list()
