@@ -140,7 +140,9 @@ def _text(shape: Shape, node: Node, forced: int, *, tags: bool = False) -> Shape
             if found.most is not None and found.most < (max(map(len, shape.words)) if shape.words else forced):
                 continue
             least = max(shape.least, 4 * (found.least - forced)) if found.least > 1 else shape.least
-            return replace(shape, least=least, usual=max(shape.usual, least), shortest=found.least, longest=found.most)
+            return replace(
+                shape, least=least, usual=max(shape.usual, least), shortest=max(1, found.least), longest=found.most
+            )
         if isinstance(found, Choice) and (tags or shape.words):
             said = [option[1:-1] for option in found.options]
             words = tuple(word for word in said if (TAG.fullmatch(word) if tags else word in DIFFICULTIES))

@@ -222,8 +222,8 @@ class PlanScript(Script):
         """
         limit = self._allot(field, planned, needed, level)
         shape = self._shape(field)
-        # What stands of this string already counts among its characters.
-        written = len(self.text.rpartition('"')[2]) + call
+        # What stands of this string already counts among its characters, and a call's ellipsis and parenthesis.
+        written = len(self.text.rpartition('"')[2]) + 2 * call
         room = None if shape.longest is None else shape.longest - written
         least = shape.shortest - written
         optional = optional and least < 1
