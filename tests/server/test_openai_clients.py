@@ -11,65 +11,30 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated
 
-import jsonschema_rs
 import openai
 import pytest
 import uvicorn
-from langchain_core.messages import AIMessage
 from langchain_openai import ChatOpenAI
-from pydantic import BaseModel, Field, SecretStr
+from pydantic import BaseModel, SecretStr
 
 from router_backend.checkpoints.ladder import Attempt, Candidate, Loaded, Rung
 from router_backend.engines.base import Engine
 from router_backend.engines.llamacpp import LlamaCppModel
 from router_backend.engines.threaded import ThreadedEngine
-from router_backend.plan.rules import findings_of, validate
-from router_backend.plan.schema import KEYS, Plan
+from router_backend.plan.rules import validate
+from router_backend.plan.schema import Plan
 from router_backend.plan.write import PlanWriter
 from router_backend.server.app import create_app
 from router_backend.server.serve import configuration
 from router_backend.service.service import GenerationService
 from router_backend.settings import load_settings
-from tests.fakes.handoffs import HANDOFFS, NAMES
-from tests.fakes.running import until
+from tests.fakes.running import Kept, until
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
 TOOLS = ("/general-search", "/math", "/code")
 TEXT = openai.types.shared_params.ResponseFormatText(type="text")
 USER = "Prove that the sum of two odd numbers is even, then check it in Python."
-
-
-class OwnMetrics(BaseModel):
-    primary: list[str]
-
-
-class Own(BaseModel):
-    """A client's plan: the keys in its own order, plain types, fewer metrics, few tags."""
-
-    difficulty: str
-    tags: Annotated[list[str], Field(max_length=2)]
-    route_plan: list[str]
-    route_rationale: str
-    expected_artifacts: list[str]
-    thinking_outline: list[str]
-    handoff_plan: str
-    todo_list: list[str]
-    acceptance_criteria: list[str]
-    metrics: OwnMetrics
-
-
-class Kept:
-    """The session's model, which outlives a server."""
-
-    def __init__(self, model: LlamaCppModel) -> None:
-        self._model = model
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._model, name)
-
-    def close(self) -> None: ...
 
 
 @pytest.fixture(scope="module")
@@ -288,32 +253,3 @@ def test_litellm(url: str) -> None:
     assert said["async"] and said["completion"]
     assert said["too_small"].startswith("BadRequestError") and "the smallest budget" in said["too_small"]
     assert said["wrong_key"].startswith("AuthenticationError")
-
-
-def test_orchestrators_hand_off_is_whole_at_700_tokens(url: str) -> None:
-    """Three tools of sixteen arguments, nearly a plan each, and an explanation of them as the system's message."""
-    model = ChatOpenAI(
-        base_url=f"{url}/v1",
-        api_key=SecretStr("sk-test"),
-        model="router",
-        temperature=0,
-        max_tokens=700,  # type: ignore[call-arg]
-        max_retries=0,
-        timeout=280,
-    ).bind_tools(HANDOFFS, parallel_tool_calls=True)
-    answer = model.invoke([("system", "Choose one of three agents and hand the task over."), ("user", USER)])
-    assert isinstance(answer, AIMessage) and not answer.invalid_tool_calls
-    [call] = answer.tool_calls
-    assert call["name"] in NAMES
-    jsonschema_rs.validate(HANDOFFS[0]["function"]["parameters"], call["args"])
-    assert not findings_of(call["args"], KEYS, [f"/{name}" for name in NAMES])
-    assert answer.usage_metadata is not None and answer.usage_metadata["output_tokens"] <= 700
-
-
-def test_own_plan_class_is_filled_at_600_tokens(client: openai.OpenAI) -> None:
-    answer = client.chat.completions.parse(
-        model="router", messages=[{"role": "user", "content": USER}], response_format=Own, max_tokens=600, seed=1
-    )
-    own = answer.choices[0].message.parsed
-    assert isinstance(own, Own) and own.route_plan and len(own.tags) <= 2
-    assert not findings_of(own.model_dump(), KEYS, TOOLS)
