@@ -116,7 +116,8 @@ class ThreadedEngine:
 
     def _writer_of(self, request: GenerateRequest) -> Writer[Any]:
         """Who writes such an answer; raw text is written by nobody, and admitted as plans are."""
-        return {"json": self._schemas, "calls": self._calls}.get(request.output, self._writer)
+        writers: dict[str, Writer[Any]] = {"json": self._schemas, "calls": self._calls}
+        return writers.get(request.output, self._writer)
 
     def _heard(self, cancelled: Callable[[], bool], slot: int) -> Callable[[], bool]:
         """A model that asks whether it is cancelled is alive."""

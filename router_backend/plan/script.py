@@ -170,6 +170,7 @@ class PlanScript(Script):
     def _tags(self) -> Stages:
         tags: list[str] = []
         words = self._shapes["tags"].words
+        wish: Wish | None
         while True:
             level, needed, planned = self._due("tags", len(tags))
             if words:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import httpx
 import jsonschema_rs
@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_openai import ChatOpenAI
-from pydantic import SecretStr
+from pydantic import BaseModel, Field, SecretStr
 
 from router_backend.plan.prompt import router_prompt
 from router_backend.plan.rules import findings_of
@@ -349,6 +349,44 @@ def test_hand_offs_without_arguments(drawn: App) -> None:
 def test_own_instructions_ask_for_text_and_a_routers_prompt_for_a_plan(echo: App, body: Json, plan: bool) -> None:
     content = choice_of(chat(echo, **body))["message"]["content"]
     assert content.startswith('{"route_plan"') is plan
+
+
+class Person(BaseModel):
+    name: str
+    age: Annotated[int, Field(ge=0, le=150)]
+
+
+SHOWN = json.dumps(Person.model_json_schema(), indent=2)
+WORDS = (
+    f"Always respond with a JSON object that's compatible with this schema:\n\n{SHOWN}\n\nNo fences.",
+    f"Provide the parsed objects in json that match the following json_schema:\n\n{SHOWN}\n\nReturn an instance.",
+)
+
+
+@pytest.mark.parametrize("words", WORDS)
+@pytest.mark.parametrize("asked", [None, {"type": "json_object"}])
+def test_schema_that_instructions_show_is_kept(drawn: App, words: str, asked: Json | None) -> None:
+    """As pydantic-ai's prompted mode and instructor's JSON and MD_JSON ask: in the system's message alone."""
+    messages = [{"role": "system", "content": words}, *USER]
+    wanted = {"response_format": asked} if asked else {}
+    for seed in range(4):
+        message = choice_of(chat(drawn, messages=messages, seed=seed, **wanted))["message"]
+        Person.model_validate_json(message["content"])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "Answer in json. The schema is {none}.",
+        'The schema: {"properties": {"a": {"type": "string"}}}.',
+        'In JSON, by the schema {"type": "object"}',
+        'In JSON, by the schema {"properties": {"a": {"not": {}}}}',
+        "json schema " + "{" * 5000,
+    ],
+)
+def test_what_is_no_schema_in_words_is_text(echo: App, words: str) -> None:
+    messages = [{"role": "system", "content": words}, *USER]
+    assert choice_of(chat(echo, messages=messages))["message"]["content"] == "one two three"
 
 
 def test_completions_know_the_text_model_too(echo: App) -> None:

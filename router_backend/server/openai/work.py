@@ -15,6 +15,7 @@ from router_backend.plan.part import form_of, is_plan
 from router_backend.plan.prompt import is_routers_own
 from router_backend.schema.nodes import Node, Object, resolved
 from router_backend.schema.read import ANYTHING, read
+from router_backend.schema.shown import schema_shown
 from router_backend.server.openai.bodies import ChatBody, CompletionBody, FunctionBody, SchemaFormat
 from router_backend.service.service import GenerationService
 from router_backend.settings import Settings
@@ -157,10 +158,13 @@ async def _output(body: ChatBody | CompletionBody) -> tuple[Output, str | None]:
                 "response_format beside tools needs tool_choice none or required", param="response_format"
             )
         return "calls", None
-    if wanted is None:
-        return ("text" if _wants_text(body) else "plan"), None
     if not isinstance(wanted, SchemaFormat):
-        return ("text", None) if wanted.type == "text" else ("json", ANYTHING)
+        if wanted is not None and wanted.type == "text":
+            return "text", None
+        if wanted is None and not _wants_text(body):
+            return "plan", None
+        shown = await asyncio.to_thread(schema_shown, "\n".join(_instructions(body)))
+        return ("json", shown or ANYTHING) if shown or wanted else ("text", None)
     text = _json(wanted.json_schema.definition)
     root = await asyncio.to_thread(read, text)  # its patterns are compiled, which may take a moment
     return ("plan", None) if is_plan(root) else ("json", text)
@@ -175,7 +179,12 @@ def _wants_text(body: ChatBody | CompletionBody) -> bool:
         return True
     if not isinstance(body, ChatBody) or any(is_routers_own(message.text) for message in body.messages):
         return False
-    return any(message.role in ("system", "developer") and not is_blank(message.text) for message in body.messages)
+    return any(not is_blank(text) for text in _instructions(body))
+
+
+def _instructions(body: ChatBody | CompletionBody) -> list[str]:
+    messages = body.messages if isinstance(body, ChatBody) else ()
+    return [message.text for message in messages if message.role in ("system", "developer")]
 
 
 def _json(schema: dict[str, Any]) -> str:
