@@ -8,6 +8,7 @@ from typing import Any
 
 from router_backend.plan.budget import Costs
 from router_backend.plan.form import METRICS, OPTIONAL, SHAPES, STEPS_MOST, Form, Shape, is_list
+from router_backend.plan.prompt import with_budget
 from router_backend.plan.rules import QA, TAG, TODO, findings_of
 from router_backend.plan.schema import DIFFICULTIES, KEYS, OPTIONAL_METRICS
 from router_backend.plan.script import PlanScript
@@ -34,6 +35,9 @@ class PlanPart(Part):
 
     def script(self, limit: int, count: Count, text: str) -> PlanScript:
         return PlanScript(limit, Costs(count, self.tools, self.form), count, text, first=self.first)
+
+    def told(self, prompt: str, limit: int) -> str:
+        return with_budget(prompt, limit)
 
     def problem(self, value: dict[str, Any]) -> str | None:
         return next(map(str, findings_of(value, self.form.shapes, self.tools)), None)

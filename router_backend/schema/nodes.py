@@ -95,6 +95,10 @@ class Part(Node, ABC):
         """What goes on after `text`, which it holds, and ends after the last field's value."""
 
     @abstractmethod
+    def told(self, prompt: str, limit: int) -> str:
+        """The prompt for a checkpoint that was trained to read its budget there."""
+
+    @abstractmethod
     def problem(self, value: dict[str, Any]) -> str | None:
         """What is wrong with these fields of an object, if anything is."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import lru_cache, reduce
 from operator import getitem
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from router_backend.schema.nodes import Object, Part
 from router_backend.schema.read import ANYTHING, read, validator
 from router_backend.schema.script import SchemaScript
 from router_backend.schema.size import Sizes, measure
-from router_backend.types import GenerateRequest
+from router_backend.types import GenerateRequest, ModelInfo
 from router_backend.writing.stages import JOIN
 from router_backend.writing.writer import Writer
 
@@ -41,6 +42,9 @@ class SchemaWriter(Writer[SchemaScript]):
         root, sizes = self._sized(request.schema or ANYTHING)
         return SchemaScript(root, request.sampling.max_new_tokens, sizes, self._model.count_tokens)
 
+    def _told(self, request: GenerateRequest) -> GenerateRequest:
+        return told(request, self._sized(request.schema or ANYTHING)[0], self._model.info)
+
     def _check(self, script: SchemaScript, request: GenerateRequest) -> None:
         schema = request.schema or ANYTHING
         check(script.text, schema, self._sized(schema)[0])
@@ -66,6 +70,14 @@ def check(text: str, schema: str, root: Node | None = None) -> None:
         problem = part.problem(reduce(getitem, place, value))
         if problem is not None:
             raise AnswerError(f"the answer breaks a rule: {problem}")
+
+
+def told(request: GenerateRequest, root: Node, info: ModelInfo) -> GenerateRequest:
+    """The request as a model reads it that may know budgets, where the answer has parts that it was trained on."""
+    part = next((part for part, _ in parts_of(root)), None)
+    if part is None or not info.budget_line:
+        return request
+    return replace(request, prompt=part.told(request.prompt, request.sampling.max_new_tokens))
 
 
 def parts_of(node: Node, place: tuple[str, ...] = ()) -> Iterator[tuple[Part, tuple[str, ...]]]:

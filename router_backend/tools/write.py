@@ -12,7 +12,7 @@ from router_backend.plan.part import with_plans
 from router_backend.schema.read import read
 from router_backend.schema.script import SchemaScript
 from router_backend.schema.size import Sizes, measure
-from router_backend.schema.write import check
+from router_backend.schema.write import check, told
 from router_backend.tools.words import OPENS, TAIL, head
 from router_backend.types import Chunk, GenerateRequest, Tool, Usage
 from router_backend.writing.grammar import literals
@@ -165,6 +165,9 @@ class ToolWriter(Writer[CallsScript]):
     def _script(self, request: GenerateRequest) -> CallsScript:
         limit, known = request.sampling.max_new_tokens, self._all(request)
         return CallsScript(known, limit, self._model.count_tokens, request.parallel, request.routes)
+
+    def _told(self, request: GenerateRequest) -> GenerateRequest:
+        return told(request, self._all(request)[0].root, self._model.info) if request.routes else request
 
     def _check(self, script: CallsScript, request: GenerateRequest) -> None:
         for known, begin, end in script.calls:

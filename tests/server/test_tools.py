@@ -12,7 +12,7 @@ import openai
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_openai import ChatOpenAI
 from pydantic import BaseModel, Field, SecretStr
 
@@ -405,28 +405,14 @@ def url() -> Iterator[str]:
 
 
 def test_openais_client_with_tools_and_its_stream(url: str) -> None:
+    asked: Any = {"model": "router", "messages": USER, "tools": [ADD], "tool_choice": "required", "max_tokens": 600}
     with openai.OpenAI(base_url=url, api_key="x", max_retries=0) as client:
-        message = (
-            client.chat.completions.create(
-                model="router",
-                messages=USER,
-                tools=[ADD],
-                tool_choice="required",
-                max_tokens=600,  # type: ignore[arg-type, call-overload]
-            )
-            .choices[0]
-            .message
-        )
+        completions: Any = client.chat.completions
+        message = completions.create(**asked).choices[0].message
         assert message.tool_calls[0].function.name == "add"
-        with client.chat.completions.stream(
-            model="router",
-            messages=USER,
-            tools=[ADD],
-            tool_choice="required",
-            max_tokens=600,  # type: ignore[arg-type]
-        ) as stream:
+        with completions.stream(**asked) as stream:
             final = stream.get_final_completion()
-        call = (final.choices[0].message.tool_calls or [])[0]
+        call = final.choices[0].message.tool_calls[0]
         assert set(json.loads(call.function.arguments)) == {"a", "b"}
 
 
@@ -435,11 +421,11 @@ def test_langchains_bound_tools_and_results(url: str) -> None:
         base_url=url, api_key=SecretStr("x"), model="router", temperature=1, max_retries=0, max_tokens=4000
     )  # type: ignore[call-arg]
     bound = model.bind_tools(HANDOFFS, parallel_tool_calls=True)
-    conversation = [SystemMessage("Call one of the tools."), HumanMessage("Prove it.")]
+    conversation: list[BaseMessage] = [SystemMessage("Call one of the tools."), HumanMessage("Prove it.")]
     answer = bound.invoke(conversation)
     assert isinstance(answer, AIMessage) and not answer.invalid_tool_calls
     call = answer.tool_calls[0]
     assert call["name"] in NAMES
     jsonschema_rs.validate(HANDOFFS[0]["function"]["parameters"], call["args"])
-    conversation += [answer, ToolMessage("done", tool_call_id=call["id"]), HumanMessage("And now?")]  # type: ignore[list-item]
+    conversation += [answer, ToolMessage("done", tool_call_id=call["id"]), HumanMessage("And now?")]
     assert bound.invoke(conversation).tool_calls
