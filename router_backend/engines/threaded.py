@@ -39,7 +39,7 @@ class ThreadedEngine:
         self._model = model
         self._writer = writer
         self._schemas = SchemaWriter(model, partial(with_plans, tools=writer.tools))
-        self._calls = ToolWriter(model, writer.tools)
+        self._calls = ToolWriter(model, writer.tools, self._schemas)
         self._threads = ThreadPoolExecutor(self.info.slots, thread_name_prefix="slot")
         self._signs_of_life: dict[int, float] = {}  # of each busy slot, when it last showed one
         self._free_slots: asyncio.Queue[int] = asyncio.Queue()

@@ -12,10 +12,10 @@ from router_backend.plan.part import with_plans
 from router_backend.schema.read import read
 from router_backend.schema.script import SchemaScript
 from router_backend.schema.size import Sizes, measure
-from router_backend.schema.write import check, told
+from router_backend.schema.write import SchemaWriter, check, told
 from router_backend.tools.words import OPENS, TAIL, head
 from router_backend.types import Chunk, GenerateRequest, Tool, Usage
-from router_backend.writing.grammar import literals
+from router_backend.writing.grammar import choice, literals
 from router_backend.writing.stages import JOIN, Ask, Count, Reply, Script, Stages, tokens_of
 from router_backend.writing.writer import Writer
 
@@ -125,9 +125,10 @@ class ToolWriter(Writer[CallsScript]):
 
     kind, whole = "answer", "a whole call of one of these tools"
 
-    def __init__(self, model: LocalModel, tools: Sequence[str]) -> None:
-        """`tools`: those of a plan's steps."""
+    def __init__(self, model: LocalModel, tools: Sequence[str], schemas: SchemaWriter) -> None:
+        """`tools`: those of a plan's steps; `schemas` writes what is said instead of a call, to a schema."""
         super().__init__(model)
+        self._schemas = schemas
         self._tools = tuple(tools)
         self._known = lru_cache(maxsize=64)(self._measured)
 
@@ -137,9 +138,14 @@ class ToolWriter(Writer[CallsScript]):
             yield from super().write(request, cancelled, slot)
             return
         self.admit(request)
-        script = self._script(request)
-        if (yield from self._speak(request, cancelled, slot)):
-            if script.can_call:
+        can_call = self._script(request).can_call
+        if request.schema is not None:
+            calls = can_call and self._begins_call(request, cancelled, slot)
+            yield from (
+                super().write(request, cancelled, slot) if calls else self._schemas.write(request, cancelled, slot)
+            )
+        elif (yield from self._speak(request, cancelled, slot)):
+            if can_call:
                 yield from super().write(request, cancelled, slot)
             else:
                 yield Chunk(finish_reason="length", usage=Usage(self._model.prompt_tokens(request)))
@@ -158,6 +164,13 @@ class ToolWriter(Writer[CallsScript]):
                 yield replace(chunk, text=held)
                 yield from chunks
         return False
+
+    def _begins_call(self, request: GenerateRequest, cancelled: Callable[[], bool], slot: int) -> bool:
+        """Whether the checkpoint would rather call a tool than begin with JSON."""
+        options = (OPENS.strip(), "{")
+        sampling = replace(request.sampling, max_new_tokens=tokens_of(options), stop=())
+        asked = replace(request, output="text", grammar=choice(options), sampling=sampling)
+        return "".join(chunk.text for chunk in self._model.generate(asked, cancelled, slot)).startswith(options[0])
 
     def _smallest(self, request: GenerateRequest) -> int:
         return 0 if request.may_speak else min(each.least for each in self._all(request)) + JOIN

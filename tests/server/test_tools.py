@@ -19,6 +19,7 @@ from pydantic import BaseModel, Field, SecretStr
 from router_backend.plan.prompt import router_prompt
 from router_backend.plan.rules import findings_of
 from router_backend.plan.schema import KEYS
+from router_backend.schema.write import SchemaWriter
 from router_backend.tools.words import OPENS, as_text
 from router_backend.tools.write import ToolWriter
 from router_backend.types import Call, GenerateRequest, SamplingParams, Tool, Turn
@@ -129,7 +130,7 @@ def test_row_14_no_call_is_ever_cut(
     drawn: list[tuple[list[Json], int]], seed: int, extra: int, favours: bytes, parallel: bool, routes: bool
 ) -> None:
     tools, model = made(drawn), RandomModel(favours)
-    writer = ToolWriter(model, TOOLS)
+    writer = ToolWriter(model, TOOLS, SchemaWriter(model))
     specialists = tuple(f"/{each.name}" for each in tools) if routes else ()
     request = GenerateRequest("t", "p", output="calls", tools=tools, parallel=parallel, specialists=specialists)
     limit = writer._smallest(request) + extra
@@ -213,6 +214,20 @@ def test_auto_may_speak_and_may_call(echo: App) -> None:
         assert small["finish_reason"] == "length" and small["message"]["content"] == "", "no piece of a call"
 
 
+def test_auto_beside_a_format_is_a_call_or_keeps_the_format(drawn: App) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    called_or_said = set()
+    for seed in range(16):
+        choice = choice_of(chat(drawn, tools=[ADD], response_format=wanted, seed=seed))
+        if choice["finish_reason"] == "tool_calls":
+            called_or_said.add(called(choice)[0][0])
+        else:
+            jsonschema_rs.validate(schema, json.loads(choice["message"]["content"]))
+            called_or_said.add("said")
+    assert called_or_said == {"add", "said"}
+
+
 def test_none_is_text_by_the_rule_of_no_format(echo: App) -> None:
     messages = [{"role": "system", "content": "Be brief."}, *USER]
     choice = choice_of(chat(echo, tools=[WEATHER], tool_choice="none", messages=messages))
@@ -229,7 +244,6 @@ def test_none_is_text_by_the_rule_of_no_format(echo: App) -> None:
         ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools.0.type"),
         ({"tools": [tool("x", {"a": {"type": "string", "not": {}}})]}, "tools"),
         ({"tools": [tool("bad name")]}, "tools.0.function.name"),
-        ({"tools": [ADD], "response_format": {"type": "json_object"}}, "response_format"),
         ({"tools": [ADD], "logprobs": True}, "logprobs"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0"),
     ],

@@ -153,11 +153,9 @@ async def _output(body: ChatBody | CompletionBody) -> tuple[Output, str | None]:
     if isinstance(body, ChatBody):
         _check_tools(body)
     if isinstance(body, ChatBody) and body.called:
-        if wanted is not None and wanted.type != "text" and not body.must_call:
-            raise InvalidRequest(
-                "response_format beside tools needs tool_choice none or required", param="response_format"
-            )
-        return "calls", None
+        if wanted is None or wanted.type == "text" or body.must_call:
+            return "calls", None
+        return "calls", (await _read(wanted))[0] if isinstance(wanted, SchemaFormat) else ANYTHING
     if not isinstance(wanted, SchemaFormat):
         if wanted is not None and wanted.type == "text":
             return "text", None
@@ -165,9 +163,13 @@ async def _output(body: ChatBody | CompletionBody) -> tuple[Output, str | None]:
             return "plan", None
         shown = await asyncio.to_thread(schema_shown, "\n".join(_instructions(body)))
         return ("json", shown or ANYTHING) if shown or wanted else ("text", None)
-    text = _json(wanted.json_schema.definition)
-    root = await asyncio.to_thread(read, text)  # its patterns are compiled, which may take a moment
+    text, root = await _read(wanted)
     return ("plan", None) if is_plan(root) else ("json", text)
+
+
+async def _read(wanted: SchemaFormat) -> tuple[str, Node]:
+    text = _json(wanted.json_schema.definition)
+    return text, await asyncio.to_thread(read, text)  # its patterns are compiled, which may take a moment
 
 
 def _wants_text(body: ChatBody | CompletionBody) -> bool:
