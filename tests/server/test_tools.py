@@ -246,6 +246,12 @@ def test_none_is_text_by_the_rule_of_no_format(echo: App) -> None:
         ({"tools": [tool("bad name")]}, "tools.0.function.name"),
         ({"tools": [ADD], "logprobs": True}, "logprobs"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0"),
+        ({"messages": [{"role": "function", "content": "x"}]}, "messages.0"),
+        ({"messages": [{"role": "user", "content": "x", "tool_call_id": "y"}]}, "messages.0"),
+        (
+            {"messages": [{"role": "user", "content": "x", "function_call": {"name": "f", "arguments": ""}}]},
+            "messages.0",
+        ),
     ],
 )
 def test_what_is_wrong_with_tools_is_told_by_name(echo: App, body: Json, param: str) -> None:

@@ -106,8 +106,12 @@ class MessageBody(Body):
     def _people_say_something(self) -> Self:
         if self.content is None and self.role != "assistant":
             raise ValueError("content must be a text or a list of text parts")
-        if self.role == "tool" and self.tool_call_id is None:
-            raise ValueError("a tool's message needs its tool_call_id")
+        if (self.role == "tool") is (self.tool_call_id is None):
+            raise ValueError("a tool's message needs its tool_call_id, and no other has one")
+        if self.role == "function" and self.name is None:
+            raise ValueError("a function's message needs its name")
+        if self.role != "assistant" and (self.tool_calls or self.function_call):
+            raise ValueError("only an assistant's message has calls")
         return self
 
     @property
