@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from router_backend.plan.schema import DIFFICULTIES, OPTIONAL_METRICS
@@ -61,7 +61,6 @@ SHAPES = {
     "metrics.secondary": Shape(usual=15, least=6, items=1, most=4),
 }
 OPTIONAL = Shape(usual=25, least=10)
-TEXTS = ("route_rationale", "handoff_plan", "difficulty")
 # What the first item of a list begins with.
 _BEGINNINGS = {"thinking_outline": "1.", "todo_list": "- [ ]"}
 
@@ -125,4 +124,3 @@ def scaled(items: int, level: int) -> int:
 
 
 WHOLE = Form()
-PART = replace(WHOLE, alone=False)

@@ -146,6 +146,7 @@ class Kept:
 
     def __init__(self, model: LocalModel) -> None:
         self._model = model
+        self.seen: list[GenerateRequest] = []
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._model, name)
