@@ -9,8 +9,8 @@ from typing import Literal
 from router_backend.errors import ContextOverflow
 
 FinishReason = Literal["stop", "length", "cancelled"]
-Output = Literal["plan", "json", "text"]
-Role = Literal["system", "user", "assistant"]
+Output = Literal["plan", "json", "calls", "text"]
+Role = Literal["system", "user", "assistant", "tool"]
 # Below it a temperature or a top_p leaves the likeliest token alone, and a float32 cannot divide by it for long.
 _COLDEST = 1e-6
 
@@ -47,11 +47,30 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True)
+class Tool:
+    """What a client's program can do for the model; `parameters` is the JSON Schema of its arguments, as JSON text."""
+
+    name: str
+    description: str
+    parameters: str
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A tool that was called; `arguments` are JSON text."""
+
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
 class Turn:
-    """A message of a conversation."""
+    """A message of a conversation. `calls` are those of an assistant; `name` is the tool whose result this is."""
 
     role: Role
     content: str
+    calls: tuple[Call, ...] = ()
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +81,14 @@ class GenerateRequest:
         id: the request id, for logs.
         prompt: the user's text. Special tokens in it are text and nothing else.
         sampling: how to draw.
-        output: a whole plan, JSON that keeps `schema`, or the model's raw text.
+        output: a whole plan, JSON that keeps `schema`, calls of `tools`, or the model's raw text.
         history: the conversation before the prompt, whose texts are text as well.
         schema: a JSON Schema, as JSON text.
+        tools: those that may be called.
+        may_speak: whether the answer to a request with tools may be text instead.
+        parallel: whether it may be several calls.
+        result_of: the tool whose result the prompt is; None where it is the user's text.
+        specialists: the tools that a plan in the answer may use, as `/name`; none for those of the server.
         prefix: the part of the answer that is already written; the engine goes on after it.
         grammar: llguidance grammar (Lark) that the continuation must keep, or None.
     """
@@ -77,10 +101,24 @@ class GenerateRequest:
     grammar: str | None = None
     history: tuple[Turn, ...] = ()
     schema: str | None = None
+    tools: tuple[Tool, ...] = ()
+    may_speak: bool = False
+    parallel: bool = False
+    specialists: tuple[str, ...] = ()
+    result_of: str | None = None
+
+    @property
+    def routes(self) -> bool:
+        """Whether it asks which specialist is to have the task, as a router is asked."""
+        return (
+            bool(self.tools) and not self.may_speak and all(f"/{each.name}" in self.specialists for each in self.tools)
+        )
 
     @property
     def turns(self) -> tuple[Turn, ...]:
         """The whole conversation."""
+        if self.result_of is not None:
+            return (*self.history, Turn("tool", self.prompt, name=self.result_of))
         return (*self.history, Turn("user", self.prompt))
 
 
@@ -163,7 +201,10 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of an answer. The last one carries `finish_reason` and the sums; `info` says which model answers."""
+    """A piece of an answer. The last one carries `finish_reason` and the sums; `info` says which model answers.
+
+    `call` names the tool that is called from here on: what follows are its arguments.
+    """
 
     text: str = ""
     finish_reason: FinishReason | None = None
@@ -172,6 +213,7 @@ class Chunk:
     budget: Budget | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
     info: ModelInfo | None = None
+    call: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

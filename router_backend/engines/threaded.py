@@ -8,15 +8,20 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
 from router_backend.engines.daemon import failure, in_daemon_thread, tell
+from router_backend.plan.part import with_plans
 from router_backend.schema.write import SchemaWriter
+from router_backend.tools.words import as_text
+from router_backend.tools.write import ToolWriter
 from router_backend.types import Chunk, GenerateRequest, LentGpu, ModelInfo
 
 if TYPE_CHECKING:
     from router_backend.engines.base import LocalModel
     from router_backend.plan.write import PlanWriter
+    from router_backend.writing.writer import Writer
 
 
 class Flag(Protocol):
@@ -33,7 +38,8 @@ class ThreadedEngine:
     def __init__(self, model: LocalModel, writer: PlanWriter) -> None:
         self._model = model
         self._writer = writer
-        self._schemas = SchemaWriter(model)
+        self._schemas = SchemaWriter(model, partial(with_plans, tools=writer.tools))
+        self._calls = ToolWriter(model, writer.tools, self._schemas)
         self._threads = ThreadPoolExecutor(self.info.slots, thread_name_prefix="slot")
         self._signs_of_life: dict[int, float] = {}  # of each busy slot, when it last showed one
         self._free_slots: asyncio.Queue[int] = asyncio.Queue()
@@ -103,12 +109,15 @@ class ThreadedEngine:
         return threading.Event()
 
     def _answer(self, request: GenerateRequest, cancelled: Flag, slot: int) -> Iterator[Chunk]:
-        alive = self._heard(cancelled.is_set, slot)
-        if request.output == "plan":
-            return self._writer.write(request, alive, slot)
-        if request.output == "json":
-            return self._schemas.write(request, alive, slot)
-        return self._model.generate(request, alive, slot)
+        alive, request = self._heard(cancelled.is_set, slot), as_text(request)
+        if request.output == "text":
+            return self._model.generate(request, alive, slot)
+        return self._writer_of(request).write(request, alive, slot)
+
+    def _writer_of(self, request: GenerateRequest) -> Writer[Any]:
+        """Who writes such an answer; raw text is written by nobody, and admitted as plans are."""
+        writers: dict[str, Writer[Any]] = {"json": self._schemas, "calls": self._calls}
+        return writers.get(request.output, self._writer)
 
     def _heard(self, cancelled: Callable[[], bool], slot: int) -> Callable[[], bool]:
         """A model that asks whether it is cancelled is alive."""

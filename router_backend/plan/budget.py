@@ -13,77 +13,21 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 
+from router_backend.plan.form import LEVELS, WHOLE, Form, closed, scaled
 from router_backend.plan.rules import QA, TODO
-from router_backend.plan.schema import DIFFICULTIES, OPTIONAL_METRICS
 from router_backend.writing.stages import JOIN, Count
 
-STEPS_MOST = 8
 # Further steps than these are for budgets that can pay for their to-dos too.
 STEPS_CHEAP, LEVEL_FOR_MORE = 4, 6
-LEVELS = 12
 # A list is planned with an item more only where all texts can have this much of their length at that level.
 FULL = 0.7
 # A text that is being written may have so many times its length, or one part in so many of what can be spared.
 STRETCH, PARTS = 1.75, 6
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """What a field's texts take.
-
-    Attributes:
-        usual: tokens of one text in the reference plans (median).
-        least: tokens that a text gets at least.
-        items: texts in the reference plans (median), which is what a list is planned with at the richest level.
-        most: items that a list may have where there is budget left over.
-        short: tokens of one text at the poorest level, of those texts that say much in little; 0 is as usual.
-    """
-
-    usual: int
-    least: int
-    items: int = 1
-    most: int = 1
-    short: int = 0
-
-    def length(self, level: int) -> int:
-        """Tokens of one text at a level of richness."""
-        short = self.short or self.usual
-        return short + _scaled(self.usual - short, level)
-
-
-SHAPES = {
-    "route_plan": Shape(usual=42, least=8, items=3, most=STEPS_MOST, short=16),
-    "route_rationale": Shape(usual=72, least=10, short=20),
-    "expected_artifacts": Shape(usual=20, least=6, items=5, most=8),
-    "thinking_outline": Shape(usual=30, least=6, items=6, most=9),
-    "handoff_plan": Shape(usual=74, least=0, short=10),
-    "todo_list": Shape(usual=17, least=6, items=8, most=12),
-    "tags": Shape(usual=5, least=3, items=3, most=4),
-    "acceptance_criteria": Shape(usual=24, least=6, items=4, most=7),
-    "metrics.primary": Shape(usual=15, least=6, items=1, most=4),
-    "metrics.secondary": Shape(usual=15, least=6, items=1, most=4),
-    "metrics.optional": Shape(usual=25, least=10),
-}
-OPENING = {
-    "route_plan": '{"route_plan": ["',
-    "route_rationale": '"], "route_rationale": "',
-    "expected_artifacts": '", "expected_artifacts": ["',
-    "thinking_outline": '"], "thinking_outline": ["1.',
-    "handoff_plan": '"], "handoff_plan": "',
-    "todo_list": '", "todo_list": ["- [ ]',
-    "difficulty": '"], "difficulty": "',
-    "tags": '", "tags": ["',
-    "acceptance_criteria": '"], "acceptance_criteria": ["',
-    "metrics.primary": '"], "metrics": {"primary": ["',
-    "metrics.secondary": '"], "secondary": ["',
-}
-CLOSING = '"]}}'
-FIELDS = tuple(field for field in OPENING if field in SHAPES)
-
-
-def opening_of_metric(key: str, *, first: bool) -> str:
-    """What is forced before an optional metric's text."""
-    return f'{"]" if first else ""}, "{key}": "'
+def opening_of_metric(key: str, after: str) -> str:
+    """What is forced before an optional metric's text, closing the field before it."""
+    return f'{closed(after)}, "{key}": "'
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,27 +43,39 @@ class Pending:
 class Costs:
     """Tokens of everything that is forced, counted once by the checkpoint's own tokenizer."""
 
-    def __init__(self, count: Count, tools: Sequence[str]) -> None:
-        self.tools = tuple(tools)
+    def __init__(self, count: Count, tools: Sequence[str], form: Form = WHOLE) -> None:
+        self.tools, self.form, self.shapes = tuple(tools), form, form.shapes
         self._count = count
-        self.opening = {field: count(text) + JOIN for field, text in OPENING.items()}
-        self.opening["difficulty"] += max(count(word) for word in DIFFICULTIES) + JOIN
+        self.opening = {field: count(text) + JOIN for field, text in form.openings.items()}
+        if "difficulty" in self.shapes:
+            self.opening["difficulty"] += max(map(count, self.shapes["difficulty"].words)) + JOIN
         self.item = count('", "') + JOIN
         self.number = max(count(f"{number}.") for number in range(1, 10)) + JOIN
-        self.closing = count(CLOSING) + JOIN
+        self.closing = count(form.closing) + JOIN
         self.step = {tool: count(f"{tool}(") + count(")") + 2 * JOIN for tool in tools}
         self.todo = {who: count(f"{TODO}{who}:") + JOIN for who in (*tools, QA)}
         self.link = {who: count(f" -> {who}") + JOIN for who in (*tools, QA)}
-        self.metric = {key: count('"' + opening_of_metric(key, first=True)) + JOIN for key in OPTIONAL_METRICS}
+        self.metric = {key: count(opening_of_metric(key, form.last)) + JOIN for key in form.offered}
 
     @cached_property
     def smallest(self) -> int:
         """The smallest budget: one step with the tool that takes most, every text at its least."""
-        return max(self.step[tool] + self.route_floor() + self.floor_after_route([tool]) for tool in self.tools)
+        if "route_plan" not in self.shapes:
+            return self.floor_after_route([])
+        return max(self.opening["route_plan"] - self.item + self.floor_with(tool, []) for tool in self.tools)
 
-    def route_floor(self) -> int:
-        """Before the first step's tool: the opening and the least argument."""
-        return self.opening["route_plan"] + SHAPES["route_plan"].least
+    @cached_property
+    def usual(self) -> int:
+        """What a plan likes to have: half as rich as those of the reference."""
+        middle = [*self.tools[:2]] if "route_plan" in self.shapes else []
+        own = self.texts("route_plan", [], 0) if middle else []
+        return max(self.smallest, usual([*own, *self.after("route_plan", middle, LEVELS // 2)]) + self.closing)
+
+    def floor_with(self, tool: str, route: Sequence[str]) -> int:
+        """The least that everything takes where the route goes on with a tool, and with it alone."""
+        steps = max(1, self.shapes["route_plan"].fewest - len(route))
+        each = self.item + self.step[tool] + self.shapes["route_plan"].least
+        return steps * each + self.floor_after_route([*route, *[tool] * steps])
 
     def floor_after_route(self, route: Sequence[str]) -> int:
         """The least that everything after the route's last argument takes."""
@@ -127,31 +83,35 @@ class Costs:
 
     def after(self, field: str, route: Sequence[str], level: int) -> list[Pending]:
         """The texts of all fields after `field`."""
-        later = FIELDS[FIELDS.index(field) + 1 :] if field in FIELDS else ()
+        fields = list(self.shapes)
+        later = fields[fields.index(field) + 1 :] if field in fields else fields if field == "route_plan" else []
         return list(chain.from_iterable(self.texts(name, route, level) for name in later))
 
     def texts(self, field: str, route: Sequence[str], level: int) -> list[Pending]:
-        """A field's texts at a level of richness: 0 is one item, `LEVELS` as many as the reference plans have.
+        """A field's texts at a level of richness: 0 is as few as may be, `LEVELS` as many as the reference plans have.
 
         The route always has as many: how many steps a task takes is not for the budget to say.
         """
-        shape = SHAPES[field]
-        opening = self.opening[field] + (self.opening["difficulty"] if field == "tags" else 0)
+        shape = self.shapes[field]
+        opening = self.opening[field]
         if field == "handoff_plan":
-            opening += sum(self.link[who] for who in (*route, QA))
+            opening += sum(self.link[who] for who in (*(route or [self._dearest(self.tools)]), QA))
         if field == "todo_list":
-            tools = list(dict.fromkeys(route)) or [max(self.todo, key=self.todo.__getitem__)]
-            wanted = len(tools) + 1 + _scaled(max(0, shape.items - len(tools) - 1), level)
-            dearest = max(tools, key=self.todo.__getitem__)
-            whos = [*tools, *[dearest] * (wanted - len(tools) - 1), QA]
+            tools = list(dict.fromkeys(route)) or [self._dearest(self.tools)]
+            wanted = max(len(tools) + 1, shape.fewest)
+            wanted += scaled(max(0, shape.items - wanted), level)
+            whos = [*tools, *[self._dearest(tools)] * (wanted - len(tools) - 1), QA]
             forced = [self.item + self.todo[who] for who in whos]
         elif field == "route_plan":
-            forced = [self.item + max(self.step.values())] * shape.items
+            forced = [self.item + max(self.step.values())] * max(shape.items, shape.fewest)
         else:
             each = self.item + (self.number if field == "thinking_outline" else 0)
-            forced = [each] * (1 + _scaled(shape.items - 1, level))
+            forced = [each] * shape.count(level)
         forced[0] += opening - self.item
         return [Pending(field, tokens, shape.length(level), shape.least) for tokens in forced]
+
+    def _dearest(self, tools: Sequence[str]) -> str:
+        return max(tools, key=self.todo.__getitem__)
 
 
 def floor(texts: Sequence[Pending]) -> int:
@@ -169,7 +129,7 @@ def level_for(budget: int, costs: Costs, field: str, route: Sequence[str], writt
     They fit with texts of `FULL` their length at that level: a tight budget takes away items before words.
     """
     for level in range(LEVELS, 0, -1):
-        own = costs.texts(field, route, level)[written:] if field in FIELDS else []
+        own = costs.texts(field, route, level)[written:] if field in costs.shapes else []
         texts = [*own, *costs.after(field, route, level)]
         if sum(text.forced + FULL * text.usual for text in texts) + costs.closing <= budget:
             return level
@@ -188,7 +148,3 @@ def allot(budget: int, text: Pending, later: Sequence[Pending], few: Sequence[Pe
     more = min(spare, max(int(STRETCH * text.usual), spare // PARTS))
     room = budget - closing - floor(few)
     return max(0, min(room, max(text.least, fair, more)))
-
-
-def _scaled(items: int, level: int) -> int:
-    return (items * level + LEVELS // 2) // LEVELS

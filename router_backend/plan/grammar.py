@@ -16,16 +16,20 @@ _MARKS = r"```|<\/?[Jj][Ss][Oo][Nn]>|<\/?[Tt][Hh][Ii][Nn][Kk]|<\|[A-Za-z0-9_]*\|
 MARK = re.compile(_MARKS)
 
 
-def text(*, leads: Sequence[str] = (), banned: Sequence[str] = (), optional: bool = False, call: bool = False) -> str:
+def text(
+    *, leads: Sequence[str] = (), banned: Sequence[str] = (), optional: bool = False, call: bool = False, least: int = 0
+) -> str:
     """A free text of a JSON string up to and with its closing quote.
 
     Args:
         leads: what it may start with; a blank belongs to the first word's token, so it is not forced before it.
         banned: texts that must not occur in it.
         optional: whether it may be empty.
+        least: characters that it must have.
         call: whether it is a call's argument, which a closing parenthesis would leave empty.
     """
-    body = f"/{_FIRST_OF_CALL if call else _FIRST}{CHARACTER}*/{_without(banned)}"
+    times = f"{{{least - 1},}}" if least > 1 else "*"
+    body = f"/{_FIRST_OF_CALL if call else _FIRST}{CHARACTER}{times}/{_without(banned)}"
     said = f"({literals(leads)}) TEXT" if leads else "TEXT"
     return f"start: {f'({said})?' if optional else said} END\nTEXT: {body}\n{END}\n"
 

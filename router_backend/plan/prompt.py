@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from router_backend.plan.schema import KEYS
+
 INSTRUCTIONS = """\
 You are the Router Agent coordinating Math, Code, and General-Search specialists.
 Given the user query, respond with a JSON object describing the full routing plan.
@@ -45,6 +47,11 @@ def router_prompt(
     )
     parts += [f"{title}:\n{text.strip()}" for title, text in extras if text and text.strip()]
     return head + "\n\n".join(parts) + "\n"
+
+
+def is_routers_own(text: str) -> bool:
+    """Whether a text asks for a plan itself: it names the ten keys, as the canonical prompt does."""
+    return all(key in text for key in KEYS)
 
 
 def with_budget(prompt: str, tokens: int) -> str:

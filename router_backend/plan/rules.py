@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
 
-from router_backend.plan.schema import Plan
+from router_backend.plan.schema import Metrics, Plan
 
 QA = "router QA"
 TODO = "- [ ] "
@@ -160,3 +160,22 @@ def validate(value: Any, tools: Sequence[str]) -> tuple[Plan | None, list[Findin
             for item in error.errors(include_url=False, include_input=False)
         ]
     return plan, check(plan, tools)
+
+
+def findings_of(value: Mapping[str, Any], fields: Iterable[str], tools: Sequence[str]) -> list[Finding]:
+    """What those rules find that are about these fields of a plan, the metrics' as `metrics.primary`."""
+    keys = {name.partition(".")[0] for name in fields}
+    held = {key: each for key, each in value.items() if key in keys}
+    if "metrics" in held:
+        held["metrics"] = Metrics.model_construct(**held["metrics"])
+    plan = Plan.model_construct(**held)
+    return [finding for rule, needed in _NEEDED.items() if needed <= keys for finding in rule(plan, tools)]
+
+
+_NEEDED: dict[Callable[[Plan, Sequence[str]], Iterator[Finding]], set[str]] = {
+    check_route: {"route_plan"},
+    check_handoff: {"route_plan", "handoff_plan"},
+    check_todo: {"route_plan", "todo_list"},
+    check_form: {"thinking_outline", "tags"},
+    check_metrics: {"metrics"},
+}

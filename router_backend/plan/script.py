@@ -8,25 +8,16 @@ the tools of the to-dos and the last item are written here.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
 from router_backend.errors import PlanError
 from router_backend.plan import budget, grammar
-from router_backend.plan.budget import (
-    CLOSING,
-    LEVEL_FOR_MORE,
-    OPENING,
-    SHAPES,
-    STEPS_CHEAP,
-    STEPS_MOST,
-    Costs,
-    Pending,
-)
+from router_backend.plan.budget import LEVEL_FOR_MORE, STEPS_CHEAP, Costs, Pending
+from router_backend.plan.form import LEVELS, METRICS, OPTIONAL, Shape, closed, is_list
 from router_backend.plan.rules import QA
-from router_backend.plan.schema import DIFFICULTIES, OPTIONAL_METRICS
 from router_backend.types import FieldBudget
 from router_backend.writing import clip
 from router_backend.writing.stages import JOIN, QUOTE, TRIES, Ask, Count, Reply, Script, Stages
@@ -46,6 +37,7 @@ class PlanScript(Script):
         text: the plan so far; never taken back.
         clipped: texts that were stopped by their limit, as `field` or `field[index]`.
         fields: tokens given to and used by each field's texts.
+        first: the tool that the route begins with; None where the checkpoint chooses it.
     """
 
     failure = PlanError
@@ -57,6 +49,10 @@ class PlanScript(Script):
     clipped: list[str] = field(default_factory=list)
     fields: dict[str, FieldBudget] = field(default_factory=dict)
     route: list[str] = field(default_factory=list)
+    first: str | None = None
+
+    def __post_init__(self) -> None:
+        self._shapes = self.costs.shapes
 
     def stages(self) -> Stages:
         """Writes the whole plan.
@@ -64,24 +60,22 @@ class PlanScript(Script):
         Raises:
             PlanError: the checkpoint gave nothing usable for a text, twice.
         """
-        yield from self._route()
-        yield from self._single("route_rationale")
-        yield from self._list("expected_artifacts")
-        yield from self._outline()
-        yield from self._handoff()
-        yield from self._todo()
-        yield from self._difficulty()
-        yield from self._tags()
-        yield from self._list("acceptance_criteria")
-        yield from self._list("metrics.primary")
-        last = yield from self._list("metrics.secondary")
+        last: Wish | None = None
+        for name in self._shapes:
+            self.text += self.costs.form.openings[name]
+            if writes := _WRITERS.get(name):
+                yield from writes(self)
+            elif is_list(name):
+                last = yield from self._list(name)
+            else:
+                last = yield from self._text(name, name, self._level(name))
         yield from self._optional_metrics(last)
 
     # Fields
 
     def _route(self) -> Stages:
-        self.text = OPENING["route_plan"]
-        options = self._next_tools() or [min(self.costs.tools, key=self.costs.step.__getitem__)]
+        options = [self.first] if self.first else self._next_tools()
+        options = options or [min(self.costs.tools, key=self.costs.step.__getitem__)]
         while True:
             # The marks around a name are written with what they share a token with: off its own tokens a tuned
             # checkpoint takes other tools.
@@ -91,9 +85,14 @@ class PlanScript(Script):
             self.text += call[:-1]
             name = f"route_plan[{len(self.route) - 1}]"
             level, planned = self._plan("route_plan", len(self.route) - 1)
-            wish = yield from self._text(name, "route_plan", level, planned, leads=("(",), call=True)
+            due = self._shapes["route_plan"].fewest - len(self.route)
+            wish = yield from self._text(
+                name, "route_plan", level, planned, needed=self._steps(due), leads=("(",), call=True
+            )
             self.text += ")"
             options = self._next_tools()
+            if due > 0:
+                options, wish = options or [self.route[-1]], "more"
             if not options:
                 return
             if wish is None:  # stopped by its limit: ask whether the route goes on
@@ -102,53 +101,59 @@ class PlanScript(Script):
                 return
             self.text += '",'
 
-    def _single(self, name: str) -> Stages:
-        self.text += OPENING[name]
-        yield from self._text(name, name, self._level(name))
-
     def _list(self, name: str, *, leads: Sequence[str] = ()) -> Generator[Ask, Reply, Wish | None]:
-        self.text += OPENING[name]
-        shape, index = SHAPES[name], 0
+        index = 0
         while True:
-            level, planned = self._plan(name, index)
-            wish = yield from self._text(f"{name}[{index}]", name, level, planned, leads=leads)
+            level, needed, planned = self._due(name, index)
+            wish = yield from self._text(f"{name}[{index}]", name, level, planned, needed=needed, leads=leads)
             index += 1
-            wants_more = wish == "more" or (wish is None and bool(planned))
-            if not wants_more or index == shape.most or not (planned or self._has_left_over(name)):
+            if not needed and not self._goes_on(name, index, wish, planned):
                 return wish
             self.text += '", "' + (f"{index + 1}." if name == "thinking_outline" else "")
+
+    def _goes_on(self, name: str, items: int, wish: Wish | None, planned: Sequence[Pending]) -> bool:
+        """Whether a list gets an item that it need not have."""
+        wants_more = wish == "more" or (wish is None and bool(planned))
+        return wants_more and items < self._shapes[name].most and (bool(planned) or self._has_left_over(name))
 
     def _outline(self) -> Stages:
         yield from self._list("thinking_outline", leads=(" ",))
 
     def _handoff(self) -> Stages:
-        self.text += OPENING["handoff_plan"] + " -> ".join([*self.route, QA])
+        if "route_plan" in self._shapes:
+            self.text += " -> ".join([*self.route, QA])
+        else:  # the hand-off alone says who is called
+            said = yield from self._choose("handoff_plan", [f"{tool} -> {QA}" for tool in self.costs.tools])
+            self.route.append(said.partition(" ")[0])
+            self.text += said
         yield from self._text(
             "handoff_plan", "handoff_plan", self._level("handoff_plan"), leads=(" ", ". "), optional=True
         )
 
     def _todo(self) -> Stages:
-        self.text += OPENING["todo_list"]
         uncovered = list(dict.fromkeys(self.route))
-        outside = [tool for tool in self.costs.tools if tool not in self.route]
-        tools, index = list(uncovered), 0
+        tools, shape, index = uncovered or list(self.costs.tools), self._shapes["todo_list"], 0
+        uncovered, outside = list(uncovered), [tool for tool in self.costs.tools if tool not in tools]
         while True:
             level, rest = self._plan("todo_list", index)
             # Items that may still come besides one for each uncovered tool and the router's own.
             spare = len(rest) - len(uncovered)
             if spare <= 0 and self._has_left_over("todo_list"):
                 spare = 1
-            if index + len(uncovered) + 1 >= SHAPES["todo_list"].most:
+            if index + len(uncovered) + 1 >= shape.most:
                 spare = 0
-            options = tools if spare > 0 else uncovered
-            if not uncovered:
+            due = max(0, shape.fewest - index - len(uncovered) - 1)
+            options = tools if spare > 0 or due else uncovered
+            if not uncovered and not due:
                 options = [*options, QA] if index >= 1 and spare > 0 else [QA]
             said = yield from self._choose("todo_list", [f" {who}:" for who in options])
             who = said[1:-1]
             self.text += said
             if who in uncovered:
                 uncovered.remove(who)
-            needed = [] if who == QA else [self._todo_item(each) for each in (*uncovered, QA)]
+            elif due:
+                due -= 1
+            needed = [] if who == QA else [self._todo_item(each) for each in (*uncovered, *[tools[0]] * due, QA)]
             planned = [] if who == QA else [self._todo_item(who)] * (len(rest) - len(needed))
             yield from self._text(
                 f"todo_list[{index}]", "todo_list", level, planned, needed=needed, leads=(" ",), banned=outside
@@ -159,42 +164,43 @@ class PlanScript(Script):
             self.text += '", "- [ ]'
 
     def _difficulty(self) -> Stages:
-        self.text += OPENING["difficulty"]
-        difficulty = yield from self._choose("difficulty", DIFFICULTIES, stop='"')
+        difficulty = yield from self._choose("difficulty", self._shapes["difficulty"].words, stop='"')
         self.text += difficulty
 
     def _tags(self) -> Stages:
-        self.text += OPENING["tags"]
         tags: list[str] = []
-        shape = SHAPES["tags"]
+        words = self._shapes["tags"].words
+        wish: Wish | None
         while True:
-            level, planned = self._plan("tags", len(tags))
-            wish = yield from self._tag(tags, level, planned)
-            wants_more = wish == "more" or (wish is None and bool(planned))
-            if not wants_more or len(tags) == shape.most or not (planned or self._has_left_over("tags")):
+            level, needed, planned = self._due("tags", len(tags))
+            if words:
+                wish = yield from self._known_tag([word for word in words if word not in tags], tags)
+            else:
+                wish = yield from self._tag(tags, level, planned, needed)
+            if not needed and not self._goes_on("tags", len(tags), wish, planned):
                 return
             self.text += '", "'
 
     def _optional_metrics(self, last: Wish | None) -> Stages:
         """Offers the optional keys where there is room, and closes the plan."""
-        first = True
-        keys = list(OPTIONAL_METRICS)
+        form, before = self.costs.form, self.costs.form.last
+        keys = list(form.offered)
         while keys:
-            shape = SHAPES["metrics.optional"]
-            text = Pending("metrics.optional", max(self.costs.metric[key] for key in keys), shape.usual, shape.least)
+            text = Pending(METRICS, max(self.costs.metric[key] for key in keys), OPTIONAL.usual, OPTIONAL.least)
             if last is None or self._left() < budget.usual([text]) + self.costs.closing + 2:
                 break
-            end = CLOSING if first else CLOSING.replace("]", "")
-            options = [end, *(('"' + budget.opening_of_metric(key, first=first)) for key in keys)]
+            # A plan that is a part of something longer has a mark after it that is not its own to write.
+            end = closed(before) + form.ends
+            options = [end, *(budget.opening_of_metric(key, before) for key in keys)]
             said = yield from self._choose("metrics", options)
             if said == end:
                 break
-            first = False
             key = said.rsplit('"', 3)[-3]
             keys.remove(key)
             self.text += said
-            last = yield from self._text(f"metrics.{key}", "metrics.optional", budget.LEVELS)
-        self.text += CLOSING if first else CLOSING.replace("]", "")
+            before = METRICS + key
+            last = yield from self._text(before, before, LEVELS)
+        self.text += closed(before) + form.ends
 
     # Stages
 
@@ -216,9 +222,15 @@ class PlanScript(Script):
         `planned` are the texts that the list may still get, `needed` those that it must.
         """
         limit = self._allot(field, planned, needed, level)
-        if optional and limit < _WORTH_ASKING:
+        shape = self._shape(field)
+        # What stands of this string already counts among its characters, and a call's ellipsis and parenthesis.
+        written = len(self.text.rpartition('"')[2]) + 2 * call
+        room = None if shape.longest is None else shape.longest - written
+        least = shape.shortest - written
+        optional = optional and least < 1
+        if optional and (limit < _WORTH_ASKING or (room is not None and room < _WORTH_ASKING)):
             return None
-        rules = grammar.text(leads=leads, banned=banned, optional=optional, call=call)
+        rules = grammar.text(leads=leads, banned=banned, optional=optional, call=call, least=least)
         rest = grammar.rest(banned=banned)
         for attempt in range(TRIES):
             body, tail, ended = yield from self._write(name, limit, rules, rest, attempt)
@@ -232,36 +244,52 @@ class PlanScript(Script):
                     text, stopped = text.partition(word)[0].rstrip(), True
             while grammar.MARK.search(text):  # the same, or left by what was cut out of it
                 text = grammar.MARK.sub("", text).strip()
-            if stopped or self._tokens(lead + text) > limit:
-                text, stopped = clip.shorten(text, partial(self._fits, lead, limit)), True
+            fits = partial(self._fits, lead, limit, room)
+            if stopped or not fits(text):
+                shorter = clip.shorten(text, fits)
+                text, stopped = shorter if len(lead + shorter) >= least else clip.cut(text, fits), True
                 if call:  # the call's own parenthesis comes after the ellipsis
                     text = text.removesuffix(f"){clip.ELLIPSIS}") or text
-                    text += "" if text.endswith(clip.ELLIPSIS) else clip.ELLIPSIS
-            if text or optional:
+                    text += "" if text.endswith(clip.ELLIPSIS) or least > 1 else clip.ELLIPSIS
+            if (text or optional) and len(lead + text) >= least:
                 break
         else:
-            raise PlanError(f"the checkpoint wrote nothing for {name}, twice")
+            raise PlanError(f"the checkpoint wrote too little for {name}, twice")
         self.text += clip.escape(lead + text) if text else ""
         self._note(name, field, limit, text, stopped)
         if stopped:
             return None
         return "end" if tail is not None and tail[:1] in ("]", "}") else "more"
 
-    def _tag(self, tags: list[str], level: int, planned: Sequence[Pending]) -> Generator[Ask, Reply, Wish | None]:
-        name = f"tags[{len(tags)}]"
-        limit = self._allot("tags", planned, (), level)
+    def _known_tag(self, words: Sequence[str], tags: list[str]) -> Generator[Ask, Reply, Wish]:
+        """One of the tags that a client knows."""
+        word = yield from self._choose("tags", words, stop='"')
+        tags.append(word)
+        self.text += word
+        shape = self._shapes["tags"]
+        if not shape.fewest <= len(tags) < shape.most:
+            return "more"
+        return "more" if (yield from self._choose("tags", ['",', '"]'])) == '",' else "end"
+
+    def _tag(
+        self, tags: list[str], level: int, planned: Sequence[Pending], needed: Sequence[Pending]
+    ) -> Generator[Ask, Reply, Wish | None]:
+        name, longest = f"tags[{len(tags)}]", self._shapes["tags"].longest
+        limit = self._allot("tags", planned, needed, level)
         for attempt in range(TRIES):
             rules = grammar.tag(tags)
             body, tail, ended = yield from self._write(name, limit, rules, rules, attempt)
             tag = "-".join(grammar.TAG_WORD.findall(clip.clean(body).lower()))
             stopped = not ended
+            if longest is not None and len(tag) > longest:
+                tag, stopped = tag[:longest].rstrip("-"), True
             while tag and (self._tokens(tag) > limit or tag in tags):
                 tag, stopped = tag.rpartition("-")[0], True
             if tag:
                 break
         else:
             # Taken, or none at all: a short one that is not taken yet.
-            tag, stopped = next(name for name in (f"t{n}" for n in range(1, 9)) if name not in tags), True
+            tag, stopped = next(name for name in (f"t{n}" for n in range(1, 10)) if name not in tags), True
         tags.append(tag)
         self.text += tag
         self._note(name, "tags", limit, tag, stopped)
@@ -297,41 +325,64 @@ class PlanScript(Script):
         level = self._level(field, index)
         return level, self.costs.texts(field, self.route, level)[index + 1 :]
 
-    def _fits(self, lead: str, limit: int, text: str) -> bool:
-        return self._tokens(lead + text) <= limit
+    def _due(self, field: str, index: int) -> tuple[int, list[Pending], list[Pending]]:
+        """As `_plan`, the texts that must come apart from those that may."""
+        level, texts = self._plan(field, index)
+        due = max(0, self._shapes[field].fewest - index - 1)
+        return level, texts[:due], texts[due:]
+
+    def _steps(self, count: int) -> list[Pending]:
+        """Steps that the route must have; they may repeat the last tool."""
+        tool, shape = self.route[-1], self._shapes["route_plan"]
+        forced = self.costs.item + self.costs.step[tool] + self.costs.link[tool]
+        return [Pending("route_plan", forced, shape.usual, shape.least)] * count
+
+    def _shape(self, field: str) -> Shape:
+        return self._shapes.get(field, OPTIONAL)
+
+    def _fits(self, lead: str, limit: int, room: int | None, text: str) -> bool:
+        return self._tokens(lead + text) <= limit and (room is None or len(lead + text) <= room)
 
     def _allot(self, field: str, planned: Sequence[Pending], needed: Sequence[Pending], level: int) -> int:
         """Tokens for the next text: its share, and never what the rest needs at the least."""
-        shape = SHAPES[field]
+        shape = self._shape(field)
         text = Pending(field, 0, shape.length(level), shape.least)
         later = [*needed, *planned, *self.costs.after(field, self.route, level)]
         few = [*needed, *self.costs.after(field, self.route, 0)]
         return budget.allot(self._left() - JOIN, text, later, few, self.costs.closing)
 
     def _todo_item(self, who: str) -> Pending:
-        shape = SHAPES["todo_list"]
+        shape = self._shapes["todo_list"]
         return Pending("todo_list", self.costs.item + self.costs.todo[who], shape.usual, shape.least)
 
     def _next_tools(self) -> list[str]:
         """The tools that a further step may have: those that leave the least for everything after it."""
-        steps = len(self.route)
-        if steps == STEPS_MOST or (steps >= STEPS_CHEAP and self._level("route_rationale") < LEVEL_FOR_MORE):
+        steps, fewest, left = len(self.route), self._shapes["route_plan"].fewest, self._left()
+        if steps == self._shapes["route_plan"].most:
             return []
-        opening, left = self.costs.item if steps else 0, self._left()
+        cheap = max(STEPS_CHEAP, fewest)
+        later = next(iter([*self._shapes][1:]), "")
+        if steps >= cheap and later and self._level(later) < LEVEL_FOR_MORE:
+            return []
+        opening = 0 if steps else self.costs.item
         return [
             tool
             for tool in self.costs.tools
-            if opening
-            + self.costs.step[tool]
-            + SHAPES["route_plan"].least
-            + self.costs.floor_after_route([*self.route, tool])
-            <= left
+            if self.costs.floor_with(tool, self.route) - opening <= left and self._has_place(tool)
         ]
+
+    def _has_place(self, tool: str) -> bool:
+        """Whether the hand-off and the to-dos, which a client may bound, can name one more step."""
+        route, handoff, todo = [*self.route, tool], self._shapes.get("handoff_plan"), self._shapes.get("todo_list")
+        due = [tool] * (self._shapes["route_plan"].fewest - len(route))
+        if handoff and handoff.longest is not None and len(" -> ".join([*route, *due, QA])) > handoff.longest:
+            return False
+        return todo is None or len(set(route)) < todo.most
 
     def _has_left_over(self, field: str) -> bool:
         """Whether one more item than planned leaves all later texts a quarter more than usual."""
-        shape = SHAPES[field]
-        later = self.costs.after(field, self.route, budget.LEVELS)
+        shape = self._shapes[field]
+        later = self.costs.after(field, self.route, LEVELS)
         rest = sum(text.forced + text.usual + text.usual // 4 for text in later)
         extra = self.costs.item + shape.usual + (self.costs.number if field == "thinking_outline" else 0)
         if field == "todo_list":
@@ -345,3 +396,13 @@ class PlanScript(Script):
         self.fields[top] = FieldBudget(max(before.given, before.used + given), before.used + self._tokens(text))
         if stopped:
             self.clipped.append(name)
+
+
+_WRITERS: dict[str, Callable[[PlanScript], Stages]] = {
+    "route_plan": PlanScript._route,
+    "thinking_outline": PlanScript._outline,
+    "handoff_plan": PlanScript._handoff,
+    "todo_list": PlanScript._todo,
+    "difficulty": PlanScript._difficulty,
+    "tags": PlanScript._tags,
+}

@@ -30,6 +30,10 @@ class PlanWriter(Writer[PlanScript]):
         self._costs = Costs(model.count_tokens, tools)
 
     @property
+    def tools(self) -> tuple[str, ...]:
+        return self._tools
+
+    @property
     def smallest_budget(self) -> int:
         return self._costs.smallest
 
@@ -45,9 +49,9 @@ class PlanWriter(Writer[PlanScript]):
             return request
         return replace(request, prompt=with_budget(request.prompt, request.sampling.max_new_tokens))
 
-    def _check(self, text: str, request: GenerateRequest) -> None:
+    def _check(self, script: PlanScript, request: GenerateRequest) -> None:
         try:
-            _, findings = validate(json.loads(text), self._tools)
+            _, findings = validate(json.loads(script.text), self._tools)
         except ValueError as error:
             raise PlanError(f"the plan is not valid JSON: {error}") from None
         if findings:

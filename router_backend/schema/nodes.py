@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
+
+from router_backend.writing.stages import Count, Script
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,6 +95,26 @@ class Object(Node):
 
     def children(self) -> tuple[Node, ...]:
         return (*(each.value for each in self.fields), *((self.other,) if self.other else ()))
+
+
+class Part(Node, ABC):
+    """Some fields of an object that a script of their own writes, one after another, as the value of one `Field`."""
+
+    @abstractmethod
+    def size(self, count: Count) -> tuple[int, int]:
+        """Tokens that close it, and those that it likes to have."""
+
+    @abstractmethod
+    def script(self, limit: int, count: Count, text: str) -> Script:
+        """What goes on after `text`, which it holds, and ends after the last field's value."""
+
+    @abstractmethod
+    def told(self, prompt: str, limit: int) -> str:
+        """The prompt for a checkpoint that was trained to read its budget there."""
+
+    @abstractmethod
+    def problem(self, value: dict[str, Any]) -> str | None:
+        """What is wrong with these fields of an object, if anything is."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -22,6 +22,7 @@ from router_backend.schema.nodes import (
     Node,
     Number,
     Object,
+    Part,
     Pattern,
     Text,
     Tuple,
@@ -117,10 +118,15 @@ class SchemaScript(Script):
             if at is None:
                 break
             chosen, fields = fields[at], fields[at + 1 :]
-            self.text += ("" if not written else ", ") + f"{_quoted(chosen.name)}:"
             rest = self._needed(fields, after)
-            yield from self._value(chosen.value, f"{where}.{chosen.name}", rest, depth, " ")
+            self.text += ", " if written else ""
             written += 1
+            if isinstance(chosen.value, Part):
+                limit = self.count(self.text) + self._allot(self.sizes[chosen.value].least, chosen.value, rest)
+                yield from self._write_by(chosen.value.script(limit, self.count, self.text))
+                continue
+            self.text += f"{_quoted(chosen.name)}:"
+            yield from self._value(chosen.value, f"{where}.{chosen.name}", rest, depth, " ")
         if node.other is not None:
             yield from self._others(node, node.other, where, after, depth, written)
         self.text += "}"
@@ -262,7 +268,7 @@ class SchemaScript(Script):
             fits = partial(self._fits_text, most, node.most)
             if stopped or not fits(text):
                 shorter = clip.shorten(text, fits)
-                text, stopped = shorter if len(shorter) >= node.least else _cut(text, fits), True
+                text, stopped = shorter if len(shorter) >= node.least else clip.cut(text, fits), True
             if len(text) >= node.least:
                 break
         else:
@@ -365,12 +371,3 @@ def _decoded(body: str) -> str:
         return str(json.loads(f'"{body[:-1] if clip.open_escape(body) else body}"', strict=False))
     except ValueError:
         return ""
-
-
-def _cut(text: str, fits: partial[bool]) -> str:
-    """The longest beginning that fits, to the character."""
-    low, high = 0, len(text)
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(text[:middle]) else (low, middle - 1)
-    return text[:low]

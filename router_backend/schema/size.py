@@ -13,6 +13,7 @@ from router_backend.schema.nodes import (
     Node,
     Number,
     Object,
+    Part,
     Pattern,
     Reference,
     Text,
@@ -70,6 +71,7 @@ def measure(root: Node, count: Count) -> Sizes:
     keys = {field: skeleton.key(field.name) for node in nodes if isinstance(node, Object) for field in node.fields}
     recursive = _recursive(nodes)
     alone = {node: _alone(node, skeleton) for node in nodes}
+    alone |= {node: Measure(2, *node.size(count)) for node in nodes if isinstance(node, Part)}
     for _ in range(2 * len(nodes) + 2):
         changed = False
         for node in reversed(nodes):

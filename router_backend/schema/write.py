@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
-from functools import lru_cache
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import lru_cache, reduce
+from operator import getitem
 from typing import TYPE_CHECKING
 
 from router_backend.errors import AnswerError
+from router_backend.schema.nodes import Object, Part
 from router_backend.schema.read import ANYTHING, read, validator
 from router_backend.schema.script import SchemaScript
 from router_backend.schema.size import Sizes, measure
-from router_backend.types import GenerateRequest
+from router_backend.types import GenerateRequest, ModelInfo
 from router_backend.writing.stages import JOIN
 from router_backend.writing.writer import Writer
 
@@ -24,8 +28,10 @@ class SchemaWriter(Writer[SchemaScript]):
 
     kind, whole = "answer", "JSON that keeps this schema"
 
-    def __init__(self, model: LocalModel) -> None:
+    def __init__(self, model: LocalModel, parts: Callable[[Node], Node] = lambda node: node) -> None:
+        """`parts` puts a `Part` in the place of those fields that have a script of their own."""
         super().__init__(model)
+        self._parts = parts
         self._sized = lru_cache(maxsize=64)(self._measure)
 
     def _smallest(self, request: GenerateRequest) -> int:
@@ -36,16 +42,23 @@ class SchemaWriter(Writer[SchemaScript]):
         root, sizes = self._sized(request.schema or ANYTHING)
         return SchemaScript(root, request.sampling.max_new_tokens, sizes, self._model.count_tokens)
 
-    def _check(self, text: str, request: GenerateRequest) -> None:
-        check(text, request.schema or ANYTHING)
+    def _told(self, request: GenerateRequest) -> GenerateRequest:
+        return told(request, self._sized(request.schema or ANYTHING)[0], self._model.info)
+
+    def _check(self, script: SchemaScript, request: GenerateRequest) -> None:
+        schema = request.schema or ANYTHING
+        check(script.text, schema, self._sized(schema)[0])
 
     def _measure(self, schema: str) -> tuple[Node, Sizes]:
-        root = read(schema)
+        root = self._parts(read(schema))
         return root, measure(root, self._model.count_tokens)
 
 
-def check(text: str, schema: str) -> None:
-    """Nothing leaves that was not parsed and checked. Patterns run in linear time. Raises AnswerError."""
+def check(text: str, schema: str, root: Node | None = None) -> None:
+    """Nothing leaves that was not parsed and checked. Patterns run in linear time. Raises AnswerError.
+
+    `root`: the schema's nodes, whose parts have rules of their own.
+    """
     try:
         value = json.loads(text)
     except ValueError as error:
@@ -53,3 +66,24 @@ def check(text: str, schema: str) -> None:
     wrong = next(iter(validator(json.loads(schema)).iter_errors(value)), None)
     if wrong is not None:
         raise AnswerError(f"the answer does not keep the schema: {' '.join(wrong.message.split())[:200]}")
+    for part, place in parts_of(root) if root else ():
+        problem = part.problem(reduce(getitem, place, value))
+        if problem is not None:
+            raise AnswerError(f"the answer breaks a rule: {problem}")
+
+
+def told(request: GenerateRequest, root: Node, info: ModelInfo) -> GenerateRequest:
+    """The request as a model reads it that may know budgets, where the answer has parts that it was trained on."""
+    part = next((part for part, _ in parts_of(root)), None)
+    if part is None or not info.budget_line:
+        return request
+    return replace(request, prompt=part.told(request.prompt, request.sampling.max_new_tokens))
+
+
+def parts_of(node: Node, place: tuple[str, ...] = ()) -> Iterator[tuple[Part, tuple[str, ...]]]:
+    """The parts in an object and in the objects of its required fields, and where those are."""
+    for each in node.fields if isinstance(node, Object) else ():
+        if isinstance(each.value, Part):
+            yield each.value, place
+        elif each.required:
+            yield from parts_of(each.value, (*place, each.name))

@@ -16,6 +16,7 @@ from router_backend.errors import QuotaExceeded, RouterError
 from router_backend.space.cancels import CallFlag, Cancels
 from router_backend.space.duration import Duration
 from router_backend.space.refusals import explain
+from router_backend.tools.words import as_text
 from router_backend.types import Chunk, GenerateRequest, LentGpu, ModelInfo
 
 if TYPE_CHECKING:
@@ -85,7 +86,8 @@ class SpaceEngine(ThreadedEngine):
         """Runs in the slot's thread, in the context of the request, which says whose quota is used."""
         assert isinstance(cancelled, CallFlag)
         with self._learning:
-            prompt_tokens = self._writer.admit(request)  # what cannot be answered must not cost GPU seconds
+            told = as_text(request)
+            prompt_tokens = self._writer_of(told).admit(told)  # what cannot be answered must not cost GPU seconds
         said: list[str] = []
         for item in self._borrowed(request, cancelled.number, prompt_tokens):
             if isinstance(item, float):

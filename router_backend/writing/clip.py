@@ -77,6 +77,15 @@ def shorten(text: str, fits: Callable[[str], bool]) -> str:
     return clip(text, fits) or clip(text, fits, ellipsis="") or ELLIPSIS
 
 
+def cut(text: str, fits: Callable[[str], bool]) -> str:
+    """The longest beginning that fits, to the character."""
+    low, high = 0, len(text)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(text[:middle]) else (low, middle - 1)
+    return text[:low]
+
+
 def _tidy(text: str) -> str:
     """Without the opening or joining punctuation that a cut leaves at the end."""
     return text.rstrip().rstrip(",;:([{-–—\"'/\\").rstrip()

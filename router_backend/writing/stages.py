@@ -7,11 +7,12 @@ what will stand. `writer.StageRun` brings a script and a model together.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from router_backend.errors import RouterError
+from router_backend.types import Chunk
 from router_backend.writing import clip, grammar
 
 Count = Callable[[str], int]
@@ -71,8 +72,30 @@ class Script(ABC):
     def stages(self) -> Stages:
         """Writes the whole text. Raises `failure`."""
 
-    def _choose(self, field: str, options: Sequence[str], *, stop: str = "") -> Generator[Ask, Reply, str]:
-        """One of the options; no stage at all where there is but one. `stop` follows them all, and is not kept."""
+    def since(self, at: int) -> Iterator[Chunk]:
+        """What was written after the first `at` characters, as it leaves."""
+        if len(self.text) > at:
+            yield Chunk(self.text[at:])
+
+    def _write_by(self, script: Script) -> Stages:
+        """Lets another script go on, which begins with this one's text."""
+        stages = script.stages()
+        try:
+            ask = next(stages)
+            while True:
+                self.text = script.text
+                ask = stages.send((yield ask))
+        except StopIteration:
+            self.text = script.text
+        self.clipped += script.clipped
+
+    def _choose(
+        self, field: str, options: Sequence[str], *, stop: str = "", said: str = ""
+    ) -> Generator[Ask, Reply, str]:
+        """One of the options; no stage at all where there is but one.
+
+        `stop` follows them all, and is not kept; nor is `said`, which the checkpoint reads before them.
+        """
         if len(options) == 1:
             return options[0]
         # Stopping before the last character that all options share saves the pass that would draw the end token.
@@ -80,7 +103,7 @@ class Script(ABC):
         ends = (stop or last,) if stop or last else ()
         offered = [option + stop for option in options]
         for attempt in range(TRIES):
-            reply = yield Ask(field, tokens_of(offered), grammar.choice(offered), ends, attempt)
+            reply = yield Ask(field, tokens_of(offered), grammar.choice(offered), ends, attempt, said)
             for option in options:
                 if reply.text in (option, option + stop, option.removesuffix(last)):
                     return option

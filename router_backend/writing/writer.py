@@ -66,11 +66,14 @@ class Writer(ABC, Generic[S]):
             yield Chunk(finish_reason="cancelled", timings=run.timings)
             return
         used = self._model.count_tokens(script.text)
-        self._check(script.text, request)
+        self._check(script, request)
         if used > limit:
             raise script.failure(f"the {self.kind} has {used} tokens, its budget {limit}")
         usage = Usage(prompt_tokens, used, min(run.cached, prompt_tokens))
-        yield Chunk(run.rest(script), "stop", usage, run.timings, self._done(script, used, run))
+        *rest, last = run.rest(script) or [Chunk()]
+        yield from rest
+        budget = self._done(script, used, run)
+        yield replace(last, finish_reason="stop", usage=usage, timings=run.timings, budget=budget)
 
     @abstractmethod
     def _smallest(self, request: GenerateRequest) -> int:
@@ -80,7 +83,7 @@ class Writer(ABC, Generic[S]):
     def _script(self, request: GenerateRequest) -> S: ...
 
     @abstractmethod
-    def _check(self, text: str, request: GenerateRequest) -> None:
+    def _check(self, script: S, request: GenerateRequest) -> None:
         """Nothing leaves that was not parsed and checked. Raises the script's `failure`."""
 
     def _told(self, request: GenerateRequest) -> GenerateRequest:
@@ -129,15 +132,14 @@ class StageRun:
                     self.cancelled = True
                     return
                 ask = stages.send(reply)
-                if piece := self.rest(script):
-                    self._sent += len(piece)
-                    yield Chunk(piece)
+                yield from self.rest(script)
+                self._sent = len(script.text)
         except StopIteration:
             pass
 
-    def rest(self, script: Script) -> str:
+    def rest(self, script: Script) -> list[Chunk]:
         """What was not yielded yet."""
-        return script.text[self._sent :]
+        return list(script.since(self._sent))
 
     def _run(self, ask: Ask, text: str) -> Reply | None:
         """One stage on the model. None where the client has left."""

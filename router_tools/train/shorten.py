@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from router_backend.plan.budget import LEVELS, SHAPES, Costs, level_for
+from router_backend.plan.budget import Costs, level_for
+from router_backend.plan.form import LEVELS, OPTIONAL, SHAPES
 from router_backend.plan.rules import tool_of, validate
 from router_backend.plan.script import PlanScript
 from router_backend.writing.clip import escape
@@ -149,7 +150,7 @@ class _Teacher:
     def _fitting(self, field: str, index: int, limit: int, texts: Iterator[str], *, lead: str = "") -> str:
         """The longest text that is as long as planned, or else the shortest, if that is below the limit."""
         script = self._script
-        shape = SHAPES.get(field) or SHAPES["metrics.optional"]
+        shape = SHAPES.get(field, OPTIONAL)
         level = level_for(script.limit - script.count(script.text), script.costs, field, script.route, index)
         planned = min(PLANNED * shape.length(level) if level < LEVELS else limit, LIMIT * limit)
         text, tokens = "", 0

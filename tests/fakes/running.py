@@ -23,7 +23,7 @@ import uvicorn
 from starlette.testclient import TestClient
 
 from router_backend.checkpoints.ladder import Attempt, Candidate, Loaded, Rung
-from router_backend.engines.base import Engine
+from router_backend.engines.base import Engine, LocalModel
 from router_backend.engines.echo import EchoModel
 from router_backend.engines.threaded import ThreadedEngine
 from router_backend.plan.write import PlanWriter
@@ -141,6 +141,19 @@ class Served:
         health = self.service.health()
         free = self.engine.free_slots == self.model.info.slots
         return health.running == health.waiting == 0 and free and not self.model.active
+
+
+class Kept:
+    """A session's model, which outlives a server."""
+
+    def __init__(self, model: LocalModel) -> None:
+        self._model = model
+        self.seen: list[GenerateRequest] = []
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._model, name)
+
+    def close(self) -> None: ...
 
 
 @contextlib.contextmanager

@@ -126,9 +126,14 @@ def wrong(case: Case, status: int, answer: Json) -> str | None:
         if case.harmless or status != 400:
             return f"{status} {error}"
         return None if error["param"] is not None or error["code"] == "invalid_json" else f"no place: {error}"
+    parameters = {each["function"]["name"]: each["function"].get("parameters") for each in case.body.get("tools") or ()}
     for choice in answer["choices"]:
         asked = case.body.get("response_format") or {}
-        if asked.get("type") == "text":
+        for call in choice["message"].get("tool_calls") or ():
+            arguments = json.loads(call["function"]["arguments"])
+            if not jsonschema_rs.is_valid(parameters[call["function"]["name"]] or {}, arguments):
+                return f"not valid: {call}"
+        if asked.get("type") == "text" or parameters or not ("type" in asked or _wants_plan(case.body)):
             continue
         value = json.loads(choice["message"]["content"])
         if asked.get("type") == "json_schema":
@@ -136,6 +141,11 @@ def wrong(case: Case, status: int, answer: Json) -> str | None:
             if found is not None:
                 return f"not valid: {found.message}: {choice['message']['content']}"
     return None
+
+
+def _wants_plan(body: dict[str, Json]) -> bool:
+    """Where no format is asked for, instructions of the client's own ask for text."""
+    return all(message["role"] not in ("system", "developer") for message in body["messages"])
 
 
 def _is_outermost(part: Json, schema: dict[str, Json]) -> bool:
@@ -357,6 +367,9 @@ _KEYWORDS: dict[str, tuple[Json, ...]] = {
 }
 _USER = {"role": "user", "content": "Prove that the sum of two odd numbers is even."}
 _SCHEMA = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"], "additionalProperties": False}
+_CALL: Json = {"name": "do", "arguments": "{}"}
+_DO: Json = {"type": "function", "function": {"name": "do"}}
+_TOOL: Json = {"type": "function", "function": {"name": "fill", "description": "Fills in.", "parameters": _SCHEMA}}
 BODIES: tuple[dict[str, Json], ...] = (
     {"messages": [_USER]},
     {"messages": [_USER], "response_format": {"type": "text"}, "max_tokens": 9},
@@ -372,6 +385,17 @@ BODIES: tuple[dict[str, Json], ...] = (
         "messages": [_USER, {"role": "assistant", "content": "y", "refusal": None, "tool_calls": []}, _USER],
         "response_format": {"type": "text"},
         "stop": ["q", "z"],
+    },
+    {"messages": [_USER], "tools": [_TOOL]},
+    {"messages": [_USER], "tools": [_TOOL, _DO], "tool_choice": "required", "max_tokens": 900},
+    {"messages": [_USER], "tools": [_DO], "tool_choice": {"type": "function", "function": {"name": "do"}}},
+    {
+        "messages": [
+            _USER,
+            {"role": "assistant", "content": None, "tool_calls": [{"id": "c", "type": "function", "function": _CALL}]},
+            {"role": "tool", "tool_call_id": "c", "content": "done"},
+        ],
+        "tools": [_DO],
     },
 )
 TAKEN: dict[str, tuple[Json, ...]] = {

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router_backend.plan.budget import FIELDS, LEVELS, SHAPES, Costs, Pending, allot, floor, level_for
+from router_backend.plan.budget import Costs, Pending, allot, floor, level_for
+from router_backend.plan.form import LEVELS, SHAPES
 
 TOOLS = ("/general-search", "/math", "/code")
 ROUTE = ("/general-search", "/math", "/code")
@@ -36,19 +37,19 @@ def test_a_text_never_takes_what_must_still_come(
     assert text[0].least <= tokens <= budget - floor(few) - closing
 
 
-@given(st.integers(0, 2048), st.integers(0, 300), st.sampled_from(FIELDS))
+@given(st.integers(0, 2048), st.integers(0, 300), st.sampled_from(sorted(SHAPES)))
 @QUICK
 def test_more_budget_is_never_a_poorer_plan(budget: int, more: int, field: str) -> None:
     assert level_for(budget, COSTS, field, ROUTE) <= level_for(budget + more, COSTS, field, ROUTE)
 
 
-@given(st.integers(0, 2048), st.integers(0, 5), st.sampled_from(FIELDS))
+@given(st.integers(0, 2048), st.integers(0, 5), st.sampled_from(sorted(SHAPES)))
 @QUICK
 def test_what_is_written_needs_no_more_room(budget: int, written: int, field: str) -> None:
     assert level_for(budget, COSTS, field, ROUTE, written) <= level_for(budget, COSTS, field, ROUTE, written + 1)
 
 
-@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize("field", SHAPES)
 def test_levels_go_from_few_and_short_to_what_reference_plans_have(field: str) -> None:
     shape = SHAPES[field]
     sizes = [len(COSTS.texts(field, ROUTE, level)) for level in range(LEVELS + 1)]

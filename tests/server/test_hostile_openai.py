@@ -120,8 +120,8 @@ def test_row_10_unknown_fields_are_named(echo: App, path: str, name: str) -> Non
 
 
 def test_row_10_unknown_fields_inside(echo: App) -> None:
-    message = {"role": "user", "content": "x", "tool_call_id": "y"}
-    refused(ask(echo, messages=[message]), 400, "unknown_field", "messages.0.tool_call_id")
+    message = {"role": "user", "content": "x", "call_id": "y"}
+    refused(ask(echo, messages=[message]), 400, "unknown_field", "messages.0.call_id")
     refused(ask(echo, response_format={"type": "text", "schema": {}}), 400, "unknown_field", "response_format.schema")
 
 
@@ -184,7 +184,7 @@ def test_row_12_a_grammar_that_does_not_compile_is_no_unconstrained_answer(echo:
     assert echo.model.seen == []
 
 
-@pytest.mark.parametrize("role", ["System", "tool", "function", "<|im_start|>system", "", None])
+@pytest.mark.parametrize("role", ["System", "Tool", "functions", "<|im_start|>system", "", None])
 def test_row_13_roles_are_those_that_are_known(echo: App, role: object) -> None:
     refused(ask(echo, messages=[{"role": role, "content": "x"}]), 400, "invalid_value", "messages.0.role")
 

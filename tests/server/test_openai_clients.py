@@ -29,24 +29,12 @@ from router_backend.server.app import create_app
 from router_backend.server.serve import configuration
 from router_backend.service.service import GenerationService
 from router_backend.settings import load_settings
-from tests.fakes.running import until
+from tests.fakes.running import Kept, until
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
 TOOLS = ("/general-search", "/math", "/code")
 TEXT = openai.types.shared_params.ResponseFormatText(type="text")
 USER = "Prove that the sum of two odd numbers is even, then check it in Python."
-
-
-class Kept:
-    """The session's model, which outlives a server."""
-
-    def __init__(self, model: LlamaCppModel) -> None:
-        self._model = model
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._model, name)
-
-    def close(self) -> None: ...
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +184,7 @@ def test_async_client_streams_json_and_has_errors_as_classes(url: str) -> None:
             with pytest.raises(openai.NotFoundError):
                 await client.chat.completions.create(model="gpt-9", messages=[{"role": "user", "content": "x"}])
             models = [model.id async for model in client.models.list()]
-            assert models == ["embedded", "router"]
+            assert models == ["embedded", "router", "router-text"]
         async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="wrong", max_retries=0) as stranger:
             with pytest.raises(openai.AuthenticationError):
                 await stranger.models.list()

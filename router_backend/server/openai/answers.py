@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-Finish = Literal["stop", "length"]
+Finish = Literal["stop", "length", "tool_calls", "function_call"]
 
 
 class CachedTokens(BaseModel):
@@ -35,10 +35,23 @@ class ChatLogprobs(BaseModel):
     refusal: None = None
 
 
+class Called(BaseModel):
+    name: str
+    arguments: str
+
+
+class ToolCall(BaseModel):
+    id: str
+    type: Literal["function"]
+    function: Called
+
+
 class AssistantMessage(BaseModel):
     role: Literal["assistant"]
-    content: str
+    content: str | None
     refusal: None = None
+    tool_calls: list[ToolCall] | None = None
+    function_call: Called | None = None
 
 
 class ChatChoice(BaseModel):

@@ -6,7 +6,7 @@ changes nothing. One that changes nothing anyway is taken.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import (
     Discriminator,
@@ -25,6 +25,7 @@ from router_backend.types import is_blank
 
 MOST_CHOICES = 8
 MOST_MESSAGES = 256
+MOST_TOOLS = 128
 
 
 class Only:
@@ -62,10 +63,27 @@ class TextPart(Body):
     text: Text
 
 
-class MessageBody(Body):
-    """A message. What a client may send back of an earlier answer is taken where it is empty."""
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
-    role: Literal["system", "developer", "user", "assistant"]
+
+class CalledBody(Body):
+    name: Name
+    arguments: Text
+
+
+class CallBody(Body):
+    """A call of a tool, as an earlier answer had it."""
+
+    id: Text
+    type: Literal["function"] = "function"
+    function: CalledBody
+    index: int | None = None
+
+
+class MessageBody(Body):
+    """A message. What a client may send back of an earlier answer is taken."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: (
         Annotated[
             Annotated[Text, Tag("(one)")]
@@ -74,11 +92,14 @@ class MessageBody(Body):
         ]
         | None
     ) = Field(None, validate_default=True, description="Only an assistant's message may have none.")
-    name: Text | None = None
+    name: Text | None = Field(None, validate_default=True)
     refusal: Text | None = None
     audio: Nothing = None
-    function_call: Nothing = None
-    tool_calls: NoList = None
+    function_call: CalledBody | None = None
+    tool_calls: Annotated[list[CallBody], Field(max_length=128)] | None = None
+    tool_call_id: Text | None = Field(
+        None, validate_default=True, description="Of a tool's message: the call whose result this is."
+    )
     annotations: NoList = None
     reasoning_content: Nothing = None
 
@@ -89,11 +110,85 @@ class MessageBody(Body):
             raise ValueError("must be a text or a list of text parts")
         return content
 
+    @field_validator("name")
+    @classmethod
+    def _functions_have_names(cls, name: str | None, info: ValidationInfo) -> str | None:
+        if name is None and info.data.get("role") == "function":
+            raise ValueError("a function's message needs its name")
+        return name
+
+    @field_validator("function_call", "tool_calls")
+    @classmethod
+    def _assistants_call(cls, calls: Any, info: ValidationInfo) -> Any:  # noqa: ANN401 - one call, or several
+        if calls and info.data.get("role") != "assistant":
+            raise ValueError("only an assistant's message has calls")
+        return calls
+
+    @field_validator("tool_call_id")
+    @classmethod
+    def _results_name_their_call(cls, called: str | None, info: ValidationInfo) -> str | None:
+        if (info.data.get("role") == "tool") is (called is None):
+            raise ValueError("a tool's message needs it, and no other has one")
+        return called
+
     @property
     def text(self) -> str:
         if self.content is None:
             return self.refusal or ""
         return self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
+
+
+class FunctionBody(Body):
+    """What a client's program can do; without `parameters` it takes none."""
+
+    name: Name
+    description: Text | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class ToolBody(Body):
+    type: Literal["function"]
+    function: FunctionBody
+
+
+class NamedBody(Body):
+    name: Name
+
+
+class NamedToolBody(Body):
+    type: Literal["function"]
+    function: NamedBody
+
+
+class SomeToolsBody(Body):
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedToolBody], Field(min_length=1, max_length=MOST_TOOLS)]
+
+
+class AllowedToolsBody(Body):
+    type: Literal["allowed_tools"]
+    allowed_tools: SomeToolsBody
+
+
+# A word, or an object that names a tool or some: a client is told what is wrong with what it sent.
+_WORD = "(word)"
+
+
+def _choice(value: Any) -> str:  # noqa: ANN401 - any JSON, or what was made of it
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return _WORD if isinstance(value, str) else "(some)" if kind == "allowed_tools" else "(named)"
+
+
+ToolChoice: TypeAlias = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag(_WORD)]
+    | Annotated[NamedToolBody, Tag("(named)")]
+    | Annotated[AllowedToolsBody, Tag("(some)")],
+    Discriminator(_choice),
+]
+FunctionChoice: TypeAlias = Annotated[
+    Annotated[Literal["none", "auto"], Tag(_WORD)] | Annotated[NamedBody, Tag("(named)")], Discriminator(_choice)
+]
 
 
 class PlainFormat(Body):
@@ -136,7 +231,7 @@ class SharedBody(Body):
     """What both routes take."""
 
     model: Annotated[str, Field(max_length=512)] | None = Field(
-        None, description="The served model's id, or `router`. Default: whatever is served."
+        None, description="The served model's id, `router`, or `router-text` for text. Default: whatever is served."
     )
     max_tokens: Annotated[int, Field(ge=1, le=LARGEST_BUDGET)] | None = Field(
         None,
@@ -152,7 +247,9 @@ class SharedBody(Body):
     ) = Field(None, description="Texts that end a raw answer. A plan and JSON are never cut.")
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    response_format: Format | None = Field(None, description="Default: a routing plan.")
+    response_format: Format | None = Field(
+        None, description="Default: a routing plan, or text where the messages have instructions of their own."
+    )
     # Taken and without effect: none of them changes an answer.
     user: Text | None = None
     metadata: Annotated[dict[str, str], Field(max_length=16)] | None = None
@@ -162,7 +259,7 @@ class SharedBody(Body):
     prompt_cache_key: Text | None = None
     prompt_cache_options: dict[str, Any] | None = None
     prompt_cache_retention: Text | None = None
-    parallel_tool_calls: bool | None = None
+    parallel_tool_calls: bool | None = Field(None, description="Of chats. False: one call at the most.")
     # Refused, unless they ask for nothing.
     frequency_penalty: NoPenalty = None
     presence_penalty: NoPenalty = None
@@ -187,10 +284,14 @@ class ChatBody(SharedBody):
     max_completion_tokens: Annotated[int, Field(ge=1, le=LARGEST_BUDGET)] | None = None
     logprobs: bool | None = Field(None, description="Only with response_format text, where the engine has them.")
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    tools: NoList = None
-    functions: NoList = None
-    tool_choice: Annotated[Any, Only(None, "none", "auto")] = None
-    function_call: Annotated[Any, Only(None, "none", "auto")] = None
+    tools: Annotated[list[ToolBody], Field(max_length=MOST_TOOLS)] | None = Field(
+        None, description="What may be called. Arguments keep their schema and close within the budget."
+    )
+    tool_choice: ToolChoice | None = Field(None, description="Default: auto.")
+    functions: Annotated[list[FunctionBody], Field(max_length=MOST_TOOLS)] | None = Field(
+        None, description="As `tools`, for older clients."
+    )
+    function_call: FunctionChoice | None = None
     modalities: Annotated[Any, Only(None, ["text"])] = None
     reasoning_effort: Annotated[Any, Only(None, "none")] = None
     verbosity: Annotated[Any, Only(None, "medium")] = None
@@ -202,9 +303,9 @@ class ChatBody(SharedBody):
     @field_validator("messages")
     @classmethod
     def _something_is_asked(cls, messages: list[MessageBody]) -> list[MessageBody]:
-        if messages[-1].role != "user":
-            raise ValueError("the last message must be the user's")
-        if is_blank(messages[-1].text):
+        if messages[-1].role not in ("user", "tool", "function"):
+            raise ValueError("the last message must be the user's, or a tool's result")
+        if messages[-1].role == "user" and is_blank(messages[-1].text):
             raise ValueError("the last message must not be blank")
         return messages
 
@@ -221,6 +322,40 @@ class ChatBody(SharedBody):
         if alternatives and not info.data.get("logprobs"):
             raise ValueError("needs logprobs=true")
         return alternatives
+
+    @property
+    def offered(self) -> list[FunctionBody]:
+        """All tools, or the older functions."""
+        return [each.function for each in self.tools or ()] or list(self.functions or ())
+
+    @property
+    def chosen(self) -> list[str]:
+        """The names that the client's choice is about; none for all."""
+        choice = self.function_call if self.functions else self.tool_choice
+        if isinstance(choice, AllowedToolsBody):
+            return [each.function.name for each in choice.allowed_tools.tools]
+        named = choice.function if isinstance(choice, NamedToolBody) else choice
+        return [named.name] if isinstance(named, NamedBody) else []
+
+    @property
+    def names_one(self) -> bool:
+        """Whether the client wants one call of a tool that it names."""
+        return isinstance(self.tool_choice, NamedToolBody)
+
+    @property
+    def must_call(self) -> bool:
+        choice = self.function_call if self.functions else self.tool_choice
+        if isinstance(choice, AllowedToolsBody):
+            return choice.allowed_tools.mode == "required"
+        return choice == "required" or isinstance(choice, NamedToolBody | NamedBody)
+
+    @property
+    def called(self) -> list[FunctionBody]:
+        """The tools that the answer may call."""
+        choice = self.function_call if self.functions else self.tool_choice
+        return (
+            [] if choice == "none" else [each for each in self.offered if not self.chosen or each.name in self.chosen]
+        )
 
     @property
     def prompt_name(self) -> str:

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from router_backend.types import FinishReason, TokenLogprob
+from router_backend.types import TokenLogprob
 
 Json = dict[str, Any]
+
+
+@dataclass
+class Called:
+    """A call of a tool, or a piece of one: only its first piece has an id and a name."""
+
+    index: int
+    arguments: str = ""
+    name: str | None = None
+    id: str | None = None
 
 
 @dataclass
@@ -17,8 +27,9 @@ class Choice:
 
     index: int
     text: str = ""
+    calls: list[Called] = field(default_factory=list)
     logprobs: tuple[TokenLogprob, ...] | None = None
-    finish_reason: FinishReason | None = None
+    finish_reason: str | None = None
 
 
 class Form(Protocol):
@@ -36,25 +47,46 @@ class Form(Protocol):
 class ChatForm:
     kind, chunk_kind, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
 
+    def __init__(self, *, functions: bool = False) -> None:
+        """`functions`: a call is written as older clients read it."""
+        self._functions = functions
+        self._calling = set[int]()
+
     def whole(self, choice: Choice) -> Json:
-        message = {"role": "assistant", "content": choice.text, "refusal": None}
-        return {
-            "index": choice.index,
-            "message": message,
-            "logprobs": self._logprobs(choice.logprobs),
-            "finish_reason": choice.finish_reason,
-        }
+        content = None if choice.calls and not choice.text else choice.text
+        message = {"role": "assistant", "content": content, "refusal": None, **self._calls(choice, pieces=False)}
+        return self._choice(choice, "message", message)
 
     def piece(self, choice: Choice, *, first: bool) -> Json:
-        delta = {"role": "assistant"} if first else {}
+        delta: Json = {"role": "assistant"} if first else {}
         if choice.text or first:
-            delta["content"] = choice.text
+            delta["content"] = None if choice.calls else choice.text
+        return self._choice(choice, "delta", delta | self._calls(choice, pieces=True))
+
+    def _choice(self, choice: Choice, name: str, said: Json) -> Json:
+        self._calling |= {choice.index} if choice.calls else set()
+        ends = choice.finish_reason
+        if ends == "stop" and choice.index in self._calling:
+            ends = "function_call" if self._functions else "tool_calls"
         return {
             "index": choice.index,
-            "delta": delta,
+            name: said,
             "logprobs": self._logprobs(choice.logprobs),
-            "finish_reason": choice.finish_reason,
+            "finish_reason": ends,
         }
+
+    def _calls(self, choice: Choice, *, pieces: bool) -> Json:
+        if not choice.calls:
+            return {}
+        said: list[Json] = []
+        for call in choice.calls:
+            named = {} if call.name is None else {"name": call.name}
+            function = {**named, "arguments": call.arguments}
+            if self._functions:
+                return {"function_call": function}
+            head = {} if call.id is None else {"id": call.id, "type": "function"}
+            said.append({**({"index": call.index} if pieces else {}), **head, "function": function})
+        return {"tool_calls": said}
 
     def _logprobs(self, tokens: Sequence[TokenLogprob] | None) -> Json | None:
         if tokens is None:

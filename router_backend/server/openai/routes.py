@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
@@ -19,7 +20,7 @@ from router_backend.server.middleware import access_log
 from router_backend.server.openai import work
 from router_backend.server.openai.answers import ChatCompletion, Completion, ModelBody, ModelList
 from router_backend.server.openai.bodies import ChatBody, CompletionBody
-from router_backend.server.openai.forms import ChatForm, Choice, CompletionForm, Form
+from router_backend.server.openai.forms import Called, ChatForm, Choice, CompletionForm, Form
 from router_backend.server.sse import merged, stream
 from router_backend.service.service import GenerationService
 from router_backend.types import Chunk, GenerateRequest, ModelInfo, Usage
@@ -36,11 +37,11 @@ def openai_router(service: GenerationService) -> APIRouter:
         response_model=ChatCompletion,
         responses=RESPONSES,
         openapi_extra=body_schema(ChatBody),
-        summary="Answer a conversation: with a routing plan, with JSON that keeps a schema, or with text",
+        summary="Answer a conversation: with a plan, JSON that keeps a schema, calls of tools, or text",
     )
     async def chat(request: Request) -> Response:
         body = await read_body(request, ChatBody, service.settings.max_body_bytes)
-        return await _respond(request, service, body, ChatForm())
+        return await _respond(request, service, body, ChatForm(functions=bool(body.functions)))
 
     @router.post(
         "/completions",
@@ -69,7 +70,7 @@ def openai_router(service: GenerationService) -> APIRouter:
 
 def _names(service: GenerationService) -> list[str]:
     info = service.health().info
-    return [*([info.model] if info else []), work.ALIAS]
+    return [*([info.model] if info else []), work.ALIAS, work.TEXT_ALIAS]
 
 
 def _model(name: str) -> dict[str, Any]:
@@ -104,6 +105,7 @@ class _Answer:
         self._request, self._service, self._form, self._asked = request, service, form, asked
         self._with_logprobs = with_logprobs
         self._created = int(time.time())
+        self._calls = [0] * len(asked)
         self._ended: list[Chunk | None] = [None] * len(asked)
 
     async def whole(self) -> dict[str, Any]:
@@ -128,7 +130,7 @@ class _Answer:
         async with aclosing(merged([self._service.generate(each) for each in self._asked])) as chunks:
             async for index, chunk in chunks:
                 choice, info = self._new(index, chunk), chunk.info
-                if choice.text or choice.logprobs or choice.finish_reason or index not in begun:
+                if choice.text or choice.calls or choice.logprobs or choice.finish_reason or index not in begun:
                     piece = self._form.piece(choice, first=index not in begun)
                     begun.add(index)
                     yield {**self._head(self._form.chunk_kind, info), "choices": [piece], **null_usage}
@@ -142,6 +144,11 @@ class _Answer:
             async for chunk in chunks:
                 new = self._new(index, chunk)
                 whole.text += new.text
+                for call in new.calls:
+                    if call.name is not None:
+                        whole.calls.append(call)
+                    else:
+                        whole.calls[-1].arguments += call.arguments
                 whole.finish_reason = new.finish_reason
                 if whole.logprobs is not None:
                     whole.logprobs += chunk.logprobs
@@ -151,7 +158,13 @@ class _Answer:
         if chunk.finish_reason is not None:
             self._ended[index] = chunk
         logprobs = chunk.logprobs if self._with_logprobs and chunk.logprobs else None
-        return Choice(index, chunk.text, logprobs, chunk.finish_reason)
+        calls: list[Called] = []
+        if chunk.call is not None:
+            calls = [Called(self._calls[index], chunk.text, chunk.call, f"call_{secrets.token_hex(12)}")]
+            self._calls[index] += 1
+        elif self._calls[index] and chunk.text:
+            calls = [Called(self._calls[index] - 1, chunk.text)]
+        return Choice(index, "" if calls else chunk.text, calls, logprobs, chunk.finish_reason)
 
     def _head(self, kind: str, info: ModelInfo | None) -> dict[str, Any]:
         """`info`: of the model that answers, which is not what is served by now where it was exchanged meanwhile."""

@@ -4,31 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 from router_backend.errors import InvalidRequest, UnknownModel
-from router_backend.plan.schema import Plan
-from router_backend.schema.read import ANYTHING, LONGEST_SCHEMA, read
-from router_backend.server.openai.bodies import ChatBody, CompletionBody, SchemaFormat
+from router_backend.plan.part import form_of, is_plan
+from router_backend.plan.prompt import is_routers_own
+from router_backend.schema.nodes import Node, Object, resolved
+from router_backend.schema.read import ANYTHING, read
+from router_backend.schema.shown import schema_shown
+from router_backend.server.openai.bodies import ChatBody, CompletionBody, FunctionBody, SchemaFormat
 from router_backend.service.service import GenerationService
 from router_backend.settings import Settings
-from router_backend.types import GenerateRequest, Output, Role, SamplingParams, Turn
+from router_backend.types import Call, GenerateRequest, Output, Role, SamplingParams, Tool, Turn, is_blank
 
 # The name for whatever is served.
 ALIAS = "router"
-_ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-# What says nothing about which values there are, or which the transforms of clients write differently.
-_NOTES = {"title", "description", "default", "required", "additionalProperties", "$defs"}
-_MOST_REFERENCES = 8
+# The same, for text where no format is asked for.
+TEXT_ALIAS = "router-text"
+_ROLES: dict[str, Role] = {"developer": "system", "function": "tool"}
+# A tool that gives the task to a specialist, by its name.
+_HANDS_OFF = re.compile(r"(?:^|[_-])(?:hand_?off|transfer_to|delegate_to)(?:[_-]|$)", re.IGNORECASE)
+_NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
 def check_model(name: str | None, service: GenerationService) -> None:
     """Raises UnknownModel where another model is asked for than the one that is served."""
     info = service.health().info
-    if name not in (None, ALIAS) and info is not None and name != info.model:
+    if name not in (None, ALIAS, TEXT_ALIAS) and info is not None and name != info.model:
         raise UnknownModel(f"the model {name!r} is not served here; {info.model!r} is", param="model")
 
 
@@ -38,29 +44,98 @@ async def requests(
     """One request for each choice. Raises InvalidRequest."""
     output, schema = await _output(body)
     if body.alternatives is not None and output != "text":
-        raise InvalidRequest('logprobs are for response_format={"type": "text"} alone', param="logprobs")
+        raise InvalidRequest("logprobs are for text alone", param="logprobs")
     sampling = _sampling(body, service.settings)
-    conversations = [(_prompt(body), _history(body))] if isinstance(body, ChatBody) else [(p, ()) for p in body.prompts]
+    calls: dict[str, Any] = {}
+    if isinstance(body, ChatBody):
+        *history, last = _turns(body)
+        conversations = [(last, tuple(history))]
+        if output == "calls":
+            calls = await asyncio.to_thread(_calls, body)
+    else:
+        conversations = [(Turn("user", prompt), ()) for prompt in body.prompts]
     return [
         GenerateRequest(
             request_id,
-            prompt,
+            last.content,
             SamplingParams(**{**sampling, "seed": (sampling["seed"] + number) % 2**32}),
             output,
             history=history,
             schema=schema,
+            result_of=last.name if last.role == "tool" else None,
+            **calls,
         )
-        for prompt, history in conversations
+        for last, history in conversations
         for number in range(body.n or 1)
     ]
 
 
-def _prompt(body: ChatBody) -> str:
-    return body.messages[-1].text
+def _turns(body: ChatBody) -> list[Turn]:
+    """The conversation. A tool's result is told by the name of the tool, not by the id of its call."""
+    names = {call.id: call.function.name for message in body.messages for call in message.tool_calls or ()}
+    turns = []
+    for message in body.messages:
+        called = [call.function for call in message.tool_calls or ()] + list(filter(None, [message.function_call]))
+        name = names.get(message.tool_call_id or "", message.name or "")
+        turns.append(
+            Turn(
+                _ROLES.get(message.role) or cast("Role", message.role),
+                message.text,
+                tuple(Call(each.name, each.arguments) for each in called),
+                name if message.role in ("tool", "function") else "",
+            )
+        )
+    return turns
 
 
-def _history(body: ChatBody) -> tuple[Turn, ...]:
-    return tuple(Turn(_ROLES[message.role], message.text) for message in body.messages[:-1])
+def _calls(body: ChatBody) -> dict[str, Any]:
+    """What a request with tools says of them. Raises InvalidRequest where arguments' schema is not understood."""
+    place = "functions.{}" if body.functions else "tools.{}.function"
+    tools = [_tool(each, place.format(index)) for index, each in enumerate(body.offered)]
+    chosen = [tool for tool in tools if tool.name in {each.name for each in body.called}]
+    # Several tools that each take a plan are specialists, whatever they are called.
+    planned = [tool for tool in tools if (root := resolved(read(tool.parameters))) and _is_planned(root)]
+    handed = [tool for tool in tools if _HANDS_OFF.search(tool.name) or (len(planned) > 1 and tool in planned)]
+    specialists = tuple(f"/{tool.name}" for tool in handed)
+    # A router routes: what the user asks is handed off, what a tool has answered may be spoken of.
+    may_speak = not body.must_call and not (body.messages[-1].role == "user" and set(chosen) <= set(handed))
+    return {
+        "tools": tuple(chosen),
+        "may_speak": may_speak,
+        "parallel": body.parallel_tool_calls is not False and not body.functions and not body.names_one,
+        "specialists": specialists,
+    }
+
+
+def _check_tools(body: ChatBody) -> None:
+    choice = "function_call" if body.functions else "tool_choice"
+    names = [each.name for each in body.offered]
+    if body.tools and body.functions:
+        raise InvalidRequest("send tools or functions, not both", param="functions")
+    if len(set(names)) < len(names):
+        raise InvalidRequest("two tools have the same name", param="functions" if body.functions else "tools")
+    if not names and body.must_call:
+        raise InvalidRequest(f"{choice} asks for a call, and there are no tools", param=choice)
+    if unknown := [name for name in body.chosen if name not in names]:
+        raise InvalidRequest(f"{choice} names {unknown[0]!r}, which is none of the tools", param=choice)
+
+
+def _is_planned(root: Node) -> bool:
+    return isinstance(root, Object) and form_of(root, (f"/{'x' * 64}",)) is not None
+
+
+def _tool(body: FunctionBody, where: str) -> Tool:
+    schema = body.parameters or _NO_PARAMETERS
+    if not schema.get("properties") and schema.get("additionalProperties") in (None, False):
+        schema = {**_NO_PARAMETERS, **schema, "additionalProperties": False}
+    try:
+        text = _json(schema)
+        read(text)
+    except InvalidRequest as error:
+        _, dot, path = (error.param or "").partition(".")
+        param = f"{where}.parameters{dot}{path}"
+        raise InvalidRequest(f"tool {body.name}: {error.message}", param=param, code=error.code) from None
+    return Tool(body.name, body.description or "", text)
 
 
 def _sampling(body: ChatBody | CompletionBody, settings: Settings) -> dict[str, Any]:
@@ -78,66 +153,50 @@ def _sampling(body: ChatBody | CompletionBody, settings: Settings) -> dict[str, 
 async def _output(body: ChatBody | CompletionBody) -> tuple[Output, str | None]:
     """What is written, and the schema that it must keep."""
     wanted = body.response_format
-    if wanted is None:
-        return "plan", None
+    if isinstance(body, ChatBody):
+        _check_tools(body)
+    if isinstance(body, ChatBody) and body.called:
+        if wanted is None or wanted.type == "text" or body.must_call:
+            return "calls", None
+        return "calls", (await _read(wanted))[0] if isinstance(wanted, SchemaFormat) else ANYTHING
     if not isinstance(wanted, SchemaFormat):
-        return ("text", None) if wanted.type == "text" else ("json", ANYTHING)
-    schema = wanted.json_schema.definition
+        if wanted is not None and wanted.type == "text":
+            return "text", None
+        if wanted is None and not _wants_text(body):
+            return "plan", None
+        shown = await asyncio.to_thread(schema_shown, "\n".join(_instructions(body)))
+        return ("json", shown or ANYTHING) if shown or wanted else ("text", None)
+    text, root = await _read(wanted)
+    return ("plan", None) if is_plan(root) else ("json", text)
+
+
+async def _read(wanted: SchemaFormat) -> tuple[str, Node]:
+    text = _json(wanted.json_schema.definition)
+    return text, await asyncio.to_thread(read, text)  # its patterns are compiled, which may take a moment
+
+
+def _wants_text(body: ChatBody | CompletionBody) -> bool:
+    """Where no format is asked for: instructions of the client's own are not asking for a plan, nor is the text model.
+
+    What names a plan's ten keys is a router's own prompt, whatever stands beside it.
+    """
+    if body.model == TEXT_ALIAS:
+        return True
+    if not isinstance(body, ChatBody) or any(is_routers_own(message.text) for message in body.messages):
+        return False
+    return any(not is_blank(text) for text in _instructions(body))
+
+
+def _instructions(body: ChatBody | CompletionBody) -> list[str]:
+    messages = body.messages if isinstance(body, ChatBody) else ()
+    return [message.text for message in messages if message.role in ("system", "developer")]
+
+
+def _json(schema: dict[str, Any]) -> str:
     try:
-        text = json.dumps(schema, ensure_ascii=False, allow_nan=False)
+        return json.dumps(schema, ensure_ascii=False, allow_nan=False)
     except (ValueError, RecursionError):
         raise InvalidRequest("the schema is not JSON, or nests too deep", param="schema") from None
-    if len(text) <= LONGEST_SCHEMA and is_plan(schema):
-        return "plan", None
-    await asyncio.to_thread(read, text)  # its patterns are compiled, which may take a moment
-    return "json", text
-
-
-def is_plan(schema: dict[str, Any]) -> bool:
-    """Whether a schema is that of a routing plan, as pydantic writes it or as a client's strict mode rewrites it."""
-    return _alike(schema, _PLAN, schema)
-
-
-def _alike(theirs: Any, plans: Any, root: dict[str, Any]) -> bool:  # noqa: ANN401 - any JSON
-    """Whether two schemas are one, notes and references apart. Goes no further than the plan's own does."""
-    theirs, plans = _target(theirs, root), _target(plans, _PLAN)
-    if isinstance(plans, list):
-        return (
-            isinstance(theirs, list)
-            and len(theirs) == len(plans)
-            and all(_alike(*pair, root) for pair in zip(theirs, plans, strict=True))
-        )
-    if not isinstance(plans, dict):
-        return bool(theirs == plans)
-    if not isinstance(theirs, dict):
-        return False
-    theirs, plans = ({key: each[key] for key in each if key not in _NOTES} for each in (theirs, plans))
-    if theirs.keys() != plans.keys():
-        return False
-    for key, value in plans.items():
-        if key == "properties":
-            fields = theirs[key]
-            if not isinstance(fields, dict) or list(fields) != list(value):
-                return False
-            if not all(_alike(fields[name], value[name], root) for name in value):
-                return False
-        elif not _alike(theirs[key], value, root):
-            return False
-    return True
-
-
-def _target(schema: Any, root: dict[str, Any]) -> Any:  # noqa: ANN401
-    """What a few references lead to."""
-    definitions = root.get("$defs")
-    for _ in range(_MOST_REFERENCES):
-        name = schema.get("$ref") if isinstance(schema, dict) else None
-        if not isinstance(name, str) or not isinstance(definitions, dict):
-            break
-        schema = definitions.get(name.removeprefix("#/$defs/"))
-    return schema
-
-
-_PLAN = Plan.model_json_schema()
 
 
 @contextmanager
