@@ -65,6 +65,8 @@ class GenerateRequest:
         schema: a JSON Schema, as JSON text.
         prefix: the part of the answer that is already written; the engine goes on after it.
         grammar: llguidance grammar (Lark) that the continuation must keep, or None.
+        owner: the API key that it counts for, by its name. What one owner's requests leave behind (prefixes, drafts,
+            token ids) speeds up no other's: it would tell what they say.
     """
 
     id: str
@@ -75,6 +77,7 @@ class GenerateRequest:
     grammar: str | None = None
     history: tuple[Turn, ...] = ()
     schema: str | None = None
+    owner: str = ""
 
     @property
     def turns(self) -> tuple[Turn, ...]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from router_backend.errors import AnswerError
+from router_backend.remembered import Remembered
 from router_backend.schema.read import ANYTHING, read, validator
 from router_backend.schema.script import SchemaScript
 from router_backend.schema.size import Sizes, measure
@@ -26,21 +26,24 @@ class SchemaWriter(Writer[SchemaScript]):
 
     def __init__(self, model: LocalModel) -> None:
         super().__init__(model)
-        self._sized = lru_cache(maxsize=64)(self._measure)
+        self._remembered = Remembered(self._measure, most=64)
 
     def _smallest(self, request: GenerateRequest) -> int:
-        root, sizes = self._sized(request.schema or ANYTHING)
+        root, sizes = self._sized(request.schema, request.owner)
         return sizes[root].least + JOIN
 
     def _script(self, request: GenerateRequest) -> SchemaScript:
-        root, sizes = self._sized(request.schema or ANYTHING)
+        root, sizes = self._sized(request.schema, request.owner)
         return SchemaScript(root, request.sampling.max_new_tokens, sizes, self._model.count_tokens)
 
     def _check(self, text: str, request: GenerateRequest) -> None:
         check(text, request.schema or ANYTHING)
 
-    def _measure(self, schema: str) -> tuple[Node, Sizes]:
-        root = read(schema)
+    def _sized(self, schema: str | None, owner: str = "") -> tuple[Node, Sizes]:
+        return self._remembered(owner, schema or ANYTHING)
+
+    def _measure(self, owner: str, schema: str) -> tuple[Node, Sizes]:
+        root = read(schema, owner)
         return root, measure(root, self._model.count_tokens)
 
 

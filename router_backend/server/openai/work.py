@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import secrets
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from typing import Any
 
 from router_backend.errors import InvalidRequest, UnknownModel
 from router_backend.plan.schema import Plan
-from router_backend.schema.read import ANYTHING, LONGEST_SCHEMA, read
+from router_backend.schema.read import ANYTHING, LONGEST_SCHEMA
 from router_backend.server.openai.bodies import ChatBody, CompletionBody, SchemaFormat
 from router_backend.service.service import GenerationService
 from router_backend.settings import Settings
@@ -32,11 +31,20 @@ def check_model(name: str | None, service: GenerationService) -> None:
         raise UnknownModel(f"the model {name!r} is not served here; {info.model!r} is", param="model")
 
 
-async def requests(
-    body: ChatBody | CompletionBody, request_id: str, service: GenerationService
-) -> list[GenerateRequest]:
-    """One request for each choice. Raises InvalidRequest."""
-    output, schema = await _output(body)
+def requests(body: ChatBody | CompletionBody, request_id: str, service: GenerationService) -> list[GenerateRequest]:
+    """One request for each choice, by cheap checks alone: a schema is read once it is admitted.
+
+    Raises:
+        UnknownModel: another model is asked for than the one that is served.
+        InvalidRequest: the body contradicts itself.
+    """
+    with in_clients_words(body):
+        return _requests(body, request_id, service)
+
+
+def _requests(body: ChatBody | CompletionBody, request_id: str, service: GenerationService) -> list[GenerateRequest]:
+    check_model(body.model, service)
+    output, schema = _output(body)
     if body.alternatives is not None and output != "text":
         raise InvalidRequest('logprobs are for response_format={"type": "text"} alone', param="logprobs")
     sampling = _sampling(body, service.settings)
@@ -75,7 +83,7 @@ def _sampling(body: ChatBody | CompletionBody, settings: Settings) -> dict[str, 
     }
 
 
-async def _output(body: ChatBody | CompletionBody) -> tuple[Output, str | None]:
+def _output(body: ChatBody | CompletionBody) -> tuple[Output, str | None]:
     """What is written, and the schema that it must keep."""
     wanted = body.response_format
     if wanted is None:
@@ -89,7 +97,6 @@ async def _output(body: ChatBody | CompletionBody) -> tuple[Output, str | None]:
         raise InvalidRequest("the schema is no JSON, or nests too deep", param="schema") from None
     if len(text) <= LONGEST_SCHEMA and is_plan(schema):
         return "plan", None
-    await asyncio.to_thread(read, text)  # its patterns are compiled, which may take a moment
     return "json", text
 
 
