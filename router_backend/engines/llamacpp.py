@@ -23,9 +23,10 @@ import xllamacpp
 from llguidance import LLMatcher
 
 from router_backend.checkpoints import embedded, machine
-from router_backend.engines.conversation import Message, around, without_template
+from router_backend.engines.conversation import Message, around, instructions, shared, without_template
 from router_backend.errors import CandidateError, ContextOverflow, EngineError, InvalidRequest, RungError
 from router_backend.plan.prompt import BUDGET_KEY
+from router_backend.remembered import Remembered
 from router_backend.types import (
     Chunk,
     FinishReason,
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
 # As it stands in a GGUF's head: the key with its length before it, the type (7: a truth value), the value.
 _BUDGET_LINE = struct.pack("<Q", len(BUDGET_KEY)) + BUDGET_KEY.encode() + struct.pack("<IB", 7, 1)
 _LONGEST_HEAD = 64 << 20
-_REMEMBERED_LENGTH = 16_384
 _GRAMMAR_MARK = "%llguidance {}\n"
 
 
@@ -82,8 +82,10 @@ def _knows_budgets(path: Path) -> bool:
 
 
 @lru_cache(maxsize=512)
-def check_grammar(grammar: str) -> None:
+def check_grammar(grammar: str, owner: str = "") -> None:
     """llama.cpp ignores a grammar that does not compile and answers unconstrained, so it is compiled here first.
+
+    The last few are remembered, for each owner apart.
 
     Raises:
         InvalidRequest: with the compiler's own words.
@@ -132,19 +134,24 @@ class LlamaCppModel:
         meta = self._http.get("/v1/models").json()["data"][0]["meta"]
         context = min(settings.context_length, meta["n_ctx_train"])
         self.info = ModelInfo(name, strategy, "llamacpp", context, settings.slots, _knows_budgets(path))
-        # A plan counts and sends the same texts several times at each stage.
-        self._remembered = lru_cache(maxsize=128 * settings.slots)(self._ask_tokens)
+        # A plan counts and sends the same texts several times at each stage, the choices of a call the same prompt.
+        self._remembered = Remembered.of_texts(self._ask_tokens)
         self._pieces = lru_cache(maxsize=64)(self._read_pieces)
         self._chat = self._has_template(settings.prompt_format)
+        self._instructions = tuple(instructions(self.prompt_ids))
+        self._owners: dict[int, str] = {}  # whose text the prefix cache of each slot holds
 
     def count_tokens(self, text: str) -> int:
         return len(self._tokenize(text))
 
     def prompt_tokens(self, request: GenerateRequest) -> int:
-        return len(self.prompt_ids(request.prompt, request.history))
+        return len(self.prompt_ids(request.prompt, request.history, request.owner))
 
     def generate(self, request: GenerateRequest, cancelled: Callable[[], bool], slot: int = 0) -> Iterator[Chunk]:
-        prompt = (*self.prompt_ids(request.prompt, request.history), *self._tokenize(request.prefix))
+        prompt = (
+            *self.prompt_ids(request.prompt, request.history, request.owner),
+            *self._tokenize(request.prefix),
+        )
         sampling = request.sampling
         if len(prompt) + sampling.max_new_tokens > self.info.context_length:
             raise ContextOverflow.of(len(prompt), sampling.max_new_tokens, self.info.context_length)
@@ -166,17 +173,30 @@ class LlamaCppModel:
         if sampling.logprobs is not None:
             call["logprobs"] = max(1, sampling.logprobs)
         if request.grammar is not None:
-            check_grammar(request.grammar)
+            check_grammar(request.grammar, request.owner)
             call["grammar"] = _GRAMMAR_MARK + request.grammar
-        return self._stream(call, cancelled)
+        return self._answer(call, cancelled, request.owner)
 
-    def remember(self, text: str) -> None:
+    def remember(self, text: str, owner: str = "") -> None:
         """Nothing: llama.cpp is given no drafts."""
 
     def close(self) -> None:
         self._calls.shutdown(wait=True, cancel_futures=True)
         self._http.close()
         del self._server
+
+    def _answer(self, call: dict[str, Any], cancelled: Callable[[], bool], owner: str) -> Iterator[Chunk]:
+        slot = call["id_slot"]
+        if self._owners.get(slot, "") != owner:
+            # llama.cpp goes on from whatever a slot holds. So the slot first gets what everybody knows, and no more.
+            common = shared(self._instructions, call["prompt"])
+            clean = {"prompt": self._instructions[: max(1, common)], "n_predict": 0, "temperature": 0.0}
+            for chunk in self._stream({**call, **clean, "grammar": "", "stop": []}, cancelled):
+                if chunk.finish_reason == "cancelled":
+                    yield chunk
+                    return
+            self._owners[slot] = owner
+        yield from self._stream(call, cancelled)
 
     def _stream(self, call: dict[str, Any], cancelled: Callable[[], bool]) -> Iterator[Chunk]:
         """Turns xllamacpp's blocking call with a callback into an iterator that can be closed."""
@@ -231,22 +251,25 @@ class LlamaCppModel:
             *(self._tokenize(piece, parse_special=True) for piece in rest),
         )
 
-    def prompt_ids(self, prompt: str, history: Sequence[Turn] = ()) -> tuple[int, ...]:
+    def prompt_ids(self, prompt: str, history: Sequence[Turn] = (), owner: str = "") -> tuple[int, ...]:
         """Token ids of the prompt, after the conversation before it, inside the chat template."""
         head, *rest = self._pieces((*(turn.role for turn in history), "user"))
         texts = [*(turn.content for turn in history), prompt]
         return (
             *head,
-            *chain.from_iterable((*self._tokenize(text), *after) for text, after in zip(texts, rest, strict=True)),
+            *chain.from_iterable(
+                (*self._tokenize(text, owner), *after) for text, after in zip(texts, rest, strict=True)
+            ),
         )
 
-    def _tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = False) -> tuple[int, ...]:
+    def _tokenize(
+        self, text: str, owner: str = "", *, add_special: bool = False, parse_special: bool = False
+    ) -> tuple[int, ...]:
         if not text and not add_special:
             return ()
-        ask = self._remembered if len(text) <= _REMEMBERED_LENGTH else self._ask_tokens
-        return ask(text, add_special, parse_special)
+        return self._remembered(owner, text, add_special, parse_special)
 
-    def _ask_tokens(self, text: str, add_special: bool, parse_special: bool) -> tuple[int, ...]:
+    def _ask_tokens(self, owner: str, text: str, add_special: bool, parse_special: bool) -> tuple[int, ...]:
         body = {"content": text, "add_special": add_special, "parse_special": parse_special}
         answer = self._http.post("/tokenize", json=body)
         answer.raise_for_status()

@@ -93,7 +93,7 @@ class SpaceEngine(ThreadedEngine):
                 self._duration.answered(item)
         if request.output == "plan" and not cancelled.is_set():
             with self._learning:  # for the workers to come: this one's has learnt it by itself
-                self._model.remember("".join(said))
+                self._model.remember("".join(said), request.owner)
 
     def _borrowed(self, request: GenerateRequest, number: int, prompt_tokens: int) -> Iterator[float | Chunk]:
         """What comes from a worker, its errors as ours."""
