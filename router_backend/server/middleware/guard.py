@@ -15,14 +15,22 @@ from dataclasses import replace
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from router_backend.errors import Forbidden, HeadersTooLarge, RouterError, Unauthorized, UrlTooLong, WrongHost
+from router_backend.errors import (
+    Forbidden,
+    HeadersTooLarge,
+    InvalidRequest,
+    RouterError,
+    Unauthorized,
+    UrlTooLong,
+    WrongHost,
+)
 from router_backend.server.errors import respond
-from router_backend.server.middleware.connection import Limits
+from router_backend.server.middleware.connection import PROBES, Limits
 from router_backend.server.middleware.scope import first_of_each, path_of
 from router_backend.service.caller import caller
 from router_backend.settings import Settings, split_list
 
-ALWAYS_PUBLIC = frozenset({"/", "/health", "/livez", "/readyz", "/startupz"})
+ALWAYS_PUBLIC = PROBES | {"/"}
 _SAFE = frozenset({"GET", "HEAD"})
 _ASK_PEOPLE = 'Basic realm="router", charset="UTF-8"'  # a browser then asks for a name and a key, and keeps them
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -95,6 +103,9 @@ class Guard:
             raise UrlTooLong(f"the URL has more than {limits.url_bytes} bytes")
         if sum(len(name) + len(value) for name, value in scope["headers"]) > limits.header_bytes:
             raise HeadersTooLarge(f"the headers have more than {limits.header_bytes} bytes")
+        if b"transfer-encoding" in headers and (b"content-length" in headers or scope.get("http_version") == "1.0"):
+            # RFC 9112, 6.1 and 6.3: a proxy in front may have read another length, and smuggle a request behind it.
+            raise InvalidRequest("send Content-Length or Transfer-Encoding, not both, and the latter in HTTP/1.1 alone")
         if not self._is_ours(_text(headers, b"host")):
             raise WrongHost("this server does not go by that name; its operator can add it to ALLOWED_HOSTS")
 
@@ -136,6 +147,8 @@ class Guard:
             await send({"type": "websocket.close", "code": 1008})
             return
         answer = respond(error)
+        if b"transfer-encoding" in headers:
+            answer.headers["Connection"] = "close"  # nothing behind a body that was not read is a request
         if error.status == 401 and scope["method"] in _SAFE and b"text/html" in headers.get(b"accept", b""):
             answer.headers["WWW-Authenticate"] = _ASK_PEOPLE
         await answer(scope, receive, send)
