@@ -7,6 +7,7 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import resource
 import socket
 import time
@@ -115,7 +116,7 @@ WORST: dict[str, Any] = {
     "a definition of itself, eight times": schema_body(nested(8)),
     "and a thousand times": schema_body(nested(1000)),
     "patterns that compile for long": schema_body(properties(WIDE)),
-    "a thousand that nothing refers to": schema_body(properties(WIDE * 40, used=False)),
+    "hundreds that nothing refers to": schema_body(properties(WIDE * 24, used=False)),
     "names that are patterns": schema_body(
         {"type": "object", "$defs": {"a": {"patternProperties": {regex: {} for regex in WIDE * 10}}}}
     ),
@@ -129,8 +130,8 @@ WORST: dict[str, Any] = {
             "$defs": {**{f"d{at}": {} for at in range(1500)}, "z": {"$anchor": "z", "type": "null"}},
         }
     ),
-    "unknown fields": {f"field{at}": at for at in range(4500)},
-    "messages of a wrong kind": {"messages": [{"role": "x", "content": [{}] * 200} for _ in range(150)]},
+    "unknown fields": {f"field{at}": at for at in range(3300)},
+    "messages of a wrong kind": {"messages": [{"role": "x", "content": [{}] * 120} for _ in range(120)]},
     "blanks": {"messages": [{"role": "user", "content": " " * 60_000}]},
     "eight choices of a long prompt": {"messages": [{"role": "user", "content": "word " * 12_000}], "n": 8},
     "brackets": '{"a":' * 10_000,
@@ -142,7 +143,7 @@ WORST: dict[str, Any] = {
 def test_row_28_no_known_request_holds_the_loop(watched: tuple[Served, Watch], what: str) -> None:
     body = WORST[what]
     content = (body if isinstance(body, str) else json.dumps(body)).encode()
-    assert len(content) <= LONGEST or what == "a thousand that nothing refers to"
+    assert len(content) <= LONGEST
     assert dear(*watched, CHAT, content) is None
 
 
@@ -374,7 +375,7 @@ def test_row_31_doubtful_framing_is_refused_in_our_shape(head: bytes) -> None:
     with served() as server:
         said = talk(server, head + SMUGGLED)
     head, _, body = said.partition(b"\r\n\r\n")
-    assert said.count(b"HTTP/1.") == 1, "nothing behind it is taken for a request"
+    assert len(re.findall(rb"HTTP/1\.1 \d", said)) == 1, "nothing behind it is taken for a request"
     assert b" 400 " in head and b"connection: close" in head.lower()
     error = json.loads(body)["error"]
     assert error["type"] == "invalid_request_error" and error["message"]
