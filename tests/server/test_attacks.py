@@ -22,7 +22,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from router_backend.engines.echo import EchoModel
+from router_backend.errors import SettingsError
 from router_backend.server.middleware.connection import Limits
+from router_backend.settings import load_settings
 from router_backend.types import GenerateRequest, ModelInfo
 from tests.fakes.running import Served, echo_model, in_threads, process, served, until
 
@@ -412,3 +414,44 @@ def test_row_28_one_long_prompt_is_read_once_for_all_choices() -> None:
     for text in "abc":
         remembered("alice", text * 1_900_000)
     assert remembered._weight <= remembered._most and len(remembered._values) == 1
+
+
+# Keys
+
+
+def test_row_31_guesses_of_keys_are_throttled() -> None:
+    """An address that guesses is not told any more whether it guessed right; who was right there before goes on."""
+    with served(router_api_keys=KEYS, admin_key="k-admin-90") as server:
+
+        def status(key: str) -> int:
+            return httpx.get(f"{server.url}/v1/models", headers={"authorization": f"Bearer {key}"}).status_code
+
+        assert status(ALICE) == 200
+        said = [status(f"guess-{number}") for number in range(60)]
+        assert said[:20] == [401] * 20 and 429 in said[20:]
+        while status("guess") == 401:  # on a slow machine one was given back meanwhile
+            pass
+        assert status(BOB) == status("k-admin-90") == 429, "a right guess looks like a wrong one"
+        assert status(ALICE) == 200
+        refused = httpx.get(f"{server.url}/v1/models", headers={"authorization": "Bearer another"})
+        assert refused.json()["error"]["code"] == "rate_limit_exceeded" and int(refused.headers["retry-after"]) >= 1
+        assert httpx.get(f"{server.url}/livez", headers={"authorization": "Bearer x"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ("alice:k-NEVER", "at least 8 characters"),
+        ("alice:NNNNNNNNNNNN", "5 of them different"),
+        ("alice:k-NEVERSHOWN,bob:k-NEVERSHOWN", "the same key"),
+    ],
+)
+def test_row_31_weak_or_repeated_keys_are_refused_at_the_start(keys: str, words: str) -> None:
+    with pytest.raises(SettingsError, match=words) as caught:
+        load_settings(router_api_keys=keys)
+    assert "NEVER" not in caught.value.message and "NNNN" not in caught.value.message
+
+
+def test_row_31_a_weak_admin_key_is_refused() -> None:
+    with pytest.raises(SettingsError, match="at least 8 characters"):
+        load_settings(admin_key="admin")
