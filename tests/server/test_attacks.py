@@ -21,6 +21,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from router_backend.checkpoints.embedded import ADAPTER, base
 from router_backend.engines.echo import EchoModel
 from router_backend.errors import SettingsError
 from router_backend.server.middleware.connection import Limits
@@ -345,6 +346,37 @@ def test_row_30_with_256_descriptors(tmp_path: Path) -> None:
 
 
 # Framing, and what is low
+
+
+def test_row_31_a_forwarded_host_is_a_host() -> None:
+    with served() as server:
+        for name, status in (("evil.example", 421), ("localhost:1", 200)):
+            assert httpx.get(f"{server.url}/health", headers={"x-forwarded-host": name}).status_code == status
+
+
+def test_row_31_two_merges_of_one_pid_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what a merge left that was killed is removed."""
+    from router_backend.checkpoints import gguf_merge
+
+    written: list[Path] = []
+    monkeypatch.setattr(gguf_merge, "GGUFReader", lambda path: None)
+    monkeypatch.setattr(gguf_merge, "_deltas", lambda adapter, reader: {})
+
+    def write(reader: object, deltas: object, path: Path, *rest: object) -> None:
+        written.append(path)
+        path.write_bytes(b"GGUF")
+        if len(written) == 1:
+            gguf_merge.merge(base(), ADAPTER, tmp_path / "out.gguf")
+            assert path.read_bytes() == b"GGUF", "the other one did not touch it"
+
+    monkeypatch.setattr(gguf_merge, "_write", write)
+    old, young = tmp_path / "out.gguf.1.new", tmp_path / "out.gguf.2.new"
+    for each in (old, young):
+        each.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    gguf_merge.merge(base(), ADAPTER, tmp_path / "out.gguf")
+    assert len(set(written)) == 2
+    assert not old.exists() and young.exists()
 
 
 def talk(server: Served, content: bytes) -> bytes:

@@ -157,7 +157,8 @@ class Guard:
         if b"transfer-encoding" in headers and (b"content-length" in headers or scope.get("http_version") == "1.0"):
             # RFC 9112, 6.1 and 6.3: a proxy in front may have read another length, and smuggle a request behind it.
             raise InvalidRequest("send Content-Length or Transfer-Encoding, not both, and the latter in HTTP/1.1 alone")
-        if not self._is_ours(_text(headers, b"host")):
+        told = _text(headers, b"x-forwarded-host")  # Gradio makes links of it
+        if not self._is_ours(_text(headers, b"host")) or (told and not self._is_ours(told)):
             raise WrongHost("this server does not go by that name; its operator can add it to ALLOWED_HOSTS")
 
     def _check_key(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
