@@ -269,6 +269,39 @@ def test_row_29_branches_and_drafts_are_each_owners_own() -> None:
     assert runner.cached(alices) == len(alices), "and bob's requests do not push hers out"
 
 
+@pytest.mark.torch
+def test_row_29_answers_are_drafted_out_of_the_owners_own() -> None:
+    from router_backend.engines.transformers.model import DecodedModel
+
+    class Letters:
+        """A tokenizer whose tokens are characters."""
+
+        grammar, vocabulary = None, 128
+
+        def encode(self, text: str) -> list[int]:
+            return [ord(each) for each in text]
+
+    model = DecodedModel(
+        ModelInfo("x", "cpu", "transformers", 100),
+        *(Letters(), None),  # type: ignore[arg-type] # all that drafts need
+        history_bits=12,
+        remembered=["plan"],
+    )
+    model.remember("secret", "alice")
+
+    def drafted(text: str, owner: str) -> list[int]:
+        drafter, _ = model._drafter_of(owner)
+        assert drafter is not None
+        return drafter.propose(Letters().encode(text), 3)
+
+    assert drafted("sec", "alice") == Letters().encode("ret")
+    assert drafted("sec", "bob") == [] == drafted("sec", ""), "nor does the last sequence tell"
+    assert drafted("pl", "bob") == Letters().encode("an"), "what the operator gave is for all"
+    for number in range(20):
+        model.remember("x", f"key{number}")
+    assert len(model._drafters) == 8
+
+
 def test_row_29_slots_are_kept_for_those_who_used_them_last() -> None:
     bearer = [{"authorization": f"Bearer {key}"} for key in (ALICE, BOB)]
     slots: list[tuple[str, int]] = []
