@@ -115,10 +115,13 @@ def properties(patterns: list[str], *, used: bool = True) -> dict[str, Any]:
 
 
 WIDE = [rf"^(\p{{L}}\p{{N}}?){{1,{60 + at}}}$" for at in range(32)]
+# As large as may be, compiled.
+LARGE = [rf"^(\p{{L}}\p{{N}}?){{1,16}}{at}$" for at in range(32)]
 WORST: dict[str, Any] = {
     "a definition of itself, eight times": schema_body(nested(8)),
     "and a thousand times": schema_body(nested(1000)),
     "patterns that compile for long": schema_body(properties(WIDE)),
+    "patterns that are just small enough": schema_body(properties(LARGE)),
     "hundreds that nothing refers to": schema_body(properties(WIDE * 24, used=False)),
     "names that are patterns": schema_body(
         {"type": "object", "$defs": {"a": {"patternProperties": {regex: {} for regex in WIDE * 10}}}}

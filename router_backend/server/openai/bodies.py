@@ -70,7 +70,7 @@ class MessageBody(Body):
     content: (
         Annotated[
             Annotated[Text, Tag("(one)")]
-            | Annotated[list[TextPart], Field(min_length=1, max_length=256, fail_fast=True), Tag("(list)")],
+            | Annotated[list[TextPart], Field(min_length=1, max_length=256), Tag("(list)")],
             _KIND,
         ]
         | None
