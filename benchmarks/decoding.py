@@ -199,7 +199,7 @@ class LibraryModel:
     def prompt_tokens(self, request: GenerateRequest) -> int:
         return len(self._tokens.wrap(request.prompt))
 
-    def remember(self, text: str) -> None:
+    def remember(self, text: str, owner: str = "") -> None:
         """Nothing."""
 
     def close(self) -> None:

@@ -509,7 +509,7 @@ MUTANTS = (
     _mutant(
         *(28, "the first mistake in a list is enough", "ChatBody"),
         *(", fail_fast=True", ""),
-        "server/test_attacks.py::test_row_28_no_known_request_holds_the_loop",
+        "server/test_attacks.py::test_row_28_a_list_of_messages_ends_at_its_first_mistake",
     ),
     _mutant(
         *(28, "the share is looked at first", "asked"),

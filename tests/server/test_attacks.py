@@ -20,11 +20,13 @@ import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from router_backend.checkpoints.embedded import ADAPTER, base
 from router_backend.engines.echo import EchoModel
 from router_backend.errors import SettingsError
 from router_backend.server.middleware.connection import Limits
+from router_backend.server.openai.bodies import ChatBody
 from router_backend.settings import load_settings
 from router_backend.types import GenerateRequest, ModelInfo
 from tests.fakes.running import Served, echo_model, in_threads, process, served, until
@@ -137,7 +139,7 @@ WORST: dict[str, Any] = {
         }
     ),
     "unknown fields": {f"field{at}": at for at in range(3300)},
-    "messages of a wrong kind": {"messages": [{"role": "x", "content": [{}] * 120} for _ in range(120)]},
+    "messages of a wrong kind": {"messages": [{"role": "x", "content": [{}] * 255} for _ in range(80)]},
     "blanks": {"messages": [{"role": "user", "content": " " * 60_000}]},
     "eight choices of a long prompt": {"messages": [{"role": "user", "content": "word " * 12_000}], "n": 8},
     "brackets": '{"a":' * 10_000,
@@ -148,9 +150,15 @@ WORST: dict[str, Any] = {
 @pytest.mark.parametrize("what", WORST)
 def test_row_28_no_known_request_holds_the_loop(watched: tuple[Served, Watch], what: str) -> None:
     body = WORST[what]
-    content = (body if isinstance(body, str) else json.dumps(body)).encode()
+    content = (body if isinstance(body, str) else json.dumps(body, separators=(",", ":"))).encode()
     assert len(content) <= LONGEST
     assert dear(*watched, CHAT, content) is None
+
+
+def test_row_28_a_list_of_messages_ends_at_its_first_mistake() -> None:
+    with pytest.raises(ValidationError) as caught:
+        ChatBody.model_validate(WORST["messages of a wrong kind"])
+    assert caught.value.error_count() < 600
 
 
 ATOMS = st.sampled_from(["a", ".", r"\w", r"\d", r"\s", r"\W", "[a-z]", r"\p{L}", r"[^a]", "b|c", "é", "^", "$"])
