@@ -11,7 +11,6 @@ import logging
 import time
 from dataclasses import dataclass, field
 
-import h11
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -26,6 +25,11 @@ except ImportError:  # Windows, which has no such limit
 
 PROBES = frozenset({"/health", "/livez", "/readyz", "/startupz"})
 _log = logging.getLogger(__name__)
+_SAID = json.dumps(error_body("the request is not valid HTTP", "invalid_request_error", None, "invalid_http")).encode()
+_NOT_HTTP = (
+    b"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    b"Content-Length: %d\r\n\r\n%s" % (len(_SAID), _SAID)
+)
 # Connections at most, and what of the limit of descriptors is left to the rest of the process: half of a small one.
 _MOST, _RESERVE = 4096, 256
 # Sockets that asyncio accepts before it lets one of them speak. Its own number fits no small limit.
@@ -132,17 +136,9 @@ def connections(limits: Limits) -> type[H11Protocol]:
             return self.cycle is None or self.cycle.response_complete
 
         def send_400_response(self, msg: str) -> None:
-            """What is no HTTP, told in our shape."""
-            if self.conn.our_state is not h11.SEND_RESPONSE and self.conn.our_state is not h11.IDLE:
-                self.transport.abort()  # in the midst of an answer
-                return
-            body = json.dumps(
-                error_body("the request is not valid HTTP", "invalid_request_error", None, "invalid_http")
-            )
-            headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
-            headers.append((b"content-length", str(len(body)).encode()))
-            for event in (h11.Response(status_code=400, headers=headers), h11.Data(body.encode()), h11.EndOfMessage()):
-                self.transport.write(self.conn.send(event) or b"")
+            """What is no HTTP, told in our shape; in the midst of an answer by the end of the connection alone."""
+            if self.cycle is None or not self.cycle.response_started or self.cycle.response_complete:
+                self.transport.write(_NOT_HTTP)
             self.transport.close()
 
         def data_received(self, data: bytes) -> None:
