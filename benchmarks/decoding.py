@@ -23,8 +23,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, LogitsProcessor, StoppingCriteria
 
 from router_backend.checkpoints.ladder import Candidate, Rung
+from router_backend.engines.conversation import shared
 from router_backend.engines.transformers import load as engine
-from router_backend.engines.transformers.drafts import shared
 from router_backend.engines.transformers.guide import Guide, Guides
 from router_backend.engines.transformers.load import precision
 from router_backend.engines.transformers.model import DecodedModel
@@ -201,7 +201,7 @@ class LibraryModel:
     def prompt_tokens(self, request: GenerateRequest) -> int:
         return len(self._tokens.wrap(request.prompt))
 
-    def remember(self, text: str) -> None:
+    def remember(self, text: str, owner: str = "") -> None:
         """Nothing."""
 
     def close(self) -> None:

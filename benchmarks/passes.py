@@ -91,6 +91,9 @@ class Teacher:
         self._ids, self._first = [*sequence, *draft], len(sequence) - 1
         return 1
 
+    def turn_to(self, owner: str) -> None:
+        """Nothing: it keeps no caches."""
+
     def forget(self) -> None:
         self._ids = []
 
@@ -114,7 +117,7 @@ def replay(options: argparse.Namespace) -> None:
             info = ModelInfo("replay", "cpu", "transformers", 16_384)
             model = DecodedModel(info, tokens, teacher, remembered=past, **{"draft_tokens": options.draft, **parts})
             if not options.grow:
-                model.remember = lambda text: None  # type: ignore[method-assign] # what is measured stays unseen
+                model.remember = lambda text, owner="": None  # type: ignore[method-assign] # what is measured stays unseen
             writer = PlanWriter(model, settings.tools)
             passes = used = same = drafted = accepted = 0
             for row in held:

@@ -35,6 +35,7 @@ REPLACED = {
     **dict.fromkeys(("PROMPT_LOOKUP", "FORCED_TOKENS", "PREFIX_CACHE", "DRAFT_HISTORY_BITS"), _ALWAYS),
     **dict.fromkeys(("HEADER_TIMEOUT", "BODY_TIMEOUT", "WRITE_TIMEOUT", "MAX_URL_BYTES", "MAX_HEADER_BYTES"), _FIXED),
 }
+_WEAK = "a key must have at least 8 characters, 5 of them different; make one with `openssl rand -hex 16`"
 _TOOL = re.compile(r"/[a-z][a-z0-9-]*")
 # The first parts of this server's own paths, which ROOT_PATH must not be taken for.
 _OWN_PATHS = re.compile(
@@ -57,6 +58,11 @@ def split_list(text: str) -> tuple[str, ...]:
 def _pairs(keys: SecretStr | None) -> list[tuple[str, str]]:
     parts = [pair.partition(":") for pair in split_list(keys.get_secret_value())] if keys else []
     return [(name.strip(), key.strip()) for name, _, key in parts]
+
+
+def _is_weak(key: str) -> bool:
+    """Whether a key can be guessed: it is short, or of few different characters."""
+    return len(key.encode()) < 8 or len(set(key.encode())) < 5
 
 
 def _blank_is_none(value: Any) -> Any:  # noqa: ANN401 - pydantic hands over whatever the environment holds
@@ -306,6 +312,18 @@ class Settings(BaseSettings):
         pairs = _pairs(value)
         if value and (not pairs or len(dict(pairs)) < len(pairs) or not all(name and key for name, key in pairs)):
             raise ValueError("give name:key,name:key, each name once")
+        keys = [key for _, key in pairs]
+        if len(set(keys)) < len(keys):
+            raise ValueError("two names have the same key; give each one of its own")
+        if any(map(_is_weak, keys)):
+            raise ValueError(_WEAK)
+        return value
+
+    @field_validator("admin_key")
+    @classmethod
+    def _admin_key_is_strong(cls, value: SecretStr | None) -> SecretStr | None:
+        if value and _is_weak(value.get_secret_value()):
+            raise ValueError(_WEAK)
         return value
 
     @model_validator(mode="after")

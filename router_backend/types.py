@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import unicodedata
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 from router_backend.errors import ContextOverflow
@@ -91,6 +92,9 @@ class GenerateRequest:
         specialists: the tools that a plan in the answer may use, as `/name`; none for those of the server.
         prefix: the part of the answer that is already written; the engine goes on after it.
         grammar: llguidance grammar (Lark) that the continuation must keep, or None.
+        owner: the API key that it counts for, by its name. What one owner's requests leave behind (prefixes, drafts,
+            token ids) speeds up no other's: it would tell what they say.
+        settle: what costs time to find out of it, as what its schemas ask for. It is called in the thread of a slot.
     """
 
     id: str
@@ -106,6 +110,12 @@ class GenerateRequest:
     parallel: bool = False
     specialists: tuple[str, ...] = ()
     result_of: str | None = None
+    owner: str = ""
+    settle: Callable[[GenerateRequest], GenerateRequest] | None = None
+
+    def settled(self) -> GenerateRequest:
+        """The request with what `settle` finds out. Raises what that raises."""
+        return self if self.settle is None else replace(self.settle(self), settle=None)
 
     @property
     def routes(self) -> bool:

@@ -189,7 +189,7 @@ MUTANTS = (
     ),
     _mutant(
         *(12, "grammars are compiled before llama.cpp sees them", "LlamaCppModel.generate"),
-        *("            check_grammar(request.grammar)\n", ""),
+        *("            check_grammar(request.grammar, request.owner)\n", ""),
         "engines/test_llamacpp.py::test_row_12_grammar_that_does_not_compile_is_refused",
     ),
     _mutant(
@@ -199,7 +199,7 @@ MUTANTS = (
     ),
     _mutant(
         *(13, "texts are tokenised as texts (llama.cpp)", "LlamaCppModel.prompt_ids"),
-        *("(*self._tokenize(text), *after)", "(*self._tokenize(text, parse_special=True), *after)"),
+        *("(*self._tokenize(text, owner), *after)", "(*self._tokenize(text, parse_special=True), *after)"),
         "engines/test_llamacpp.py::test_row_13_special_tokens_in_the_users_text_are_text",
     ),
     _mutant(
@@ -231,7 +231,7 @@ MUTANTS = (
     ),
     _mutant(
         *(16, "public paths are compared whole", "Guard._check_key"),
-        *("path_of(scope) not in self._public:", 'not path_of(scope).startswith(tuple(self._public - {"/"})):'),
+        *("path_of(scope) not in self._public", 'not path_of(scope).startswith(tuple(self._public - {"/"}))'),
         "server/test_hostile.py::test_row_16_no_path_goes_round_the_key",
         "server/test_guard.py::test_row_16_every_other_path_needs_a_key",
     ),
@@ -247,7 +247,7 @@ MUTANTS = (
     ),
     _mutant(
         *(16, "names from elsewhere are refused", "Guard._check_head"),
-        *('if not self._is_ours(_text(headers, b"host")):', "if False:"),
+        *('if not self._is_ours(_text(headers, b"host")) or', "if"),
         "server/test_door.py::test_row_16_a_name_from_elsewhere_does_not_lead_here",
     ),
     _mutant(
@@ -501,6 +501,99 @@ MUTANTS = (
         *('"(hidden)" if name in _SECRET else repr(error.get("input"))', 'repr(error.get("input"))'),
         "test_settings.py::test_row_27_wrong_keys_are_refused_and_not_shown",
         "test_settings.py::test_row_27_no_error_shows_a_secret",
+    ),
+    _mutant(
+        *(28, "patterns are compiled one by one", "_told"),
+        *('elif name not in ("pattern", _PATTERN):', "elif name != _PATTERN:"),
+        "server/test_attacks.py::test_row_28_no_known_request_holds_the_loop",
+    ),
+    _mutant(
+        *(28, "the first mistake in a list is enough", "ChatBody"),
+        *(", fail_fast=True", ""),
+        "server/test_attacks.py::test_row_28_a_list_of_messages_ends_at_its_first_mistake",
+    ),
+    _mutant(
+        *(28, "the share is looked at first", "asked"),
+        *("service.admission.check(key)", "pass"),
+        "server/test_attacks.py::test_row_28_a_key_without_a_share_makes_no_work",
+    ),
+    _mutant(
+        *(28, "what is refused counts", "asked"),
+        *("service.admission.count(key)", "pass"),
+        "server/test_attacks.py::test_row_28_a_key_without_a_share_makes_no_work",
+    ),
+    _mutant(
+        *(28, "who waits gets what the first works out", "Remembered.__call__"),
+        *("found = self._values.get(arguments)", "found = None"),
+        "server/test_attacks.py::test_row_28_one_long_prompt_is_read_once_for_all_choices",
+    ),
+    _mutant(
+        *(29, "a slot of another owner is brought back", "LlamaCppModel._answer"),
+        *('if self._owners.get(slot, "") != owner:', "if False:"),
+        "server/test_attacks.py::test_row_29_what_one_key_sent_speeds_up_no_other",
+    ),
+    _mutant(
+        *(29, "a branch serves its owner", "TorchRunner._serves"),
+        *("if branch.owner == self._owner:", "if True:"),
+        "server/test_attacks.py::test_row_29_branches_and_drafts_are_each_owners_own",
+    ),
+    _mutant(
+        *(29, "the last logits are the owner's", "TorchRunner.turn_to"),
+        *("self._owner, self._rows = owner, None", "self._owner = owner"),
+        "server/test_attacks.py::test_row_29_branches_and_drafts_are_each_owners_own",
+    ),
+    _mutant(
+        *(29, "each in the slot that it used", "ThreadedEngine._slot_for"),
+        *('if self._owners.get(each, "") == owner', "if True"),
+        "server/test_attacks.py::test_row_29_slots_are_kept_for_those_who_used_them_last",
+    ),
+    _mutant(
+        *(30, "an idle connection makes room", "connections"),
+        *("victim.transport.abort()", "pass"),
+        "server/test_attacks.py::test_row_30_with_256_descriptors",
+    ),
+    _mutant(
+        *(30, "what is busy leaves room for probes", "connections"),
+        *("self.app = probes_only(self.app)", "self.transport.abort()"),
+        "server/test_attacks.py::test_row_30_busy_connections_leave_room_for_a_probe",
+    ),
+    _mutant(
+        *(31, "one length of a body", "Guard._check_head"),
+        *('if b"transfer-encoding" in headers and', "if False and"),
+        "server/test_attacks.py::test_row_31_doubtful_framing_is_refused_in_our_shape",
+    ),
+    _mutant(
+        *(31, "nothing follows a refused body", "Guard._refuse"),
+        *('answer.headers["Connection"] = "close"', "pass"),
+        "server/test_attacks.py::test_row_31_doubtful_framing_is_refused_in_our_shape",
+    ),
+    _mutant(
+        *(31, "a parser's error is ours", "connections"),
+        *("def send_400_response(", "def _send_400_response("),
+        "server/test_attacks.py::test_row_31_doubtful_framing_is_refused_in_our_shape",
+    ),
+    _mutant(
+        *(31, "the drain's cut is a 503", "AccessLog.__call__"),
+        *(
+            "if status:\n                raise\n            await respond(",
+            "if True:\n                raise\n            await respond(",
+        ),
+        "server/test_attacks.py::test_row_31_what_the_drain_cuts_off_has_our_shape",
+    ),
+    _mutant(
+        *(31, "an address that guesses is told nothing", "Guesses.check"),
+        *("if left < 1 and", "if False and"),
+        "server/test_attacks.py::test_row_31_guesses_of_keys_are_throttled",
+    ),
+    _mutant(
+        *(31, "keys are strong", "_is_weak"),
+        *("return len(key.encode()) < 8", "return False and len(key.encode()) < 8"),
+        "server/test_attacks.py::test_row_31_weak_or_repeated_keys_are_refused_at_the_start",
+    ),
+    _mutant(
+        *(31, "a forwarded host is a host", "Guard._check_head"),
+        *("or (told and not self._is_ours(told))", ""),
+        "server/test_attacks.py::test_row_31_a_forwarded_host_is_a_host",
     ),
 )
 

@@ -105,7 +105,7 @@ def test_defaults(name: str, default: object) -> None:
         ("PORT", "0", "port", 0),
         ("PORT", "65535", "port", 65535),
         ("ROUTER_TOOLS", "/a, /b-2", "tools", ("/a", "/b-2")),
-        ("ROUTER_API_KEYS", "a:1, b:x:y", "api_keys", {"a": "1", "b": "x:y"}),
+        ("ROUTER_API_KEYS", "a:k-1234567, b:x:y-123456", "api_keys", {"a": "k-1234567", "b": "x:y-123456"}),
         ("PROMPT_FORMAT", "raw", "prompt_format", "raw"),
         ("LOG_FORMAT", "json", "log_format", "json"),
         ("HUB_TIMEOUT", "2.5", "hub_timeout", 2.5),
@@ -391,10 +391,10 @@ def test_wrong_tools(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("alice:one", {"alice": "one"}),
-        (" alice:one , bob:two,", {"alice": "one", "bob": "two"}),
-        ("alice: one", {"alice": "one"}),
-        ("alice:o:n:e=", {"alice": "o:n:e="}),
+        ("alice:one-12345", {"alice": "one-12345"}),
+        (" alice:one-12345 , bob:two-12345,", {"alice": "one-12345", "bob": "two-12345"}),
+        ("alice: one-12345", {"alice": "one-12345"}),
+        ("alice:o:n:e-12345=", {"alice": "o:n:e-12345="}),
     ],
 )
 def test_the_shape_of_keys(text: str, expected: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -419,7 +419,7 @@ def test_keys_that_hold_no_key_do_not_open_the_door(monkeypatch: pytest.MonkeyPa
 
 
 def test_two_keys_of_one_name_are_not_dropped_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
-    error_of("ROUTER_API_KEYS", "alice:one,alice:two", monkeypatch)
+    error_of("ROUTER_API_KEYS", "alice:one-12345,alice:two-12345", monkeypatch)
 
 
 def test_row_27_secrets_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:

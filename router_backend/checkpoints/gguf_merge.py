@@ -6,10 +6,13 @@ their sums are exact to far below what the quantiser can see, and everything els
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
-import os
+import secrets
+import time
 from collections.abc import Iterator
+from glob import escape
 from pathlib import Path
 
 import gguf
@@ -33,6 +36,7 @@ ARCHITECTURES = {
     "gemma3": gguf.MODEL_ARCH.GEMMA3,
 }
 
+_ABANDONED = 3600.0  # seconds after which nobody writes a merged file any more
 Array = npt.NDArray[np.float32]
 
 
@@ -65,7 +69,9 @@ def merge(base: Path, adapter: Path, out: Path, *, kind: str = "Q8_0", expect: s
     out.parent.mkdir(parents=True, exist_ok=True)
     if short := disk_shortfall(needed, out.parent):
         raise OSError(errno.ENOSPC, short, str(out.parent))
-    new = out.with_name(f"{out.name}.{os.getpid()}.new")  # two processes may start at once
+    _tidy(out)
+    # Two processes may start at once, and have one pid where each is in a container.
+    new = out.with_name(f"{out.name}.{secrets.token_hex(8)}.new")
     try:
         _write(reader, deltas, new, kind, read_adapter.knows_budgets)
         digest = hashlib.sha256(new.read_bytes()).hexdigest()
@@ -75,6 +81,14 @@ def merge(base: Path, adapter: Path, out: Path, *, kind: str = "Q8_0", expect: s
     finally:
         new.unlink(missing_ok=True)
     return digest
+
+
+def _tidy(out: Path) -> None:
+    """Removes what a merge left that was killed long ago."""
+    for left in out.parent.glob(f"{escape(out.name)}.*.new"):
+        with contextlib.suppress(OSError):  # another process may do the same
+            if time.time() - left.stat().st_mtime > _ABANDONED:
+                left.unlink()
 
 
 def check_kind(kind: str) -> None:

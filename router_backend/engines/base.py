@@ -26,7 +26,8 @@ class LocalModel(Protocol):
         """Goes on after `request.prefix`, at most `sampling.max_new_tokens` tokens; the last chunk has the sums.
 
         `cancelled` is asked at every token. Closing the iterator ends the generation at once and frees the slot.
-        A caller uses one slot for one request at a time; the slot's prefix cache stays between calls.
+        A caller uses one slot for one request at a time; the slot's prefix cache stays between calls. Of what another
+        owner left there it serves the router's fixed instructions alone.
 
         Raises:
             ContextOverflow: prompt, prefix and budget together are longer than the context.
@@ -35,8 +36,8 @@ class LocalModel(Protocol):
         """
         ...
 
-    def remember(self, text: str) -> None:
-        """An answer that was checked and sent. Later ones may be drafted out of it."""
+    def remember(self, text: str, owner: str = "") -> None:
+        """An answer that was checked and sent. Later ones of the same owner may be drafted out of it."""
         ...
 
     def close(self) -> None: ...

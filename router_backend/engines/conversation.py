@@ -16,6 +16,7 @@ import secrets
 from collections.abc import Callable, Sequence
 
 from router_backend.errors import CandidateError, InvalidRequest
+from router_backend.plan.prompt import router_prompt
 from router_backend.types import Role
 
 Message = dict[str, str]
@@ -71,6 +72,12 @@ def around(roles: Sequence[Role], render: Callable[[list[Message]], str]) -> lis
     return [*pieces, rest]
 
 
+def instructions(ids_of: Callable[[str], Sequence[int]]) -> list[int]:
+    """The ids that the prompts of all plans begin with: what caches may share between owners."""
+    one, other = ids_of(router_prompt("a")), ids_of(router_prompt("1"))
+    return list(one[: shared(one, other)])
+
+
 def refused(roles: Sequence[Role]) -> InvalidRequest:
     shown = [*roles[:8], *(["…"] if len(roles) > 8 else [])]
     return InvalidRequest(
@@ -86,3 +93,15 @@ def without_template(roles: Sequence[Role]) -> list[str]:
             "the checkpoint has no chat template: it takes no messages of an assistant", param="messages"
         )
     return ["", *[PARAGRAPH] * (len(roles) - 1), ""]
+
+
+def shared(left: Sequence[int], right: Sequence[int]) -> int:
+    """The length of the prefix that both have."""
+    most = min(len(left), len(right))
+    if left[:most] == right[:most]:
+        return most
+    low, high = 0, most
+    while low + 1 < high:  # the prefix up to `low` is equal, the one up to `high` is not
+        middle = (low + high) // 2
+        low, high = (middle, high) if left[low:middle] == right[low:middle] else (low, middle)
+    return low

@@ -97,7 +97,7 @@ class EchoModel:
         finally:
             self.active.discard(slot)
 
-    def remember(self, text: str) -> None:
+    def remember(self, text: str, owner: str = "") -> None:
         """Nothing: an echo needs no drafts."""
 
     def close(self) -> None:

@@ -24,9 +24,18 @@ import xllamacpp
 from llguidance import LLMatcher
 
 from router_backend.checkpoints import machine
-from router_backend.engines.conversation import Message, around, refused, through_template, without_template
+from router_backend.engines.conversation import (
+    Message,
+    around,
+    instructions,
+    refused,
+    shared,
+    through_template,
+    without_template,
+)
 from router_backend.errors import CandidateError, ContextOverflow, EngineError, InvalidRequest, RungError
 from router_backend.plan.prompt import BUDGET_KEY
+from router_backend.remembered import Remembered
 from router_backend.types import (
     Chunk,
     FinishReason,
@@ -49,7 +58,6 @@ _TEMPLATE_KEY = "tokenizer.chat_template"
 _TEMPLATE = struct.pack("<Q", len(_TEMPLATE_KEY)) + _TEMPLATE_KEY.encode() + struct.pack("<I", 8)  # 8: a text
 _PLAIN = "{% for message in messages %}{{ message.content }}{% endfor %}"
 _LONGEST_HEAD = 64 << 20
-_REMEMBERED_LENGTH = 16_384
 _GRAMMAR_MARK = "%llguidance {}\n"
 
 
@@ -75,8 +83,10 @@ def _refuse(messages: list[Message]) -> str:
 
 
 @lru_cache(maxsize=512)
-def check_grammar(grammar: str) -> None:
+def check_grammar(grammar: str, owner: str = "") -> None:
     """llama.cpp ignores a grammar that does not compile and answers unconstrained, so it is compiled here first.
+
+    The last few are remembered, for each owner apart.
 
     Raises:
         InvalidRequest: with the compiler's own words.
@@ -137,8 +147,8 @@ class LlamaCppModel:
         meta = self._http.get("/v1/models").json()["data"][0]["meta"]
         context = min(settings.context_length, meta["n_ctx_train"])
         self.info = ModelInfo(name, strategy, "llamacpp", context, settings.slots, budget_line)
-        # A plan counts and sends the same texts several times at each stage.
-        self._remembered = lru_cache(maxsize=128 * settings.slots)(self._ask_tokens)
+        # A plan counts and sends the same texts several times at each stage, the choices of a call the same prompt.
+        self._remembered = Remembered.of_texts(self._ask_tokens)
         self._pieces = lru_cache(maxsize=64)(self._read_pieces)
         try:
             self._chat, warnings = through_template(wanted, template, _refuse if broken else self._render)
@@ -146,15 +156,20 @@ class LlamaCppModel:
             self.close()
             raise
         self.info = replace(self.info, warnings=tuple(warnings))
+        self._instructions = tuple(instructions(self.prompt_ids))
+        self._owners: dict[int, str] = {}  # whose text the prefix cache of each slot holds
 
     def count_tokens(self, text: str) -> int:
         return len(self._tokenize(text))
 
     def prompt_tokens(self, request: GenerateRequest) -> int:
-        return len(self.prompt_ids(request.prompt, request.history))
+        return len(self.prompt_ids(request.prompt, request.history, request.owner))
 
     def generate(self, request: GenerateRequest, cancelled: Callable[[], bool], slot: int = 0) -> Iterator[Chunk]:
-        prompt = (*self.prompt_ids(request.prompt, request.history), *self._tokenize(request.prefix))
+        prompt = (
+            *self.prompt_ids(request.prompt, request.history, request.owner),
+            *self._tokenize(request.prefix),
+        )
         sampling = request.sampling
         self.info.check_room(len(prompt), sampling.max_new_tokens)
         call: dict[str, Any] = {
@@ -175,17 +190,30 @@ class LlamaCppModel:
         if sampling.logprobs is not None:
             call["logprobs"] = max(1, sampling.logprobs)
         if request.grammar is not None:
-            check_grammar(request.grammar)
+            check_grammar(request.grammar, request.owner)
             call["grammar"] = _GRAMMAR_MARK + request.grammar
-        return self._stream(call, cancelled)
+        return self._answer(call, cancelled, request.owner)
 
-    def remember(self, text: str) -> None:
+    def remember(self, text: str, owner: str = "") -> None:
         """Nothing: llama.cpp is given no drafts."""
 
     def close(self) -> None:
         self._calls.shutdown(wait=True, cancel_futures=True)
         self._http.close()
         del self._server
+
+    def _answer(self, call: dict[str, Any], cancelled: Callable[[], bool], owner: str) -> Iterator[Chunk]:
+        slot = call["id_slot"]
+        if self._owners.get(slot, "") != owner:
+            # llama.cpp goes on from whatever a slot holds. So the slot first gets what everybody knows, and no more.
+            common = shared(self._instructions, call["prompt"])
+            clean = {"prompt": self._instructions[: max(1, common)], "n_predict": 0, "temperature": 0.0}
+            for chunk in self._stream({**call, **clean, "grammar": "", "stop": []}, cancelled):
+                if chunk.finish_reason == "cancelled":
+                    yield chunk
+                    return
+            self._owners[slot] = owner
+        yield from self._stream(call, cancelled)
 
     def _stream(self, call: dict[str, Any], cancelled: Callable[[], bool]) -> Iterator[Chunk]:
         """Turns xllamacpp's blocking call with a callback into an iterator that can be closed."""
@@ -232,22 +260,25 @@ class LlamaCppModel:
             *(self._tokenize(piece, parse_special=True) for piece in rest),
         )
 
-    def prompt_ids(self, prompt: str, history: Sequence[Turn] = ()) -> tuple[int, ...]:
+    def prompt_ids(self, prompt: str, history: Sequence[Turn] = (), owner: str = "") -> tuple[int, ...]:
         """Token ids of the prompt, after the conversation before it, inside the chat template."""
         head, *rest = self._pieces((*(turn.role for turn in history), "user"))
         texts = [*(turn.content for turn in history), prompt]
         return (
             *head,
-            *chain.from_iterable((*self._tokenize(text), *after) for text, after in zip(texts, rest, strict=True)),
+            *chain.from_iterable(
+                (*self._tokenize(text, owner), *after) for text, after in zip(texts, rest, strict=True)
+            ),
         )
 
-    def _tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = False) -> tuple[int, ...]:
+    def _tokenize(
+        self, text: str, owner: str = "", *, add_special: bool = False, parse_special: bool = False
+    ) -> tuple[int, ...]:
         if not text and not add_special:
             return ()
-        ask = self._remembered if len(text) <= _REMEMBERED_LENGTH else self._ask_tokens
-        return ask(text, add_special, parse_special)
+        return self._remembered(owner, text, add_special, parse_special)
 
-    def _ask_tokens(self, text: str, add_special: bool, parse_special: bool) -> tuple[int, ...]:
+    def _ask_tokens(self, owner: str, text: str, add_special: bool, parse_special: bool) -> tuple[int, ...]:
         body = {"content": text, "add_special": add_special, "parse_special": parse_special}
         answer = self._http.post("/tokenize", json=body)
         answer.raise_for_status()

@@ -42,9 +42,9 @@ class ThreadedEngine:
         self._calls = ToolWriter(model, writer.tools, self._schemas)
         self._threads = ThreadPoolExecutor(self.info.slots, thread_name_prefix="slot")
         self._signs_of_life: dict[int, float] = {}  # of each busy slot, when it last showed one
-        self._free_slots: asyncio.Queue[int] = asyncio.Queue()
-        for slot in range(self.info.slots):
-            self._free_slots.put_nowait(slot)
+        self._free_slots = list(range(self.info.slots))  # the one that is free for longest first
+        self._owners: dict[int, str] = {}  # whose prefix a slot has cached
+        self._is_free = asyncio.Semaphore(self.info.slots)
 
     @property
     def info(self) -> ModelInfo:
@@ -56,7 +56,7 @@ class ThreadedEngine:
 
     @property
     def free_slots(self) -> int:
-        return self._free_slots.qsize()
+        return len(self._free_slots)
 
     @property
     def stalled_seconds(self) -> float:
@@ -68,7 +68,7 @@ class ThreadedEngine:
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         loop = asyncio.get_running_loop()
-        slot = await self._free_slots.get()
+        slot = await self._slot_for(request.owner)
         chunks: asyncio.Queue[Chunk | Exception | None] = asyncio.Queue()
         cancelled = self._flag()
 
@@ -87,7 +87,7 @@ class ThreadedEngine:
 
         # The slot is free when its thread is, not when the client has gone.
         future = loop.run_in_executor(self._threads, contextvars.copy_context().run, run)
-        future.add_done_callback(lambda _: self._free_slots.put_nowait(slot))
+        future.add_done_callback(lambda _: self._give_back(slot))
         try:
             while (item := await chunks.get()) is not None:
                 if isinstance(item, Exception):
@@ -105,11 +105,23 @@ class ThreadedEngine:
 
         await in_daemon_thread(close, "close")
 
+    async def _slot_for(self, owner: str) -> int:
+        """A free slot: one that has this owner's prefix cached, where there is one."""
+        await self._is_free.acquire()
+        slot = next((each for each in self._free_slots if self._owners.get(each, "") == owner), self._free_slots[0])
+        self._free_slots.remove(slot)
+        self._owners[slot] = owner
+        return slot
+
+    def _give_back(self, slot: int) -> None:
+        self._free_slots.append(slot)
+        self._is_free.release()
+
     def _flag(self) -> Flag:
         return threading.Event()
 
     def _answer(self, request: GenerateRequest, cancelled: Flag, slot: int) -> Iterator[Chunk]:
-        alive, request = self._heard(cancelled.is_set, slot), as_text(request)
+        alive, request = self._heard(cancelled.is_set, slot), as_text(request.settled())
         if request.output == "text":
             return self._model.generate(request, alive, slot)
         return self._writer_of(request).write(request, alive, slot)

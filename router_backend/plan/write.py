@@ -58,5 +58,5 @@ class PlanWriter(Writer[PlanScript]):
             raise PlanError(f"the plan breaks a rule: {'; '.join(map(str, findings[:3]))}")
 
     def _done(self, script: PlanScript, used: int, run: StageRun) -> Budget:
-        self._model.remember(script.text)
+        self._model.remember(script.text, run.owner)
         return Budget(script.limit, used, tuple(script.clipped), script.fields, run.calls, run.calls_again)

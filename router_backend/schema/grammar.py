@@ -98,8 +98,10 @@ def beginning(lead: str, options: Sequence[str], *, digit: bool) -> str:
 
 
 @lru_cache(maxsize=256)
-def shortest(regex: str, least: int) -> str | None:
+def shortest(regex: str, least: int, owner: str = "") -> str | None:
     """A shortest string that keeps a pattern, None where there is none of `LONGEST_MATCH` characters.
+
+    The last few are remembered, for each owner apart.
 
     Raises ValueError, in the compiler's words, where it is no regular expression, or is too costly to keep.
     """

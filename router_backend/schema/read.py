@@ -1,7 +1,8 @@
 """Reads a client's JSON Schema into nodes. What is not understood is refused by name, never passed over.
 
 The part of JSON Schema (2020-12) that is understood stands in docs/openai.md. Everything is bounded here, before
-anything is compiled: size, depth, the number of nodes, of options and of patterns.
+anything is compiled: size, depth, the number of nodes, of options and of patterns. Patterns may still take seconds:
+call `read` in the thread of a slot, never in the event loop.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from decimal import Decimal
-from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote
 
 import jsonschema_rs
 
+from router_backend.remembered import Remembered
 from router_backend.schema import grammar
 from router_backend.schema.branches import refused, tell_apart
 from router_backend.schema.intersect import intersect
@@ -62,13 +63,16 @@ _KEYWORDS = {
 # All that may say which values there are.
 _SAYING = _ASSERTIONS.union(*_KEYWORDS.values())
 _LOOK_AROUND = re.compile(r"\(\?<?[=!]")
-_VALUES = frozenset({"enum", "const", "default", "examples"})
-_BY_NAME = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
 _ANY_NAME = frozenset({"", ".*", "^.*$", "^(.*)$"})
+_PATTERN = "x-kept-pattern"  # our own keyword, which is taken from no client
+_LARGEST_REGEX = 1 << 20  # bytes, compiled: some milliseconds
+# What holds values, and what holds schemas by names of the client's.
+_DATA = frozenset({"enum", "const", "default", "examples"})
+_BY_NAME = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
 
 
-def read(text: str) -> Node:
-    """The nodes of a schema, given as JSON text. The last few are remembered.
+def read(text: str, owner: str = "") -> Node:
+    """The nodes of a schema, given as JSON text. The last few are remembered, for each owner (an API key) apart.
 
     Raises:
         InvalidRequest: it is no schema, asks for something that is not done here, or for too much; the message says
@@ -76,13 +80,12 @@ def read(text: str) -> Node:
     """
     if len(text) > LONGEST_SCHEMA:
         raise refused("", f"it has more than {LONGEST_SCHEMA} characters")
-    return _read(text)
+    return _remembered(owner, text)
 
 
-@lru_cache(maxsize=64)
-def _read(text: str) -> Node:
+def _read(owner: str, text: str) -> Node:
     schema = json.loads(text)
-    reader = _Reader(schema)
+    reader = _Reader(schema, owner)
     root = reader.whole()
     if resolved(root) is None:
         raise refused("", "a $ref leads to itself")
@@ -107,30 +110,57 @@ def _read(text: str) -> Node:
 
 def validator(schema: Any) -> jsonschema_rs.Draft202012Validator:  # noqa: ANN401
     """What checks answers; patterns run in linear time. Raises ValueError where it is not a schema."""
+    return jsonschema_rs.Draft202012Validator(_told(schema), offline=True, keywords={_PATTERN: _KeepsPattern})
+
+
+def compiled(regex: str) -> jsonschema_rs.Draft202012Validator:
+    """What checks one pattern. Raises ValueError where it is not a regular expression, or too large a one."""
     return jsonschema_rs.Draft202012Validator(
-        _modern(schema), offline=True, pattern_options=jsonschema_rs.RegexOptions()
+        {"pattern": regex}, pattern_options=jsonschema_rs.RegexOptions(size_limit=_LARGEST_REGEX)
     )
 
 
-def _modern(schema: Any, *, names: bool = False) -> Any:  # noqa: ANN401
-    """A schema as its checker takes it: tuples as 2020-12 writes them, one dialect, and no pattern that only a
-    backtracking engine knows where a format says the same. `names`: it is no schema, but schemas by name."""
+class _KeepsPattern:
+    """The keyword `pattern`, compiled only when a text comes to it.
+
+    The library compiles all patterns of a schema at once, also those that nothing refers to, and no other thread runs
+    meanwhile.
+    """
+
+    def __init__(self, parent: object, regex: str, path: object) -> None:
+        self._regex = regex
+
+    def validate(self, instance: object) -> None:
+        if isinstance(instance, str) and not compiled(self._regex).is_valid(instance):
+            raise ValueError(f"{json.dumps(instance, ensure_ascii=False)} does not match {self._regex}")
+
+
+def _told(schema: Any) -> Any:  # noqa: ANN401
+    """A schema as the library is told it: in one dialect, with tuples as 2020-12 has them, and with the patterns that
+    are compiled here, by a keyword of our own.
+
+    Left out is a pattern that only a backtracking engine knows, where a format says the same.
+    """
     if isinstance(schema, list):
-        return [_modern(each) for each in schema]
+        return [_told(each) for each in schema]
     if not isinstance(schema, dict):
         return schema
-    if names:
-        return {name: _modern(value) for name, value in schema.items()}
-    said = {
-        name: value if name in _VALUES else _modern(value, names=name in _BY_NAME)
-        for name, value in schema.items()
-        if name != "$schema"
-    }
-    if _is_formats_own(schema):
-        del said["pattern"]
+    told: dict[str, Any] = {}
+    for name, value in schema.items():
+        if name == "$schema":
+            continue
+        if name in _DATA:
+            told[name] = value
+        elif name in _BY_NAME and isinstance(value, dict):
+            kept = value if name != "patternProperties" else {key: value[key] for key in value if key in _ANY_NAME}
+            told[name] = {key: _told(each) for key, each in kept.items()}
+        elif name not in ("pattern", _PATTERN):
+            told[name] = _told(value)
+        elif name == "pattern" and isinstance(value, str) and not _is_formats_own(schema):
+            told[_PATTERN] = value
     if isinstance(schema.get("items"), list):
-        said["prefixItems"], said["items"] = said.pop("items"), said.pop("additionalItems", True)
-    return said
+        told["prefixItems"], told["items"] = told.pop("items"), told.pop("additionalItems", True)
+    return told
 
 
 def _is_formats_own(schema: Mapping[str, Any]) -> bool:
@@ -140,9 +170,12 @@ def _is_formats_own(schema: Mapping[str, Any]) -> bool:
     return known and isinstance(regex, str) and _LOOK_AROUND.search(regex) is not None
 
 
+_remembered = Remembered(_read, most=64)
+
+
 class _Reader:
-    def __init__(self, schema: Any) -> None:  # noqa: ANN401 - any JSON
-        self._schema = schema
+    def __init__(self, schema: Any, owner: str) -> None:  # noqa: ANN401 - any JSON
+        self._schema, self._owner = schema, owner
         self._definitions: dict[str, Node] = {}
         self._waiting: list[str] = []
         self._nodes = self._options = self._patterns = 0
@@ -314,9 +347,10 @@ class _Reader:
             raise refused(where, f"pattern must be printable text of at most {longest} characters")
         whole = "\n".join(map(_anchored, filter(None, (regex, also))))
         try:
-            example = grammar.shortest(whole, least)
+            example = grammar.shortest(whole, least, self._owner)
+            compiled(regex)
         except ValueError as error:
-            raise refused(where, f"pattern: {error}") from None
+            raise refused(where, f"pattern: {' '.join(str(error).split())[:200]}") from None
         if example is None or (most is not None and len(example) > most):
             raise refused(
                 where, f"no plain text of at most {most or grammar.LONGEST_MATCH} characters keeps the pattern"

@@ -13,7 +13,7 @@ _SHOWN = re.compile(r"schema[^{}]{0,80}\{", re.IGNORECASE)
 _TRIES = 4
 
 
-def schema_shown(text: str) -> str | None:
+def schema_shown(text: str, owner: str = "") -> str | None:
     """The first object after the words JSON and schema that is a schema with properties, as JSON text, if there is one.
 
     One that is not understood is none.
@@ -25,7 +25,7 @@ def schema_shown(text: str) -> str | None:
             found, _ = json.JSONDecoder().raw_decode(text, match.end() - 1)
             shown = json.dumps(found, ensure_ascii=False, allow_nan=False)
             if found.get("properties"):
-                read(shown)
+                read(shown, owner)
                 return shown
         except (ValueError, RecursionError, InvalidRequest):
             continue

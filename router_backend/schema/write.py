@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import lru_cache, reduce
+from functools import reduce
 from operator import getitem
 from typing import TYPE_CHECKING
 
 from router_backend.errors import AnswerError
+from router_backend.remembered import Remembered
 from router_backend.schema.nodes import Object, Part
 from router_backend.schema.read import ANYTHING, read, validator
 from router_backend.schema.script import SchemaScript
@@ -32,25 +33,28 @@ class SchemaWriter(Writer[SchemaScript]):
         """`parts` puts a `Part` in the place of those fields that have a script of their own."""
         super().__init__(model)
         self._parts = parts
-        self._sized = lru_cache(maxsize=64)(self._measure)
+        self._remembered = Remembered(self._measure, most=64)
 
     def _smallest(self, request: GenerateRequest) -> int:
-        root, sizes = self._sized(request.schema or ANYTHING)
+        root, sizes = self._sized(request.schema, request.owner)
         return sizes[root].least + JOIN
 
     def _script(self, request: GenerateRequest) -> SchemaScript:
-        root, sizes = self._sized(request.schema or ANYTHING)
+        root, sizes = self._sized(request.schema, request.owner)
         return SchemaScript(root, request.sampling.max_new_tokens, sizes, self._model.count_tokens)
 
     def _told(self, request: GenerateRequest) -> GenerateRequest:
-        return told(request, self._sized(request.schema or ANYTHING)[0], self._model.info)
+        return told(request, self._sized(request.schema, request.owner)[0], self._model.info)
 
     def _check(self, script: SchemaScript, request: GenerateRequest) -> None:
-        schema = request.schema or ANYTHING
-        check(script.text, schema, self._sized(schema)[0])
+        root, _ = self._sized(request.schema, request.owner)
+        check(script.text, request.schema or ANYTHING, root)
 
-    def _measure(self, schema: str) -> tuple[Node, Sizes]:
-        root = self._parts(read(schema))
+    def _sized(self, schema: str | None, owner: str = "") -> tuple[Node, Sizes]:
+        return self._remembered(owner, schema or ANYTHING)
+
+    def _measure(self, owner: str, schema: str) -> tuple[Node, Sizes]:
+        root = self._parts(read(schema, owner))
         return root, measure(root, self._model.count_tokens)
 
 

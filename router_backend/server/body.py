@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Request
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from router_backend.errors import InvalidRequest, PayloadTooLarge, UnsupportedMediaType
+from router_backend.errors import InvalidRequest, PayloadTooLarge, RateLimited, RouterError, UnsupportedMediaType
 from router_backend.server.errors import ErrorBody
+from router_backend.service.caller import caller
+from router_backend.service.service import GenerationService
 from router_backend.types import is_blank
 
 M = TypeVar("M", bound=BaseModel)
+W = TypeVar("W")
 
 LARGEST_BUDGET = 131_072
 _TEXT_LENGTH = 4_000_000
@@ -47,6 +51,32 @@ class Body(BaseModel):
     """Base of all request bodies: no conversion between types, no unknown field."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
+
+
+async def asked(request: Request, service: GenerationService, model: type[M], work_of: Callable[[M], W]) -> tuple[M, W]:
+    """The body of a request, and the work that it asks for. The order of every request that costs something:
+
+    1. Its head is read within bounds, and the guard knows whose it is.
+    2. A key whose share is used up is refused (429), before anything is read for it.
+    3. The body is read and parsed, within its bounds.
+    4. `work_of` makes cheap checks: no template, no tokens, no schema, no grammar. It runs in the event loop.
+    5. The service admits the work, or refuses it: it counts for its key, and so does what steps 3 and 4 refuse.
+    6. All that costs is done in the thread of a slot, under the deadline of the request.
+
+    Raises:
+        RateLimited: the key has had its share.
+        RouterError: as `read_body` and `work_of` do.
+    """
+    key = caller.get().key
+    try:
+        service.admission.check(key)
+        body = await read_body(request, model, service.settings.max_body_bytes)
+        return body, work_of(body)
+    except RouterError as error:
+        service.metrics.requests.labels(key, error.code).inc()
+        if not isinstance(error, RateLimited):
+            service.admission.count(key)
+        raise
 
 
 async def read_body(request: Request, model: type[M], limit: int) -> M:

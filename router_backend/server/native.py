@@ -24,8 +24,8 @@ from router_backend.server.body import (
     Prompt,
     Stop,
     Text,
+    asked,
     body_schema,
-    read_body,
 )
 from router_backend.server.disconnect import unless_gone
 from router_backend.server.middleware import access_log
@@ -143,10 +143,11 @@ def native_router(service: GenerationService) -> APIRouter:
         summary="Answer a prompt with a routing plan",
     )
     async def generate(request: Request) -> Response:
-        body = await read_body(request, GenerateBody, service.settings.max_body_bytes)
-        work = GenerateRequest(
-            access_log.request_id(request), body.prompt, sampling_params(body, service), output=body.output
-        )
+        def work_of(body: GenerateBody) -> GenerateRequest:
+            sampling = sampling_params(body, service)
+            return GenerateRequest(access_log.request_id(request), body.prompt, sampling, output=body.output)
+
+        body, work = await asked(request, service, GenerateBody, work_of)
 
         def content(answer: Answer) -> dict[str, Any]:
             report = {"details": details(answer.last, answer.seed, answer.info)} if body.details else {}
@@ -162,16 +163,19 @@ def native_router(service: GenerationService) -> APIRouter:
         summary="Answer a query with a parsed routing plan",
     )
     async def plan(request: Request) -> Response:
-        body = await read_body(request, PlanBody, service.settings.max_body_bytes)
-        prompt = router_prompt(
-            body.query,
-            context=body.context,
-            acceptance=body.acceptance,
-            guidance=body.guidance,
-            difficulty=body.difficulty,
-            tags=tuple(body.tags or ()),
-        )
-        work = GenerateRequest(access_log.request_id(request), prompt, sampling_params(body, service), output="plan")
+        def work_of(body: PlanBody) -> GenerateRequest:
+            prompt = router_prompt(
+                body.query,
+                context=body.context,
+                acceptance=body.acceptance,
+                guidance=body.guidance,
+                difficulty=body.difficulty,
+                tags=tuple(body.tags or ()),
+            )
+            sampling = sampling_params(body, service)
+            return GenerateRequest(access_log.request_id(request), prompt, sampling, output="plan")
+
+        body, work = await asked(request, service, PlanBody, work_of)
 
         def content(answer: Answer) -> dict[str, Any]:
             report = details(answer.last, answer.seed, answer.info)

@@ -17,13 +17,14 @@ import uvicorn
 from router_backend import logs
 from router_backend.errors import RouterError, SettingsError
 from router_backend.server.app import create_app
-from router_backend.server.middleware.connection import Limits, connections
+from router_backend.server.middleware.connection import ACCEPTED_AT_ONCE, Limits, connections
 from router_backend.service import tracing
 from router_backend.service.loader import Loader
 from router_backend.service.service import GenerationService
 from router_backend.settings import load_settings, outdated
 
 _log = logging.getLogger(__name__)
+_BACKLOG = 2048  # connections that the system keeps until they are accepted
 
 
 def serve(*, host: str | None = None, port: int | None = None) -> int:
@@ -70,6 +71,7 @@ def configuration(app: Callable[..., Any], limits: Limits | None = None) -> uvic
         log_config=None,
         access_log=False,
         server_header=False,
+        backlog=ACCEPTED_AT_ONCE,
         timeout_graceful_shutdown=1,
     )
 
@@ -85,6 +87,11 @@ class Server(uvicorn.Server):
         self._service = service
         self._tasks: set[asyncio.Task[None]] = set()
         self._told = False
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for each in sockets or ():  # asyncio has taken the number that it accepts at once for this one
+            each.listen(_BACKLOG)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -48,20 +48,23 @@ class Quota:
     at_once: int
     _left: dict[str, tuple[float, float]] = field(default_factory=dict)
 
-    def spend(self, key: str, open_now: int, pause: float) -> None:
+    def check(self, key: str, open_now: int, pause: float) -> None:
         """Raises RateLimited; `pause` is how long it takes until one of this key's requests has ended."""
         if self.at_once and open_now >= self.at_once:
             raise RateLimited(f"this key may have {self.at_once} requests at once", retry_after=_polite(pause))
-        if not self.per_minute:
-            return
-        now = time.monotonic()
-        left, then = self._left.get(key, (self.per_minute, now))
-        left = min(self.per_minute, left + (now - then) * self.per_minute / 60)
-        if left < 1:
-            self._left[key] = left, now
+        if self.per_minute and (left := self._filled(key)) < 1:
             wait = (1 - left) * 60 / self.per_minute
             raise RateLimited(f"this key may send {self.per_minute:g} requests a minute", retry_after=_polite(wait))
-        self._left[key] = left - 1, now
+
+    def spend(self, key: str) -> None:
+        """Counts a request, also one that finds nothing left."""
+        if self.per_minute:
+            self._left[key] = max(0.0, self._filled(key) - 1), time.monotonic()
+
+    def _filled(self, key: str) -> float:
+        now = time.monotonic()
+        left, then = self._left.get(key, (self.per_minute, now))
+        return min(self.per_minute, left + (now - then) * self.per_minute / 60)
 
 
 class Admission:
@@ -99,6 +102,16 @@ class Admission:
         """Nothing new is begun; who waits goes on waiting."""
         self._open = False
 
+    def check(self, key: str) -> None:
+        """Raises RateLimited where the key has had its share."""
+        if self._quota.at_once or self._quota.per_minute:
+            here = len(self._waiting.get(key, ())) + self._running_of[key]
+            self._quota.check(key, here, min(self._left(key), default=1.0))
+
+    def count(self, key: str) -> None:
+        """A request of this key that does not come as far as `enter`."""
+        self._quota.spend(key)
+
     def enter(self, key: str, tokens: int, deadline: float) -> Ticket:
         """A place in the queue. Give it back with `leave`, always.
 
@@ -106,9 +119,8 @@ class Admission:
             RateLimited: the key has had its share.
             Overloaded: the queue is full, or so long that the answer could not be whole before the deadline.
         """
-        if self._quota.at_once or self._quota.per_minute:
-            here = len(self._waiting.get(key, ())) + self._running_of[key]
-            self._quota.spend(key, here, min(self._left(key), default=1.0))
+        self.check(key)
+        self._quota.spend(key)
         if self.running + self.waiting >= self._slots + self.queue_limit and not self._make_room(key):
             raise Overloaded(
                 f"{self.waiting} requests are waiting already; try again later", retry_after=_polite(self._wait(key))

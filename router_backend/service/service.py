@@ -155,7 +155,9 @@ class GenerationService:
         """
         arrived = time.monotonic()
         deadline = arrived + self.settings.request_timeout
-        key, tokens = caller.get().key, request.sampling.max_new_tokens
+        who, tokens = caller.get(), request.sampling.max_new_tokens
+        key = who.key
+        request = replace(request, owner=who.owner)
         with self.metrics.request(key) as seen:
             self._admit()
             ticket = self.admission.enter(key, tokens, deadline)

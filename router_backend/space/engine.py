@@ -85,6 +85,7 @@ class SpaceEngine(ThreadedEngine):
     def _answer(self, request: GenerateRequest, cancelled: Flag, slot: int) -> Iterator[Chunk]:
         """Runs in the slot's thread, in the context of the request, which says whose quota is used."""
         assert isinstance(cancelled, CallFlag)
+        request = request.settled()
         with self._learning:
             told = as_text(request)
             prompt_tokens = self._writer_of(told).admit(told)  # what cannot be answered must not cost GPU seconds
@@ -99,7 +100,7 @@ class SpaceEngine(ThreadedEngine):
             yield item
         if request.output == "plan" and not cancelled.is_set():
             with self._learning:  # for the workers to come: this one's has learnt it by itself
-                self._model.remember("".join(said))
+                self._model.remember("".join(said), request.owner)
 
     def _count(self, last: Chunk, *, plan: bool) -> None:
         with self._learning:

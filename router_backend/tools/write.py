@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from router_backend.errors import AnswerError
 from router_backend.plan.part import with_plans
+from router_backend.remembered import Remembered
 from router_backend.schema.read import read
 from router_backend.schema.script import SchemaScript
 from router_backend.schema.size import Sizes, measure
@@ -130,7 +130,7 @@ class ToolWriter(Writer[CallsScript]):
         super().__init__(model)
         self._schemas = schemas
         self._tools = tuple(tools)
-        self._known = lru_cache(maxsize=64)(self._measured)
+        self._known = Remembered(self._measured, most=64)
 
     def write(self, request: GenerateRequest, cancelled: Callable[[], bool], slot: int = 0) -> Iterator[Chunk]:
         """Yields calls, or text where the request lets the checkpoint speak and it does not begin a call."""
@@ -187,11 +187,11 @@ class ToolWriter(Writer[CallsScript]):
             check(script.text[begin:end], known.tool.parameters, known.root)
 
     def _all(self, request: GenerateRequest) -> list[Known]:
-        return [self._known(tool, request.specialists, request.routes) for tool in request.tools]
+        return [self._known(request.owner, tool, request.specialists, request.routes) for tool in request.tools]
 
-    def _measured(self, tool: Tool, specialists: tuple[str, ...], routes: bool) -> Known:
+    def _measured(self, owner: str, tool: Tool, specialists: tuple[str, ...], routes: bool) -> Known:
         count, name = self._model.count_tokens, f"/{tool.name}"
         first = name if name in specialists else None
-        root = with_plans(read(tool.parameters), specialists or self._tools, first)
+        root = with_plans(read(tool.parameters, owner), specialists or self._tools, first)
         before, after = ("", "") if routes else (head(tool.name), TAIL)
         return Known(tool, root, measure(root, count), before, after, count(before) + count(after) + 2 * JOIN)

@@ -102,6 +102,7 @@ class StageRun:
         calls: of the model; `calls_again` of them asked a second time.
         cached: tokens of the first call's prompt that were in the prefix cache.
         cancelled: the client has left, and the script did not end.
+        owner: as the request's.
     """
 
     def __init__(
@@ -120,6 +121,7 @@ class StageRun:
         self.timings = Timings()
         self.calls = self.calls_again = self.cached = 0
         self.cancelled = False
+        self.owner = request.owner
 
     def chunks(self, script: Script) -> Iterator[Chunk]:
         """Yields the text as it comes to stand, all but the `rest`. Raises what script and model raise."""

@@ -60,7 +60,7 @@ class RandomModel:
         yield Chunk(said.decode(errors="ignore"))
         yield Chunk(finish_reason=finish, usage=Usage(self.prompt_tokens(request), len(said)))
 
-    def remember(self, text: str) -> None:
+    def remember(self, text: str, owner: str = "") -> None:
         """Nothing: there are no drafts."""
 
     def close(self) -> None: ...

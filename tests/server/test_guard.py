@@ -145,7 +145,7 @@ def test_a_key_anywhere_else_is_no_key() -> None:
         assert not inner.scopes
 
 
-@pytest.mark.parametrize("key", ["schlüssel", "ключ", "密钥", "🔑", "a:b=c/d+e"])
+@pytest.mark.parametrize("key", ["schlüssel", "ключ", "密钥密钥", "🔑🔒🗝", "a:b=c/d+e"])
 def test_keys_of_any_characters_as_clients_send_them(key: str) -> None:
     assert status("/v1/generate", f"Bearer {key}", keys=f"zoë:{key}") == 200
     assert status("/v1/generate", f"Bearer {key}x", keys=f"zoë:{key}") == 401

@@ -40,7 +40,7 @@ USER = "Prove that the sum of two odd numbers is even, then check it in Python."
 @pytest.fixture(scope="module")
 def url(embedded: LlamaCppModel) -> Iterator[str]:
     """The embedded checkpoint on a port, with a key."""
-    settings = load_settings(drain_timeout=1, router_api_keys="test:sk-test", request_timeout=280)
+    settings = load_settings(drain_timeout=1, router_api_keys="test:sk-test-1", request_timeout=280)
     engine = ThreadedEngine(Kept(embedded), PlanWriter(embedded, TOOLS))  # type: ignore[arg-type]
 
     def load(report: Callable[[Attempt], None]) -> Loaded[Engine]:
@@ -61,7 +61,7 @@ def url(embedded: LlamaCppModel) -> Iterator[str]:
 
 @pytest.fixture
 def client(url: str) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{url}/v1", api_key="sk-test", max_retries=0, timeout=280) as made:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="sk-test-1", max_retries=0, timeout=280) as made:
         yield made
 
 
@@ -166,7 +166,7 @@ def test_logprobs_of_a_completion_stand_side_by_side(client: openai.OpenAI) -> N
 
 def test_async_client_streams_json_and_has_errors_as_classes(url: str) -> None:
     async def run() -> None:
-        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="sk-test", max_retries=0, timeout=280) as client:
+        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="sk-test-1", max_retries=0, timeout=280) as client:
             async with client.chat.completions.stream(
                 model="router",
                 messages=[{"role": "user", "content": "Name a colour."}],
@@ -196,7 +196,7 @@ def test_langchain(url: str) -> None:
     def model(**fields: object) -> ChatOpenAI:
         return ChatOpenAI(
             base_url=f"{url}/v1",
-            api_key=SecretStr("sk-test"),
+            api_key=SecretStr("sk-test-1"),
             model="router",
             max_retries=0,
             timeout=280,
@@ -226,7 +226,7 @@ def test_curl(url: str) -> None:
     said = subprocess.run(
         [
             *(curl, "-sN", f"{url}/v1/chat/completions"),
-            *("-H", "Content-Type: application/json", "-H", "Authorization: Bearer sk-test", "-d", json.dumps(body)),
+            *("-H", "Content-Type: application/json", "-H", "Authorization: Bearer sk-test-1", "-d", json.dumps(body)),
         ],
         capture_output=True,
         text=True,
@@ -242,7 +242,7 @@ def test_litellm(url: str) -> None:
     """It wants older packages than ours, so `make test-setup` gives it an environment of its own."""
     python = Path(sys.prefix, "litellm", "bin", "python")
     assert python.exists(), "run `make test-setup`"
-    command = [str(python), str(Path(__file__).parents[1] / "fakes" / "litellm_client.py"), url, "sk-test"]
+    command = [str(python), str(Path(__file__).parents[1] / "fakes" / "litellm_client.py"), url, "sk-test-1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     said = json.loads(done.stdout.splitlines()[-1])

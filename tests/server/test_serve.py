@@ -142,14 +142,14 @@ def test_sighup_reloads(tmp_path: Path) -> None:
     """Another checkpoint, named in `.env`, while a request runs."""
     (tmp_path / "other.gguf").write_bytes(b"no checkpoint at all")
     (tmp_path / ".env").write_text("ENGINE=echo\n")
-    with process(folder=tmp_path, PORT="0", ADMIN_KEY="a-1") as running:
+    with process(folder=tmp_path, PORT="0", ADMIN_KEY="k-admin-90") as running:
         url = running.ready()
         (tmp_path / ".env").write_text("MODEL_REPO=./other.gguf\n")
         running.popen.send_signal(signal.SIGHUP)
         until(lambda: "reload failed, the old model goes on" in running.output)
         assert httpx.get(f"{url}/health").json()["model"] == "echo"
         (tmp_path / ".env").write_text("ENGINE=echo\n")
-        headers = {"authorization": "Bearer a-1"}
+        headers = {"authorization": "Bearer k-admin-90"}
         said = httpx.post(f"{url}/admin/reload", headers=headers, timeout=60)
         assert said.json() == {"model": "echo", "strategy": "native", "engine": "echo"}
         assert httpx.get(f"{url}/health").json()["status"] == "ok"

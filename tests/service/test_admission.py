@@ -194,19 +194,24 @@ def test_requests_a_minute_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr("router_backend.service.admission.time.monotonic", lambda: now)
     quota = Quota(60, 0)
+
+    def ask() -> None:
+        quota.check("a", 0, 1)
+        quota.spend("a")
+
     for _ in range(60):
-        quota.spend("a", 0, 1)
+        ask()
     with pytest.raises(RateLimited):
-        quota.spend("a", 0, 1)
+        ask()
     now += 1.1
-    quota.spend("a", 0, 1)
+    ask()
     with pytest.raises(RateLimited):
-        quota.spend("a", 0, 1)
+        ask()
     now += 10_000
     for _ in range(60):
-        quota.spend("a", 0, 1)
+        ask()
     with pytest.raises(RateLimited):
-        quota.spend("a", 0, 1)
+        ask()
 
 
 def test_requests_at_once() -> None:

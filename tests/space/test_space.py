@@ -175,8 +175,8 @@ def test_an_error_of_ours_comes_from_the_worker_as_it_is(door: Door) -> None:
 
 
 def test_keys_guard_all_and_sigterm_drains_and_leaves_no_worker(tmp_path: Path) -> None:
-    with space_door(tmp_path, ROUTER_API_KEYS="alice:secret") as door:
-        key = {"authorization": "Bearer secret"}
+    with space_door(tmp_path, ROUTER_API_KEYS="alice:secret-1") as door:
+        key = {"authorization": "Bearer secret-1"}
         assert len(door.api.of("/startup-report")) == 1
         assert [door.generate().status_code, httpx.get(f"{door.url}/gradio/").status_code] == [401, 401]
         assert [httpx.get(f"{door.url}{path}").status_code for path in ("/config", "/gradio_api/info")] == [401, 401]

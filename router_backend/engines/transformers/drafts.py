@@ -9,8 +9,11 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import NamedTuple
+
+from router_backend.engines.conversation import shared
 
 LONGEST = 5
 _MIX = 0x9E3779B97F4A7C15  # 2**64 divided by the golden ratio: Knuth's multiplicative hash
@@ -43,6 +46,11 @@ class NgramTable:
         self._tags = array("I", bytes(4 << bits))
         self._tokens = array("i", bytes(4 << bits))
         self._votes = array("B", bytes(1 << bits))
+
+    def copy(self) -> NgramTable:
+        twin = copy(self)
+        twin._tags, twin._tokens, twin._votes = self._tags[:], self._tokens[:], self._votes[:]
+        return twin
 
     def learn(self, sequence: Sequence[int], start: int = 0) -> None:
         """Takes in which token followed which, from index `start` of the sequence on."""
@@ -139,15 +147,3 @@ class Drafter:
         assert self._own is not None
         self._own.learn(sequence, known)
         self._learned[known:] = sequence[known:]
-
-
-def shared(left: Sequence[int], right: Sequence[int]) -> int:
-    """The length of the prefix that both have."""
-    most = min(len(left), len(right))
-    if left[:most] == right[:most]:
-        return most
-    low, high = 0, most
-    while low + 1 < high:  # the prefix up to `low` is equal, the one up to `high` is not
-        middle = (low + high) // 2
-        low, high = (middle, high) if left[low:middle] == right[low:middle] else (low, middle)
-    return low

@@ -16,7 +16,7 @@ _COMPILED = 256
 
 
 class Guides:
-    """Compiled grammars, the last few kept."""
+    """Compiled grammars, the last few kept, for each owner apart."""
 
     def __init__(self, tokenizer: LLTokenizer, width: int | None = None) -> None:
         """`width`: of the model's logits, where the tokenizer has more tokens than that."""
@@ -24,11 +24,11 @@ class Guides:
         self._width = width or tokenizer.vocab_size
         self._compiled = lru_cache(maxsize=_COMPILED)(self._compile)
 
-    def begin(self, grammar: str) -> Guide:
+    def begin(self, grammar: str, owner: str = "") -> Guide:
         """A guide at a grammar's start. Raises InvalidRequest, with the compiler's words, where it is none."""
-        return Guide(self._compiled(grammar).deep_copy(), self._tokenizer.vocab_size, self._width)
+        return Guide(self._compiled(grammar, owner).deep_copy(), self._tokenizer.vocab_size, self._width)
 
-    def _compile(self, grammar: str) -> LLMatcher:
+    def _compile(self, grammar: str, owner: str) -> LLMatcher:
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
         if matcher.is_error():
             problem = matcher.get_error().splitlines()[0]

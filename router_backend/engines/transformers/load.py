@@ -18,6 +18,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from router_backend.checkpoints import footprint, machine
 from router_backend.checkpoints.description import tokenizer_folder
+from router_backend.engines.conversation import instructions
 from router_backend.engines.transformers import drafter
 from router_backend.engines.transformers.model import DecodedModel, is_out_of_memory, release_memory
 from router_backend.engines.transformers.runner import TorchRunner
@@ -63,7 +64,9 @@ def _load(folder: Path, device: str, rung: Rung, settings: Settings, parts: dict
     longest = getattr(config.get_text_config(), "max_position_embeddings", settings.context_length)
     context = min(settings.context_length, longest)
     # It decodes one request at a time, and keeps the prefixes of as many as there are slots.
-    runner = TorchRunner(model, kept_tokens=context * settings.slots, branches=settings.slots)
+    runner = TorchRunner(
+        model, kept_tokens=context * settings.slots, branches=settings.slots, common=instructions(tokens.wrap)
+    )
     drafts = 0 if settings.repeatable else settings.draft_tokens
     told: dict[str, Any] = {
         "draft_tokens": drafts,

@@ -37,13 +37,13 @@ class Count:
 
 
 class DecodeLoop:
-    """Decodes one sequence at a time."""
+    """Decodes one sequence at a time. `drafter` may be another for each."""
 
     def __init__(
         self, runner: Runner, drafter: Drafter | None, *, draft_tokens: int = 16, forcing: bool = True
     ) -> None:
         self._runner = runner
-        self._drafter = drafter
+        self.drafter = drafter
         self._draft_tokens = draft_tokens
         self._forcing = forcing
         self._seen = 0  # length of the sequence whose row was asked for last
@@ -95,7 +95,7 @@ class DecodeLoop:
         row = self._runner.row(sequence)
         if row is None:
             # A draft may go beyond this call's limit: what comes next may begin as it foresaw.
-            draft = [] if self._drafter is None else self._drafter.propose(sequence, self._draft_tokens)
+            draft = [] if self.drafter is None else self.drafter.propose(sequence, self._draft_tokens)
             count.passes += self._runner.run(sequence, draft, cancelled)
             count.drafted += len(draft)
             row = self._runner.row(sequence)

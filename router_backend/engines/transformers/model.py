@@ -5,7 +5,9 @@ from __future__ import annotations
 import codecs
 import gc
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 
 import torch
 
@@ -17,6 +19,8 @@ from router_backend.engines.transformers.sampler import Sampler
 from router_backend.engines.transformers.tokens import Tokens
 from router_backend.errors import ContextOverflow, InvalidRequest, OutOfMemory
 from router_backend.types import Chunk, GenerateRequest, ModelInfo, Timings, Usage
+
+_DRAFTERS = 8  # of so many owners, each with a table of 2**history_bits n-grams (18 MB)
 
 
 class DecodedModel:
@@ -52,10 +56,12 @@ class DecodedModel:
         self._runner = runner
         self._guides = Guides(tokens.grammar, tokens.vocabulary)
         self._history = NgramTable(history_bits) if history_bits and draft_tokens else None
-        for text in remembered:
-            self.remember(text)
-        drafter = Drafter(self._history, lookup=lookup, pace=pace) if draft_tokens else None
-        self._loop = DecodeLoop(runner, drafter, draft_tokens=draft_tokens, forcing=forcing)
+        if self._history is not None:
+            for text in remembered:
+                self._history.learn(tokens.encode(text))
+        self._draft = partial(Drafter, lookup=lookup, pace=pace) if draft_tokens else None
+        self._drafters: OrderedDict[str, tuple[Drafter, NgramTable | None]] = OrderedDict()
+        self._loop = DecodeLoop(runner, None, draft_tokens=draft_tokens, forcing=forcing)
         self._prefix_cache = prefix_cache
         self._latest_id = ""
 
@@ -63,24 +69,43 @@ class DecodedModel:
         return self._tokens.count(text)
 
     def prompt_tokens(self, request: GenerateRequest) -> int:
-        return len(self._tokens.wrap(request.prompt, request.history))
+        return len(self._tokens.wrap(request.prompt, request.history, request.owner))
 
-    def remember(self, text: str) -> None:
-        if self._history is not None:
-            self._history.learn(self._tokens.encode(text))
+    def remember(self, text: str, owner: str = "") -> None:
+        _, history = self._drafter_of(owner)
+        if history is not None:
+            history.learn(self._tokens.encode(text))
+
+    def _drafter_of(self, owner: str) -> tuple[Drafter | None, NgramTable | None]:
+        """The owner's own drafter, and what it knows of earlier answers. Of the last few owners."""
+        if self._draft is None:
+            return None, None
+        if owner not in self._drafters:
+            # What the operator gave is for all; each owner's own answers come on top of it.
+            history = None if self._history is None else self._history.copy()
+            self._drafters[owner] = self._draft(history), history
+        self._drafters.move_to_end(owner)
+        if len(self._drafters) > _DRAFTERS:
+            self._drafters.popitem(last=False)
+        return self._drafters[owner]
 
     def generate(self, request: GenerateRequest, cancelled: Callable[[], bool], slot: int = 0) -> Iterator[Chunk]:
         if request.sampling.logprobs is not None:
             raise InvalidRequest("the transformers engine gives no logprobs", param="logprobs")
-        prompt = [*self._tokens.wrap(request.prompt, request.history), *self._tokens.encode(request.prefix)]
+        prompt = [
+            *self._tokens.wrap(request.prompt, request.history, request.owner),
+            *self._tokens.encode(request.prefix),
+        ]
         sampling = request.sampling
         self.info.check_room(len(prompt), sampling.max_new_tokens)
         if not prompt:
             raise ContextOverflow("the prompt has no tokens at all", param="prompt")
-        guide = None if request.grammar is None else self._guides.begin(request.grammar)
+        guide = None if request.grammar is None else self._guides.begin(request.grammar, request.owner)
+        self._runner.turn_to(request.owner)
         if not self._prefix_cache and request.id != self._latest_id:
             self._runner.forget()
         self._latest_id = request.id
+        self._loop.drafter, _ = self._drafter_of(request.owner)
         sampler = Sampler(sampling.temperature, sampling.top_p, sampling.seed)
         count = Count()
         ids = self._loop.decode(prompt, guide, sampler, sampling.max_new_tokens, self._tokens.ends, cancelled, count)

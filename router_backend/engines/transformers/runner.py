@@ -18,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 from transformers import DynamicCache
 
-from router_backend.engines.transformers.drafts import Pace, shared
+from router_backend.engines.conversation import shared
+from router_backend.engines.transformers.drafts import Pace
 
 # The pace is measured behind so many tokens, in turns: two at least, and no more after so many seconds.
 _PACE_CONTEXT, _PACE_TURNS, _PACE_SECONDS = 64, 8, 0.5
@@ -44,6 +45,10 @@ class Runner(Protocol):
         """Passes over what is new in `sequence` and over the draft. Returns how many forward passes it took."""
         ...
 
+    def turn_to(self, owner: str) -> None:
+        """What follows is this owner's: of what others left, it serves what all know."""
+        ...
+
     def forget(self) -> None:
         """Drops all that is cached."""
         ...
@@ -53,6 +58,7 @@ class Runner(Protocol):
 class _Branch:
     """A sequence whose keys and values are kept."""
 
+    owner: str = ""
     cache: DynamicCache = field(default_factory=DynamicCache)
     ids: list[int] = field(default_factory=list)
 
@@ -61,8 +67,8 @@ class _Branch:
             self.cache.crop(length - len(self.ids))
             self.ids = self.ids[:length]
 
-    def copy(self, length: int) -> _Branch:
-        twin = _Branch(ids=self.ids[:length])
+    def copy(self, length: int, owner: str) -> _Branch:
+        twin = _Branch(owner, ids=self.ids[:length])
         for index, layer in enumerate(self.cache.layers):
             keys, values = layer.keys[..., :length, :].clone(), layer.values[..., :length, :].clone()
             twin.cache.update(keys, values, index)
@@ -83,10 +89,17 @@ class TorchRunner:
         kept_tokens: int,
         branches: int = 4,
         chunk: int = 512,
+        common: Sequence[int] = (),
     ) -> None:
-        """`kept_tokens`: keys and values of at most as many tokens are kept; `chunk`: tokens of a prefill pass."""
+        """
+        Args:
+            kept_tokens: keys and values of at most as many tokens are kept.
+            chunk: tokens of a prefill pass.
+            common: what many sequences begin with, whoever's they are, as a plan's instructions.
+        """
         self._model, self._cache_argument = model, cache_argument(model)
         self._kept_tokens, self._most, self._chunk = kept_tokens, max(1, branches), chunk
+        self._common, self._owner = list(common), ""
         self._branches: list[_Branch] = [_Branch()]  # the one in use first
         self._rows: torch.Tensor | None = None
         self._first_row = 0
@@ -100,7 +113,7 @@ class TorchRunner:
         return row
 
     def cached(self, sequence: Sequence[int]) -> int:
-        return max(shared(branch.ids, sequence) for branch in self._branches)
+        return max(self._serves(branch, sequence) for branch in self._branches)
 
     @torch.inference_mode()
     def run(self, sequence: Sequence[int], draft: Sequence[int], cancelled: Callable[[], bool]) -> int:
@@ -127,8 +140,12 @@ class TorchRunner:
                 break
         return passes
 
+    def turn_to(self, owner: str) -> None:
+        if owner != self._owner:
+            self._owner, self._rows = owner, None
+
     def forget(self) -> None:
-        self._branches, self._rows = [_Branch()], None
+        self._branches, self._rows = [_Branch(self._owner)], None
 
     def pace(self, most: int) -> Pace:
         """Measures what passes of two and of `most` tokens cost beside one of a single token. Leaves nothing cached."""
@@ -157,12 +174,16 @@ class TorchRunner:
         One that has little in common with the sequence is left as it is and copied from, so that several prompts'
         prefixes stay.
         """
-        best = max(self._branches, key=lambda branch: shared(branch.ids, whole))
-        common = shared(best.ids, whole)
-        if self._most > 1 and best.ids and common < len(whole) // 2:
-            best = best.copy(common)
+        best = max(self._branches, key=lambda branch: self._serves(branch, whole))
+        common = self._serves(best, whole)
+        foreign = best.owner != self._owner
+        if self._most > 1 and best.ids and (foreign or common < len(whole) // 2):
+            best = best.copy(common, self._owner)
         else:
             self._branches = [branch for branch in self._branches if branch is not best]
+            if foreign:
+                best.crop(common)
+                best.owner = self._owner
         self._branches.insert(0, best)
         room = self._kept_tokens - len(whole)
         kept = [best]
@@ -173,6 +194,12 @@ class TorchRunner:
             kept.append(branch)
         self._branches = kept
         return best
+
+    def _serves(self, branch: _Branch, whole: Sequence[int]) -> int:
+        """How many tokens of a sequence need no pass where it goes on from this branch."""
+        if branch.owner == self._owner:
+            return shared(branch.ids, whole)
+        return min(shared(branch.ids, self._common), shared(self._common, whole))
 
 
 def _never() -> bool:

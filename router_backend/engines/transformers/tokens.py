@@ -12,12 +12,12 @@ from tokenizers import Tokenizer
 
 from router_backend.engines.conversation import Message, around, refused, through_template, without_template
 from router_backend.errors import CandidateError
+from router_backend.remembered import Remembered
 from router_backend.types import Role, Turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-_REMEMBERED_TEXTS = 512
 _SAMPLE = "a plan"
 
 
@@ -52,7 +52,7 @@ class Tokens:
         specials = (token for token, each in added.items() if each.special)
         self._mute = frozenset({*specials, *range(self._special.get_vocab_size(), vocabulary)})
         self.vocabulary = vocabulary
-        self._remembered = lru_cache(maxsize=_REMEMBERED_TEXTS)(self._encode)
+        self._remembered = Remembered.of_texts(self._encode)
         self._tokenizer = tokenizer
         self._pieces = lru_cache(maxsize=64)(self._read_pieces)
         template = getattr(tokenizer, "chat_template", None)
@@ -70,20 +70,22 @@ class Tokens:
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Ids of a text; what looks like a special token in it is text too."""
-        return self._remembered(text)
+        return self._remembered("", text)
 
     def count(self, text: str) -> int:
-        return len(self._remembered(text))
+        return len(self.encode(text))
 
-    def wrap(self, prompt: str, history: Sequence[Turn] = ()) -> list[int]:
+    def wrap(self, prompt: str, history: Sequence[Turn] = (), owner: str = "") -> list[int]:
         """Ids of the prompt, after the conversation before it, inside the checkpoint's chat template.
+
+        The ids of the last few texts are remembered, for each owner apart.
 
         Raises InvalidRequest where the template does not take such a conversation.
         """
         head, *rest = self._pieces((*(turn.role for turn in history), "user"))
         ids = list(head)
         for text, after in zip((*(turn.content for turn in history), prompt), rest, strict=True):
-            ids += self._remembered(text.strip() if self._trims else text)
+            ids += self._remembered(owner, text.strip() if self._trims else text)
             ids += after
         return ids
 
@@ -91,7 +93,7 @@ class Tokens:
         """UTF-8, whose first and last character may be cut. Special tokens have none."""
         return self.grammar.decode_bytes([token for token in ids if token not in self._mute])
 
-    def _encode(self, text: str) -> tuple[int, ...]:
+    def _encode(self, owner: str, text: str) -> tuple[int, ...]:
         return tuple(self._plain.encode(text, add_special_tokens=False).ids)
 
     def _render(self, messages: list[Message], *, answer: bool = True) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import secrets
@@ -14,8 +15,9 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from router_backend.errors import NotReady
 from router_backend.server.disconnect import ClientGone
-from router_backend.server.errors import describe
+from router_backend.server.errors import describe, respond
 from router_backend.server.middleware.scope import first_of_each, path_of
 from router_backend.service import tracing
 from router_backend.service.caller import Caller, caller
@@ -83,6 +85,10 @@ class AccessLog:
         except (ClientGone, ClientDisconnect):
             if not status:
                 await Response(status_code=499)(scope, receive, send_with_id)
+        except asyncio.CancelledError:  # what the drain could not wait for
+            if status:
+                raise
+            await respond(NotReady("the server is shutting down", retry_after=5))(scope, receive, send_with_id)
         except Exception as error:
             _log.exception("unhandled error", extra={"request_id": state["request_id"]})
             if status:

@@ -10,21 +10,35 @@ import binascii
 import hashlib
 import hmac
 import ipaddress
+import time
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from router_backend.errors import Forbidden, HeadersTooLarge, RouterError, Unauthorized, UrlTooLong, WrongHost
+from router_backend.errors import (
+    Forbidden,
+    HeadersTooLarge,
+    InvalidRequest,
+    RateLimited,
+    RouterError,
+    Unauthorized,
+    UrlTooLong,
+    WrongHost,
+)
 from router_backend.server.errors import respond
-from router_backend.server.middleware.connection import Limits
+from router_backend.server.middleware.connection import PROBES, Limits
 from router_backend.server.middleware.scope import first_of_each, path_of
 from router_backend.service.caller import caller
 from router_backend.settings import Settings, split_list
 
-ALWAYS_PUBLIC = frozenset({"/", "/health", "/livez", "/readyz", "/startupz"})
+ALWAYS_PUBLIC = PROBES | {"/"}
 _SAFE = frozenset({"GET", "HEAD"})
 _ASK_PEOPLE = 'Basic realm="router", charset="UTF-8"'  # a browser then asks for a name and a key, and keeps them
+_GUESSES = 20.0  # wrong keys of an address at once, and in a minute
+_REMEMBERED = 4096  # addresses, and keys that were right
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -46,6 +60,50 @@ class Keys:
 
     def is_admin(self, key: bytes) -> bool:
         return self.admin is not None and hmac.compare_digest(_digest(key), self.admin)
+
+
+class Guesses:
+    """Wrong keys of each address. Where there were too many lately, no further key of that address is tried.
+
+    A key that was right there before goes on: many clients may share the address of a proxy.
+    """
+
+    def __init__(self) -> None:
+        self._wrong: OrderedDict[str, tuple[float, float]] = OrderedDict()  # what is left to an address, and since when
+        self._right: OrderedDict[tuple[str, bytes], None] = OrderedDict()
+
+    def check(self, address: str, key: bytes) -> None:
+        """Raises RateLimited where a key is not to be tried."""
+        left = self._left(address)
+        if left < 1 and (address, _digest(key)) not in self._right:
+            wait = (1 - left) * 60 / _GUESSES
+            raise RateLimited("too many wrong keys came from this address; try again later", retry_after=wait)
+
+    def tell(self, address: str, key: bytes, *, right: bool) -> None:
+        """What became of a key that was tried."""
+        if right:
+            self._right[address, _digest(key)] = None
+            _bound(self._right)
+        else:
+            self._wrong[address] = self._left(address) - 1, time.monotonic()
+            self._wrong.move_to_end(address)
+            _bound(self._wrong)
+
+    def _left(self, address: str) -> float:
+        now = time.monotonic()
+        left, then = self._wrong.get(address, (_GUESSES, now))
+        return min(_GUESSES, left + (now - then) * _GUESSES / 60)
+
+
+def _bound(remembered: OrderedDict[Any, Any]) -> None:
+    if len(remembered) > _REMEMBERED:
+        remembered.popitem(last=False)
+
+
+def _address(scope: Scope) -> str:
+    """The client's; of IPv6 the network, which one machine may have as a whole."""
+    host = (scope.get("client") or ("",))[0]
+    return ":".join(host.split(":")[:4]) if ":" in host else host
 
 
 def _digest(key: bytes) -> bytes:
@@ -72,6 +130,7 @@ class Guard:
         self._app = app
         self._limits = limits or Limits()
         self._keys = Keys(settings)
+        self._guesses = Guesses()
         self._public = ALWAYS_PUBLIC | set(split_list(settings.public_paths))
         self._friends = {origin.lower() for origin in split_list(settings.cors_origins)}
         self._is_ours = host_check(settings)
@@ -95,7 +154,11 @@ class Guard:
             raise UrlTooLong(f"the URL has more than {limits.url_bytes} bytes")
         if sum(len(name) + len(value) for name, value in scope["headers"]) > limits.header_bytes:
             raise HeadersTooLarge(f"the headers have more than {limits.header_bytes} bytes")
-        if not self._is_ours(_text(headers, b"host")):
+        if b"transfer-encoding" in headers and (b"content-length" in headers or scope.get("http_version") == "1.0"):
+            # RFC 9112, 6.1 and 6.3: a proxy in front may have read another length, and smuggle a request behind it.
+            raise InvalidRequest("send Content-Length or Transfer-Encoding, not both, and the latter in HTTP/1.1 alone")
+        told = _text(headers, b"x-forwarded-host")  # Gradio makes links of it
+        if not self._is_ours(_text(headers, b"host")) or (told and not self._is_ours(told)):
             raise WrongHost("this server does not go by that name; its operator can add it to ALLOWED_HOSTS")
 
     def _check_key(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
@@ -103,16 +166,22 @@ class Guard:
             return
         kind, _, sent = headers.get(b"authorization", b"").partition(b" ")
         admin = False
-        if kind.lower() == b"basic":
-            claimed, key = _named(sent)
+        basic = kind.lower() == b"basic"
+        claimed, key = _named(sent) if basic else (None, sent.strip() if kind.lower() == b"bearer" else b"")
+        address = _address(scope)
+        guarded = path_of(scope) not in self._public  # the others say nothing about a key
+        if key and guarded:
+            self._guesses.check(address, key)
+        if basic:
             name = self._keys.name_of(key, claimed)
             if name is not None and scope.get("method") not in _SAFE:
                 self._check_origin(headers)
         else:
-            key = sent.strip() if kind.lower() == b"bearer" else b""
             admin = self._keys.is_admin(key)
             name = "" if admin else self._keys.name_of(key)
-        if name is None and self._keys.digests and path_of(scope) not in self._public:
+        if key and guarded:
+            self._guesses.tell(address, key, right=name is not None)
+        if name is None and self._keys.digests and guarded:
             raise Unauthorized("send a known key as Authorization: Bearer KEY")
         caller.set(replace(caller.get(), key=name or "", admin=admin))
         scope.setdefault("state", {})["key"] = name or ("admin" if admin else None)
@@ -136,6 +205,8 @@ class Guard:
             await send({"type": "websocket.close", "code": 1008})
             return
         answer = respond(error)
+        if b"transfer-encoding" in headers:
+            answer.headers["Connection"] = "close"  # nothing behind a body that was not read is a request
         if error.status == 401 and scope["method"] in _SAFE and b"text/html" in headers.get(b"accept", b""):
             answer.headers["WWW-Authenticate"] = _ASK_PEOPLE
         await answer(scope, receive, send)

@@ -280,7 +280,7 @@ class SharedBody(Body):
 class ChatBody(SharedBody):
     """The body of `/v1/chat/completions`."""
 
-    messages: Annotated[list[MessageBody], Field(min_length=1, max_length=MOST_MESSAGES)]
+    messages: Annotated[list[MessageBody], Field(min_length=1, max_length=MOST_MESSAGES, fail_fast=True)]
     max_completion_tokens: Annotated[int, Field(ge=1, le=LARGEST_BUDGET)] | None = None
     logprobs: bool | None = Field(None, description="Only with response_format text, where the engine has them.")
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None

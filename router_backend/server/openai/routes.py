@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -14,7 +15,7 @@ from fastapi.responses import JSONResponse, Response
 
 from router_backend import __version__
 from router_backend.errors import UnknownModel
-from router_backend.server.body import ERRORS, STREAM, body_schema, read_body
+from router_backend.server.body import ERRORS, STREAM, asked, body_schema
 from router_backend.server.disconnect import unless_gone
 from router_backend.server.middleware import access_log
 from router_backend.server.openai import work
@@ -40,8 +41,8 @@ def openai_router(service: GenerationService) -> APIRouter:
         summary="Answer a conversation: with a plan, JSON that keeps a schema, calls of tools, or text",
     )
     async def chat(request: Request) -> Response:
-        body = await read_body(request, ChatBody, service.settings.max_body_bytes)
-        return await _respond(request, service, body, ChatForm(functions=bool(body.functions)))
+        body, choices = await asked(request, service, ChatBody, partial(_choices, request, service))
+        return await _respond(request, service, body, choices, ChatForm(functions=bool(body.functions)))
 
     @router.post(
         "/completions",
@@ -51,8 +52,8 @@ def openai_router(service: GenerationService) -> APIRouter:
         summary="Answer a prompt, or several",
     )
     async def completions(request: Request) -> Response:
-        body = await read_body(request, CompletionBody, service.settings.max_body_bytes)
-        return await _respond(request, service, body, CompletionForm())
+        body, choices = await asked(request, service, CompletionBody, partial(_choices, request, service))
+        return await _respond(request, service, body, choices, CompletionForm())
 
     @router.get("/models", response_model=ModelList, responses={401: ERRORS[401]})
     async def models() -> JSONResponse:
@@ -77,13 +78,19 @@ def _model(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": _STARTED, "owned_by": "router-backend"}
 
 
+def _choices(request: Request, service: GenerationService, body: ChatBody | CompletionBody) -> list[GenerateRequest]:
+    return work.requests(body, access_log.request_id(request), service)
+
+
 async def _respond(
-    request: Request, service: GenerationService, body: ChatBody | CompletionBody, form: Form
+    request: Request,
+    service: GenerationService,
+    body: ChatBody | CompletionBody,
+    choices: list[GenerateRequest],
+    form: Form,
 ) -> Response:
     with work.in_clients_words(body):
-        work.check_model(body.model, service)
-        asked = await work.requests(body, access_log.request_id(request), service)
-        answer = _Answer(request, service, form, asked, with_logprobs=body.alternatives is not None)
+        answer = _Answer(request, service, form, choices, with_logprobs=body.alternatives is not None)
         if body.stream:
             usage = body.stream_options is not None and bool(body.stream_options.include_usage)
             return await unless_gone(request, stream(answer.pieces(with_usage=usage)))
@@ -178,9 +185,9 @@ class _Answer:
 
     def _usage(self) -> dict[str, Any]:
         prompts: dict[str, Usage] = {}
-        for asked, last in zip(self._asked, self._ended, strict=True):
+        for choice, last in zip(self._asked, self._ended, strict=True):
             if last is not None:
-                prompts.setdefault(asked.prompt, last.usage)
+                prompts.setdefault(choice.prompt, last.usage)
         prompt_tokens = sum(usage.prompt_tokens for usage in prompts.values())
         completion_tokens = sum(last.usage.completion_tokens for last in self._ended if last is not None)
         return {

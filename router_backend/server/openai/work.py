@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 from router_backend.errors import InvalidRequest, UnknownModel
@@ -21,6 +22,7 @@ from router_backend.service.service import GenerationService
 from router_backend.settings import Settings
 from router_backend.types import Call, GenerateRequest, Output, Role, SamplingParams, Tool, Turn, is_blank
 
+Settle = Callable[[GenerateRequest], GenerateRequest]
 # The name for whatever is served.
 ALIAS = "router"
 # The same, for text where no format is asked for.
@@ -28,6 +30,7 @@ TEXT_ALIAS = "router-text"
 _ROLES: dict[str, Role] = {"developer": "system", "function": "tool"}
 # A tool that gives the task to a specialist, by its name.
 _HANDS_OFF = re.compile(r"(?:^|[_-])(?:hand_?off|transfer_to|delegate_to)(?:[_-]|$)", re.IGNORECASE)
+_ANY_STEP = (f"/{'x' * 64}",)
 _NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
@@ -38,20 +41,26 @@ def check_model(name: str | None, service: GenerationService) -> None:
         raise UnknownModel(f"the model {name!r} is not served here; {info.model!r} is", param="model")
 
 
-async def requests(
-    body: ChatBody | CompletionBody, request_id: str, service: GenerationService
-) -> list[GenerateRequest]:
-    """One request for each choice. Raises InvalidRequest."""
-    output, schema = await _output(body)
+def requests(body: ChatBody | CompletionBody, request_id: str, service: GenerationService) -> list[GenerateRequest]:
+    """One request for each choice, by cheap checks alone: a schema is read once it is admitted.
+
+    Raises:
+        UnknownModel: another model is asked for than the one that is served.
+        InvalidRequest: the body contradicts itself.
+    """
+    with in_clients_words(body):
+        return _requests(body, request_id, service)
+
+
+def _requests(body: ChatBody | CompletionBody, request_id: str, service: GenerationService) -> list[GenerateRequest]:
+    check_model(body.model, service)
+    output, schema, settle = _output(body)
     if body.alternatives is not None and output != "text":
         raise InvalidRequest("logprobs are for text alone", param="logprobs")
     sampling = _sampling(body, service.settings)
-    calls: dict[str, Any] = {}
     if isinstance(body, ChatBody):
         *history, last = _turns(body)
         conversations = [(last, tuple(history))]
-        if output == "calls":
-            calls = await asyncio.to_thread(_calls, body)
     else:
         conversations = [(Turn("user", prompt), ()) for prompt in body.prompts]
     return [
@@ -63,7 +72,7 @@ async def requests(
             history=history,
             schema=schema,
             result_of=last.name if last.role == "tool" else None,
-            **calls,
+            settle=settle,
         )
         for last, history in conversations
         for number in range(body.n or 1)
@@ -88,23 +97,21 @@ def _turns(body: ChatBody) -> list[Turn]:
     return turns
 
 
-def _calls(body: ChatBody) -> dict[str, Any]:
-    """What a request with tools says of them. Raises InvalidRequest where arguments' schema is not understood."""
+def _with_calls(body: ChatBody, request: GenerateRequest) -> GenerateRequest:
+    """With what it says of tools. Raises InvalidRequest where the schema of one's arguments is not understood."""
     place = "functions.{}" if body.functions else "tools.{}.function"
-    tools = [_tool(each, place.format(index)) for index, each in enumerate(body.offered)]
-    chosen = [tool for tool in tools if tool.name in {each.name for each in body.called}]
+    offered = [_tool(each, place.format(index), request.owner) for index, each in enumerate(body.offered)]
+    if request.schema is not None:
+        read(request.schema, request.owner)
+    chosen = tuple(tool for tool, _ in offered if tool.name in {each.name for each in body.called})
     # Several tools that each take a plan are specialists, whatever they are called.
-    planned = [tool for tool in tools if (root := resolved(read(tool.parameters))) and _is_planned(root)]
-    handed = [tool for tool in tools if _HANDS_OFF.search(tool.name) or (len(planned) > 1 and tool in planned)]
-    specialists = tuple(f"/{tool.name}" for tool in handed)
+    planned = [tool for tool, root in offered if isinstance(root, Object) and form_of(root, _ANY_STEP) is not None]
+    handed = [tool for tool, _ in offered if _HANDS_OFF.search(tool.name) or (len(planned) > 1 and tool in planned)]
     # A router routes: what the user asks is handed off, what a tool has answered may be spoken of.
     may_speak = not body.must_call and not (body.messages[-1].role == "user" and set(chosen) <= set(handed))
-    return {
-        "tools": tuple(chosen),
-        "may_speak": may_speak,
-        "parallel": body.parallel_tool_calls is not False and not body.functions and not body.names_one,
-        "specialists": specialists,
-    }
+    parallel = body.parallel_tool_calls is not False and not body.functions and not body.names_one
+    specialists = tuple(f"/{tool.name}" for tool in handed)
+    return replace(request, tools=chosen, may_speak=may_speak, parallel=parallel, specialists=specialists)
 
 
 def _check_tools(body: ChatBody) -> None:
@@ -120,22 +127,17 @@ def _check_tools(body: ChatBody) -> None:
         raise InvalidRequest(f"{choice} names {unknown[0]!r}, which is none of the tools", param=choice)
 
 
-def _is_planned(root: Node) -> bool:
-    return isinstance(root, Object) and form_of(root, (f"/{'x' * 64}",)) is not None
-
-
-def _tool(body: FunctionBody, where: str) -> Tool:
+def _tool(body: FunctionBody, where: str, owner: str) -> tuple[Tool, Node | None]:
     schema = body.parameters or _NO_PARAMETERS
     if not schema.get("properties") and schema.get("additionalProperties") in (None, False):
         schema = {**_NO_PARAMETERS, **schema, "additionalProperties": False}
     try:
         text = _json(schema)
-        read(text)
+        return Tool(body.name, body.description or "", text), resolved(read(text, owner))
     except InvalidRequest as error:
         _, dot, path = (error.param or "").partition(".")
         param = f"{where}.parameters{dot}{path}"
         raise InvalidRequest(f"tool {body.name}: {error.message}", param=param, code=error.code) from None
-    return Tool(body.name, body.description or "", text)
 
 
 def _sampling(body: ChatBody | CompletionBody, settings: Settings) -> dict[str, Any]:
@@ -150,29 +152,35 @@ def _sampling(body: ChatBody | CompletionBody, settings: Settings) -> dict[str, 
     }
 
 
-async def _output(body: ChatBody | CompletionBody) -> tuple[Output, str | None]:
-    """What is written, and the schema that it must keep."""
+def _output(body: ChatBody | CompletionBody) -> tuple[Output, str | None, Settle | None]:
+    """What is written, the schema that it must keep, and what is left to find out of it."""
     wanted = body.response_format
+    schema = _json(wanted.json_schema.definition) if isinstance(wanted, SchemaFormat) else None
     if isinstance(body, ChatBody):
         _check_tools(body)
-    if isinstance(body, ChatBody) and body.called:
-        if wanted is None or wanted.type == "text" or body.must_call:
-            return "calls", None
-        return "calls", (await _read(wanted))[0] if isinstance(wanted, SchemaFormat) else ANYTHING
-    if not isinstance(wanted, SchemaFormat):
-        if wanted is not None and wanted.type == "text":
-            return "text", None
-        if wanted is None and not _wants_text(body):
-            return "plan", None
-        shown = await asyncio.to_thread(schema_shown, "\n".join(_instructions(body)))
-        return ("json", shown or ANYTHING) if shown or wanted else ("text", None)
-    text, root = await _read(wanted)
-    return ("plan", None) if is_plan(root) else ("json", text)
+        if body.called:
+            free = wanted is None or wanted.type == "text" or body.must_call
+            return "calls", None if free else schema or ANYTHING, partial(_with_calls, body)
+    if schema is not None:
+        return "json", schema, _as_plan
+    if wanted is not None and wanted.type == "text":
+        return "text", None, None
+    if wanted is None and not _wants_text(body):
+        return "plan", None, None
+    shown = partial(_as_shown, "\n".join(_instructions(body))) if body.alternatives is None else None
+    return ("json", ANYTHING, shown) if wanted else ("text", None, shown)
 
 
-async def _read(wanted: SchemaFormat) -> tuple[str, Node]:
-    text = _json(wanted.json_schema.definition)
-    return text, await asyncio.to_thread(read, text)  # its patterns are compiled, which may take a moment
+def _as_plan(request: GenerateRequest) -> GenerateRequest:
+    """For a plan, where the schema is that of one. Raises InvalidRequest where it is not understood."""
+    root = read(request.schema or ANYTHING, request.owner)
+    return replace(request, output="plan", schema=None) if is_plan(root) else request
+
+
+def _as_shown(instructions: str, request: GenerateRequest) -> GenerateRequest:
+    """For JSON that keeps the schema which the instructions show, where they do."""
+    shown = schema_shown(instructions, request.owner)
+    return replace(request, output="json", schema=shown) if shown else request
 
 
 def _wants_text(body: ChatBody | CompletionBody) -> bool:

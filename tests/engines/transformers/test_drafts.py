@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router_backend.engines.transformers.drafts import LONGEST, Drafter, Guess, NgramTable, Pace, shared
+from router_backend.engines.conversation import shared
+from router_backend.engines.transformers.drafts import LONGEST, Drafter, Guess, NgramTable, Pace
 
 TOKENS = st.lists(st.integers(0, 6), max_size=40)
 QUICK = settings(max_examples=100, deadline=None)
@@ -221,3 +222,12 @@ def test_shared_is_the_length_of_the_common_prefix(left: list[int], right: list[
     assert shared(left, right) == shared(right, left) == expected
     assert shared([*left, *right], [*left, 9, *right]) == len(left)
     assert shared(left, left) == len(left)
+
+
+def test_a_copy_of_a_table_learns_by_itself() -> None:
+    table = learned([1, 2, 3])
+    twin = table.copy()
+    twin.learn([2, 9])
+    twin.learn([2, 9])
+    assert table.guess([1, 2]) == twin.guess([1, 2]) == Guess(3, 2)
+    assert table.guess([2]) == Guess(3, 1) and twin.guess([2]) == Guess(9, 1)

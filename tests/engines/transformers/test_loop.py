@@ -67,6 +67,9 @@ class TableRunner:
         self.runs.append((len(sequence), len(draft)))
         return 1
 
+    def turn_to(self, owner: str) -> None:
+        """Nothing: it keeps no caches."""
+
     def forget(self) -> None:
         self._whole = []
 

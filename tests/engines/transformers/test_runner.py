@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from router_backend.engines.transformers.drafts import shared
+from router_backend.engines.conversation import shared
 from router_backend.engines.transformers.runner import TorchRunner
 from tests.fakes import tiny
 
