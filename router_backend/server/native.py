@@ -69,6 +69,16 @@ class PlanBody(Sampling):
     difficulty: Difficulty | None = None
     tags: Annotated[list[NonEmptyText], Field(max_length=32)] | None = None
 
+    def prompt(self) -> str:
+        return router_prompt(
+            self.query,
+            context=self.context,
+            acceptance=self.acceptance,
+            guidance=self.guidance,
+            difficulty=self.difficulty,
+            tags=tuple(self.tags or ()),
+        )
+
 
 class Details(BaseModel):
     model: str
@@ -163,15 +173,8 @@ def native_router(service: GenerationService) -> APIRouter:
     )
     async def plan(request: Request) -> Response:
         body = await read_body(request, PlanBody, service.settings.max_body_bytes)
-        prompt = router_prompt(
-            body.query,
-            context=body.context,
-            acceptance=body.acceptance,
-            guidance=body.guidance,
-            difficulty=body.difficulty,
-            tags=tuple(body.tags or ()),
-        )
-        work = GenerateRequest(access_log.request_id(request), prompt, sampling_params(body, service), output="plan")
+        sampling = sampling_params(body, service)
+        work = GenerateRequest(access_log.request_id(request), body.prompt(), sampling, output="plan")
 
         def content(answer: Answer) -> dict[str, Any]:
             report = details(answer.last, answer.seed, answer.info)
