@@ -11,9 +11,11 @@ import inspect
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pydantic_core import to_jsonable_python
@@ -37,9 +39,15 @@ class _Session:
     """Calls whose messages go out in one stream."""
 
     calls: dict[str, asyncio.Task[None]] = field(default_factory=dict)
-    messages: asyncio.Queue[Message] = field(default_factory=asyncio.Queue)
+    messages: deque[Message] = field(default_factory=deque)
+    news: asyncio.Event = field(default_factory=asyncio.Event)
     room: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_AHEAD))
+    reader: object = None  # the latest
     unread: asyncio.TimerHandle | None = None
+
+    def say(self, message: Message) -> None:
+        self.messages.append(message)
+        self.news.set()
 
 
 class Calls:
@@ -74,8 +82,8 @@ class Calls:
         session.calls[number] = task
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        if not session.unread:
-            session.unread = asyncio.get_running_loop().call_later(_UNREAD_SECONDS, self._end, owner, session)
+        if session.reader is None:
+            self._await_reader(owner, session)
         return number
 
     def knows(self, key: str, name: str) -> bool:
@@ -85,53 +93,66 @@ class Calls:
         """Yields a session's messages until its calls have ended. Closing it ends them."""
         owner = key, name
         session = self._sessions[owner]
+        reader = session.reader = object()
+        session.news.set()  # one before this one, whose client has gone on, ends
         if session.unread:
             session.unread.cancel()
-        upcoming: asyncio.Future[Message] | None = None
+        begun: set[str] = set()
         try:
-            while session.calls:
-                upcoming = upcoming or asyncio.ensure_future(session.messages.get())
-                if not (await asyncio.wait({upcoming}, timeout=_BEAT_SECONDS))[0]:
-                    yield {"msg": "heartbeat"}
+            while session.calls and session.reader is reader:
+                if not session.messages:
+                    session.news.clear()
+                    if not await _comes(session.news, _BEAT_SECONDS):
+                        yield {"msg": "heartbeat"}
                     continue
-                message, upcoming = upcoming.result(), None
+                message = session.messages.popleft()
+                begun.add(message["event_id"])
                 if message["msg"] == "process_generating":
                     session.room.release()
                 elif message["msg"] == "process_completed":
                     session.calls.pop(message["event_id"], None)
                 yield message
-            self._forget(owner, session)  # a call that comes now opens the next stream
             yield {"msg": "close_stream"}
         finally:
-            if upcoming is not None:
-                upcoming.cancel()
-            self._end(owner, session)
+            if session.reader is reader:
+                # A client may have sent its next call before it hung up; that one is for its next stream.
+                session.reader = None
+                self._end(owner, session, begun)
 
     def cancel(self, key: str, name: str, number: str) -> None:
         """Ends a call, if it is one of this session; its reader is told that it is over."""
         session = self._sessions.get((key, name))
         if session is not None and number in session.calls:
             session.calls[number].cancel()
-            session.messages.put_nowait(_completed(number, {}))
+            session.say(_completed(number, {}))
 
     async def close(self) -> None:
         """Ends every call, and returns when all have ended."""
         for owner, session in list(self._sessions.items()):
-            self._end(owner, session)
+            self._end(owner, session, set(session.calls))
         if self._tasks:
             await asyncio.wait(self._tasks)
 
-    def _forget(self, owner: Owner, session: _Session) -> None:
+    def _await_reader(self, owner: Owner, session: _Session) -> None:
+        if session.unread:
+            session.unread.cancel()
+        end = partial(self._end, owner, session)
+        session.unread = asyncio.get_running_loop().call_later(_UNREAD_SECONDS, lambda: end(set(session.calls)))
+
+    def _end(self, owner: Owner, session: _Session, numbers: Collection[str]) -> None:
+        for number in numbers:
+            if task := session.calls.pop(number, None):
+                task.cancel()
+        if session.calls:
+            self._await_reader(owner, session)
+            return
+        if session.unread:
+            session.unread.cancel()
         if self._sessions.get(owner) is session:
             del self._sessions[owner]
 
-    def _end(self, owner: Owner, session: _Session) -> None:
-        self._forget(owner, session)
-        for task in session.calls.values():
-            task.cancel()
-
     async def _run(self, session: _Session, number: str, function: BlockFunction, data: Sequence[object]) -> None:
-        session.messages.put_nowait({"msg": "process_starts", "event_id": number})
+        session.say({"msg": "process_starts", "event_id": number})
         began = time.monotonic()
         output: Message = {"data": []}
         error: str | None = None
@@ -142,7 +163,7 @@ class Calls:
                     output["data"] = to_jsonable_python(await self._blocks.postprocess_data(function, value, None))
                     if inspect.isasyncgenfunction(function.fn):
                         await session.room.acquire()
-                        session.messages.put_nowait(
+                        session.say(
                             {
                                 "msg": "process_generating",
                                 "event_id": number,
@@ -158,10 +179,18 @@ class Calls:
         if error is None:
             seconds = time.monotonic() - began
             done = {**output, "is_generating": False, "duration": seconds, "average_duration": seconds}
-            session.messages.put_nowait(_completed(number, done))
+            session.say(_completed(number, done))
         else:
             told = {"error": error, "title": "Error", "visible": True, "duration": 10}
-            session.messages.put_nowait(_completed(number, told, success=False))
+            session.say(_completed(number, told, success=False))
+
+
+async def _comes(news: asyncio.Event, seconds: float) -> bool:
+    waiting = asyncio.ensure_future(news.wait())
+    try:
+        return bool((await asyncio.wait({waiting}, timeout=seconds))[0])
+    finally:
+        waiting.cancel()
 
 
 def _completed(number: str, output: Message, *, success: bool = True) -> Message:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from starlette.responses import HTMLResponse, RedirectResponse
 from starlette.routing import Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -42,9 +42,16 @@ def mount_ui(app: FastAPI, service: GenerationService) -> LazyUI:
 
 def attach(app: FastAPI, ui: ASGIApp) -> None:
     """`/gradio` and below; and at the root, where clients look that are given this server's address."""
-    for path in (PATH, "/config", f"{API}/{{path:path}}"):
+    app.add_route(PATH, _to_folder, include_in_schema=False)
+    for path in ("/config", f"{API}/{{path:path}}"):
         app.add_route(path, ui, include_in_schema=False)  # type: ignore[arg-type] # Route takes an ASGI app too
     app.mount(PATH, ui)
+
+
+async def _to_folder(request: Request) -> RedirectResponse:
+    """Gradio's page asks for its assets relative to a folder."""
+    query = f"?{request.url.query}" if request.url.query else ""
+    return RedirectResponse(f"{request.scope.get('root_path', '')}{PATH}/{query}", 307)
 
 
 class LazyUI:
@@ -56,9 +63,6 @@ class LazyUI:
         self._calls: Calls | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if leads := to_folder(scope):
-            await leads(scope, receive, send)
-            return
         ready = self._started()
         if path_of(scope) == "/config" and not (await asyncio.wait({ready}, timeout=_PATIENCE))[0]:
             await _config_later(ready, scope, receive, send)
@@ -99,15 +103,6 @@ class LazyUI:
 def calls_of(blocks: gr.Blocks, service: GenerationService) -> Calls:
     """A key may have as many calls open as the server holds requests, and some whose answer is not read yet."""
     return Calls(blocks, 2 * (service.settings.slots + service.settings.queue_limit))
-
-
-def to_folder(scope: Scope) -> ASGIApp | None:
-    """Where `/gradio` leads: Gradio's page asks for its assets relative to a folder."""
-    root = scope.get("root_path", "").removesuffix(PATH)
-    if scope["type"] != "http" or scope["path"] != root + PATH:
-        return None
-    query = scope["query_string"].decode("latin-1")
-    return RedirectResponse(f"{root}{PATH}/" + (f"?{query}" if query else ""), 307)
 
 
 async def _config_later(ready: asyncio.Task[ASGIApp], scope: Scope, receive: Receive, send: Send) -> None:
