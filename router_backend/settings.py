@@ -148,7 +148,7 @@ class Settings(BaseSettings):
     allowed_hosts: str = Field(
         "",
         description="Names that the `Host` header may give; `*` allows any. Default: on the loopback without keys only "
-        "the names of localhost, elsewhere any.",
+        "`localhost`, `127.0.0.1` and `[::1]`, elsewhere any.",
         examples=["router.example"],
     )
     cors_origins: str = Field(
