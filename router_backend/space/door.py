@@ -62,7 +62,8 @@ def serve(*, host: str | None = None, port: int | None = None) -> int:
     if settings.skip_warm_start:
         _log.info("SKIP_WARM_START has no meaning here: ZeroGPU wants the weights in place before it starts")
         settings = settings.model_copy(update={"skip_warm_start": False})
-    launch(GenerationService(settings, place(settings), reread=_cannot_reload))
+    with logs.captured():
+        launch(GenerationService(settings, place(settings), reread=_cannot_reload))
     return 0
 
 
