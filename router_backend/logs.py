@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from datetime import datetime, timezone
+from typing import TextIO
 
 from router_backend.service.caller import caller
 from router_backend.settings import Settings
@@ -88,7 +89,7 @@ def captured() -> Iterator[None]:
 class _Lines(io.TextIOBase):
     """Stands for a standard stream. A part of a line waits for the rest of it."""
 
-    def __init__(self, stream: io.TextIOBase) -> None:
+    def __init__(self, stream: TextIO) -> None:
         super().__init__()
         self._stream = stream
         self._here = threading.local()

@@ -60,7 +60,7 @@ def fuzz(examples: int, seed: int = 1) -> tuple[int, str, int]:
 
 
 KEYS = {"alice": "k-alice-1234", "bob": "k-bob-5678"}
-_VALUES = (
+_VALUES: tuple[object, ...] = (
     *("", " ", "hello", "a\nb", "\x00", "x" * 3000, "plan", "text", "advanced", "a, b"),
     *(None, True, 0, 1, 5, 600, 640.0, 131_073, -1, 10**30, 0.2, 0.9, 3.5, 1e308),
     *([], ["x"], {}, {"path": "/etc/passwd"}, float("nan")),
@@ -82,7 +82,7 @@ def fuzz_gradio(requests: int, seed: int = 1, *, keys: bool = True) -> list[str]
     """Random calls, half of them well-formed, by alice, bob and nobody. Returns what is wrong, a line each."""
     chance = random.Random(seed)
     names = [*KEYS, "nobody"] if keys else [""]
-    settings: dict[str, object] = {}
+    settings: dict[str, Any] = {}
     if keys:
         pairs = ",".join(f"{name}:{key}" for name, key in KEYS.items())
         settings = {"router_api_keys": pairs, "key_requests_per_minute": 40, "key_concurrency": 3}
@@ -98,7 +98,7 @@ def fuzz_gradio(requests: int, seed: int = 1, *, keys: bool = True) -> list[str]
         server.service.generate = recorded  # type: ignore[method-assign]
         for number in range(requests):
             name = chance.choice(names)
-            client.headers = {"authorization": f"Bearer {KEYS[name]}"} if name in KEYS else {}  # type: ignore[assignment]
+            client.headers = {"authorization": f"Bearer {KEYS[name]}"} if name in KEYS else {}
             api, before, good = server.url + chance.choice(_DOORS), asked[name], chance.random() < 0.5
             path, body = ("call/generate", {"data": [f"word {number}", "text", 20]}) if good else _odd(chance)
             json_type = {"content-type": "application/json"}

@@ -106,6 +106,9 @@ def boundary(blocks: gr.Blocks, gradio: ASGIApp, calls: Calls, max_body_bytes: i
     async def answer(request: Request) -> Response:
         return _stream(_plain(messages(request.path_params["event"])))
 
+    async def reset(request: Request) -> Response:
+        return JSONResponse({"success": True})  # the page asks for it after `cancel`, which has done it all
+
     async def heartbeat(request: Request) -> Response:
         return _stream(_beats())
 
@@ -117,6 +120,7 @@ def boundary(blocks: gr.Blocks, gradio: ASGIApp, calls: Calls, max_body_bytes: i
             Route(f"{API}/call/{{name:path}}", call, methods=["POST"]),
             Route(f"{API}/call/{{name:path}}/{{event}}", answer, methods=["GET"]),
             Route(f"{API}/cancel", cancel, methods=["POST"]),
+            Route(f"{API}/reset", reset, methods=["POST"]),
             Route(f"{API}/heartbeat/{{session}}", heartbeat, methods=["GET"]),
         ],
         redirect_slashes=False,

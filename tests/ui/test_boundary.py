@@ -130,7 +130,6 @@ def test_row_3_a_large_body_is_not_read(server: Served, root: str, path: str, de
         ("POST", "/process_recording"),
         ("POST", "/run/predict"),
         ("POST", "/api/predict"),
-        ("POST", "/reset"),
         ("POST", "/stream/x"),
         ("GET", "/startup-events"),
         ("GET", "/token"),
