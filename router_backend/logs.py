@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import logging
+import re
 import sys
+import threading
+from collections.abc import Iterator
 from datetime import datetime, timezone
+from typing import TextIO
 
 from router_backend.service.caller import caller
 from router_backend.settings import Settings
 
+_printed = logging.getLogger("router_backend.printed")
+_LONGEST_LINE = 8192
+# What a terminal acts on or takes for the end of a line, and JSON leaves as it is. A tab does neither.
+_CONTROLS = {n: f"\\u{n:04x}" for n in (*range(9), *range(11, 32), *range(127, 160), 0x2028, 0x2029)}
 _STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "taskName"}
 
 
@@ -37,10 +47,12 @@ class LineFormatter(logging.Formatter):
             text = json.dumps(line, ensure_ascii=False, default=str)
         else:
             fields = "".join(f" {key}={_short(value)}" for key, value in extra.items() if value is not None)
-            text = f"{when:%H:%M:%S} {record.levelname.lower():7} {message}{fields}" + (f"\n{trace}" if trace else "")
+            below = "".join(f"\n  {line}" for line in trace.splitlines()) if trace else ""
+            message = message.replace("\n", "\\n")
+            text = f"{when:%H:%M:%S} {record.levelname.lower():7} {message}{fields}{below}"
         for secret in self._secrets:
             text = text.replace(secret, "***")
-        return text
+        return text.translate(_CONTROLS)
 
 
 def _request() -> dict[str, str]:
@@ -65,3 +77,41 @@ def configure(settings: Settings) -> None:
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def captured() -> Iterator[None]:
+    """Within it, what others print is a line of the log, escaped and redacted like each of ours."""
+    with contextlib.redirect_stdout(_Lines(sys.stdout)), contextlib.redirect_stderr(_Lines(sys.stderr)):
+        yield
+
+
+class _Lines(io.TextIOBase):
+    """Stands for a standard stream. A part of a line waits for the rest of it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._stream = stream
+        self._here = threading.local()
+
+    def write(self, text: str) -> int:
+        here = vars(self._here)
+        if here.get("busy"):  # the handler's own complaint, for which there is no other place
+            return len(text)
+        *whole, rest = re.split(r"[\r\n]", here.get("rest", "") + text)
+        here["rest"], here["busy"] = rest, True
+        try:
+            for line in (*whole, rest) if len(rest) > _LONGEST_LINE else whole:
+                if line.strip():
+                    _printed.warning("%s", line)
+        finally:
+            here["busy"] = False
+            if len(rest) > _LONGEST_LINE:
+                here["rest"] = ""
+        return len(text)
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._stream.fileno()

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, SettingsConfigDict
 
 from router_backend.errors import SettingsError
@@ -84,7 +84,9 @@ class Settings(BaseSettings):
     model_repo: OptionalStr = Field(
         None,
         description="The checkpoint: a hub repo (`owner/name`, `owner/name@commit`), a folder, a `.gguf` file, "
-        "`repo:file.gguf`, or `embedded`. Without `MODEL_FALLBACKS` it is the only candidate.",
+        "`repo:file.gguf`, or `embedded`. Without `MODEL_FALLBACKS` it is the only candidate. "
+        "Older name: `DEFAULT_ROUTER_MODEL`.",
+        validation_alias=AliasChoices("model_repo", "default_router_model"),
         examples=["embedded"],
     )
     model_fallbacks: OptionalStr = Field(
@@ -129,10 +131,18 @@ class Settings(BaseSettings):
 
     host: str = Field(
         default_factory=lambda: "0.0.0.0" if os.environ.get("SPACE_ID") else "127.0.0.1",  # noqa: S104
-        description="The address to listen on. Default: `127.0.0.1`, on a Space `0.0.0.0`. `serve --host` wins.",
+        description="The address to listen on. Default: `127.0.0.1`, on a Space `0.0.0.0`. `serve --host` wins. "
+        "Older name: `GRADIO_SERVER_NAME`.",
+        validation_alias=AliasChoices("host", "gradio_server_name"),
         examples=["127.0.0.1"],
     )
-    port: int = Field(7860, ge=0, le=65535, description="The port. 0 takes a free one. `serve --port` wins.")
+    port: int = Field(
+        7860,
+        ge=0,
+        le=65535,
+        description="The port. 0 takes a free one. `serve --port` wins. Older name: `GRADIO_SERVER_PORT`.",
+        validation_alias=AliasChoices("port", "gradio_server_port"),
+    )
     root_path: str = Field(
         "",
         description="The path at which a proxy shows this server. Links and redirects then begin with it. "
@@ -160,7 +170,7 @@ class Settings(BaseSettings):
     allowed_hosts: str = Field(
         "",
         description="Names that the `Host` header may give; `*` allows any. Default: on the loopback without keys only "
-        "the names of localhost, elsewhere any.",
+        "`localhost`, `127.0.0.1` and `[::1]`, elsewhere any.",
         examples=["router.example"],
     )
     cors_origins: str = Field(
@@ -214,7 +224,9 @@ class Settings(BaseSettings):
     model_load_strategy: OptionalStr = Field(
         None,
         description=f"The precision to try first: {', '.join(f'`{name}`' for name in STRATEGIES)}, or an alias "
-        "(`int8`, `nf4`, `half` …). Default: `8bit`. A quantised checkpoint is loaded as it is.",
+        "(`int8`, `nf4`, `half` …). Default: `8bit`. A quantised checkpoint is loaded as it is. "
+        "Older name: `LOAD_STRATEGY`.",
+        validation_alias=AliasChoices("model_load_strategy", "load_strategy"),
         examples=["8bit"],
     )
     model_load_strategies: str = Field(

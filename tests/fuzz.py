@@ -3,20 +3,27 @@
     python -m tests.fuzz [REQUESTS]     # what schemathesis makes of our own OpenAPI, in rounds with a seed each
     python -m tests.fuzz sweep [CASES]  # so many schemas and so many chat bodies, to the embedded model
 
-The first goes to a server with the echo engine, and exits 0 where no answer was a 5xx and every one kept the
-description; the second where every answer was valid, or a 400 with a place.
+The first, with random calls of Gradio's routes between, goes to a server with the echo engine, which has keys with
+quotas in every second round. It exits 0 where no answer was a 5xx, every one kept the description, and every request
+counted for the key that sent it; the second where every answer was valid, or a 400 with a place.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
+import random
 import subprocess
 import sys
 import tempfile
+from collections import Counter
+from collections.abc import AsyncGenerator
 from pathlib import Path
+from typing import Any
 
 import httpx
 
+from router_backend.types import Chunk, GenerateRequest
 from tests.fakes.running import echo_model, process, says_plans, served
 from tests.fakes.sweep import bodies, schemas, sent, wrong
 
@@ -56,12 +63,89 @@ def fuzz(examples: int, seed: int = 1) -> tuple[int, str, int]:
         return code, f"{done.stdout}\n{done.stderr}\n5xx: {broken:g}", int(total)
 
 
+KEYS = {"alice": "k-alice-1234", "bob": "k-bob-5678"}
+_VALUES: tuple[object, ...] = (
+    *("", " ", "hello", "a\nb", "\x00", "x" * 3000, "plan", "text", "advanced", "a, b"),
+    *(None, True, 0, 1, 5, 600, 640.0, 131_073, -1, 10**30, 0.2, 0.9, 3.5, 1e308),
+    *([], ["x"], {}, {"path": "/etc/passwd"}, float("nan")),
+)
+_DOORS = ("/gradio/gradio_api", "/gradio_api")
+_CLOSED = (
+    "upload",
+    "dev/reload",
+    "file=/etc/passwd",
+    "proxy=http://h/",
+    "component_server",
+    "run/predict",
+    "reset",
+    "",
+)
+
+
+def fuzz_gradio(requests: int, seed: int = 1, *, keys: bool = True) -> list[str]:
+    """Random calls, half of them well-formed, by alice, bob and nobody. Returns what is wrong, a line each."""
+    chance = random.Random(seed)
+    names = [*KEYS, "nobody"] if keys else [""]
+    settings: dict[str, Any] = {}
+    if keys:
+        pairs = ",".join(f"{name}:{key}" for name, key in KEYS.items())
+        settings = {"router_api_keys": pairs, "key_requests_per_minute": 40, "key_concurrency": 3}
+    wrong: list[str] = []
+    asked: Counter[str] = Counter()  # what came to the service while a name was asking
+    with served(echo_model(), ui=True, **settings) as server, httpx.Client(timeout=60) as client:
+        real = server.service.generate
+
+        def recorded(request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+            asked[name] += 1
+            return real(request)
+
+        server.service.generate = recorded  # type: ignore[method-assign]
+        for number in range(requests):
+            name = chance.choice(names)
+            client.headers = {"authorization": f"Bearer {KEYS[name]}"} if name in KEYS else {}
+            api, before, good = server.url + chance.choice(_DOORS), asked[name], chance.random() < 0.5
+            path, body = ("call/generate", {"data": [f"word {number}", "text", 20]}) if good else _odd(chance)
+            json_type = {"content-type": "application/json"}
+            answer = client.post(f"{api}/{path}", content=json.dumps(body), headers=json_type)
+            said = answer.text
+            if answer.status_code == 200 and (event := answer.json().get("event_id")):
+                session = f"queue/data?session_hash={body['session_hash']}" if "join" in path else f"call/x/{event}"
+                said = client.get(f"{api}/{session}").text
+            what = f"{name or 'anybody'}: {answer.status_code} to {path} {body}: {said[:200]}"
+            if answer.status_code >= 500 or "internal error" in said or "Traceback" in said:
+                wrong.append(f"broke {what}")
+            elif name == "nobody":
+                wrong += [f"let in {what}"] * (answer.status_code != 401)
+            elif good and (asked[name] != before + 1 or not ("event: complete" in said or "this key may" in said)):
+                wrong.append(f"a good call of {what}")
+        counts = [sample for family in server.service.metrics.requests.collect() for sample in family.samples]
+        for name in {*names, ""}:
+            booked = sum(each.value for each in counts if each.name[-6:] == "_total" and each.labels["key"] == name)
+            if booked != asked[name]:
+                wrong.append(f"{name or 'nobody'} asked {asked[name]} times, and {booked:g} are in the books")
+    return wrong
+
+
+def _odd(chance: random.Random) -> tuple[str, Any]:
+    """A path of Gradio's, there or not, and something that is mostly not a body for it."""
+    data = [chance.choice(_VALUES) for _ in range(chance.randint(0, 11))]
+    call = {
+        "data": data,
+        "fn_index": chance.choice([*range(-1, 11), "x"]),
+        "session_hash": chance.choice(["s", "t", 1]),
+    }
+    path = chance.choice(["call/generate", "call/nothing", "call//clear_outputs", "queue/join", "cancel", *_CLOSED])
+    return path, chance.choice([call, call, {"data": data}, data, {}, None])
+
+
 def main(requests: int) -> int:
     sent = seed = worst = 0
     while sent < requests and not worst:
         seed += 1
         worst, said, total = fuzz(800, seed)
-        sent += total
+        if found := fuzz_gradio(500, seed, keys=seed % 2 == 0):
+            worst, said = 1, "\n".join([said, *found])
+        sent += total + 500
         print(said[-20_000:] if worst else f"seed {seed}: {total} requests", flush=True)
     print(f"{sent} requests, exit code {worst}")
     return worst

@@ -84,8 +84,8 @@ def test_people_see_tracebacks_below_the_line() -> None:
     text = line("it failed", as_json=False, exc_info=failure("x"), request_id="r1")
     first, second, *_, last = text.splitlines()
     assert first == '22:13:20 warning it failed request_id="r1"'
-    assert second == "Traceback (most recent call last):"
-    assert last == "ValueError: cannot read with x"
+    assert second == "  Traceback (most recent call last):"
+    assert last == "  ValueError: cannot read with x"
 
 
 def test_a_field_cannot_forge_a_line() -> None:

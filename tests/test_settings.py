@@ -528,3 +528,37 @@ def test_a_name_that_is_misspelt(name: str, meant: str) -> None:
 @pytest.mark.parametrize("name", ["embedded", "embedder", "acme/Embedded", "router-embedded"])
 def test_names_that_are_their_own(name: str) -> None:
     assert load_settings(model_repo=name).model_repo == name
+
+
+# Names of an older Space
+
+
+OLDER = {
+    "GRADIO_SERVER_NAME": ("HOST", "0.0.0.0", "10.0.0.7"),
+    "GRADIO_SERVER_PORT": ("PORT", "7861", "7862"),
+    "LOAD_STRATEGY": ("MODEL_LOAD_STRATEGY", "nf4", "half"),
+    "DEFAULT_ROUTER_MODEL": ("MODEL_REPO", "owner/name", "other/name"),
+}
+
+
+@pytest.mark.parametrize("older", OLDER)
+def test_an_older_name_means_the_same(older: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    name, value, other = OLDER[older]
+    monkeypatch.setenv(older, value)
+    by_older = getattr(load_settings(), name.lower())
+    monkeypatch.setenv(name, other)
+    newer = getattr(load_settings(), name.lower())
+    monkeypatch.delenv(older)
+    assert newer == getattr(load_settings(), name.lower()) != by_older, "the name of today wins"
+    monkeypatch.setenv(name, value)
+    assert getattr(load_settings(), name.lower()) == by_older
+    monkeypatch.delenv(name)
+    (tmp_path / ".env").write_text(f"{older}={value}\n")
+    assert getattr(load_settings(), name.lower()) == by_older
+    assert load_settings(port=1, host="::1").port == 1, "the command line wins"
+
+
+def test_an_older_name_with_a_wrong_value_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADIO_SERVER_PORT", "many")
+    with pytest.raises(SettingsError, match="PORT='many' is wrong"):
+        load_settings()

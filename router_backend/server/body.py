@@ -109,6 +109,14 @@ async def read_body(request: Request, model: type[M], limit: int) -> M:
         raise _explain(error) from None
 
 
+def checked(model: type[M], **fields: object) -> M:
+    """The same of values that came in another way. Raises InvalidRequest."""
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        raise _explain(error) from None
+
+
 def _explain(error: ValidationError) -> InvalidRequest:
     first = error.errors(include_url=False, include_input=False)[0]
     if first["type"] == "json_invalid":

@@ -69,6 +69,16 @@ class PlanBody(Sampling):
     difficulty: Difficulty | None = None
     tags: Annotated[list[NonEmptyText], Field(max_length=32)] | None = None
 
+    def prompt(self) -> str:
+        return router_prompt(
+            self.query,
+            context=self.context,
+            acceptance=self.acceptance,
+            guidance=self.guidance,
+            difficulty=self.difficulty,
+            tags=tuple(self.tags or ()),
+        )
+
 
 class Details(BaseModel):
     model: str
@@ -164,16 +174,8 @@ def native_router(service: GenerationService) -> APIRouter:
     )
     async def plan(request: Request) -> Response:
         def work_of(body: PlanBody) -> GenerateRequest:
-            prompt = router_prompt(
-                body.query,
-                context=body.context,
-                acceptance=body.acceptance,
-                guidance=body.guidance,
-                difficulty=body.difficulty,
-                tags=tuple(body.tags or ()),
-            )
             sampling = sampling_params(body, service)
-            return GenerateRequest(access_log.request_id(request), prompt, sampling, output="plan")
+            return GenerateRequest(access_log.request_id(request), body.prompt(), sampling, output="plan")
 
         body, work = await asked(request, service, PlanBody, work_of)
 

@@ -53,7 +53,8 @@ def serve(*, host: str | None = None, port: int | None = None) -> int:
     name = f"[{settings.host}]" if ":" in settings.host else settings.host
     address = f"http://{name}:{listening.getsockname()[1]}"
     _log.info("serving on %s (UI at /gradio, console at /console, API at /docs)", address)
-    server.run(sockets=[listening])
+    with logs.captured():
+        server.run(sockets=[listening])
     if fatal:
         raise fatal[0]
     if service.is_stuck:

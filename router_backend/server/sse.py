@@ -20,7 +20,7 @@ PING = b": ping\n\n"
 PING_SECONDS = 15.0
 
 
-def event(data: Mapping[str, object]) -> bytes:
+def event(data: object) -> bytes:
     return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 

@@ -17,9 +17,8 @@ import gradio as gr
 import spaces
 from fastapi import FastAPI, Request
 from gradio.context import LocalContext
-from starlette.middleware import Middleware
-from starlette.responses import RedirectResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
 
 from router_backend import logs
 from router_backend.server.app import create_app
@@ -29,8 +28,9 @@ from router_backend.service.service import GenerationService
 from router_backend.settings import load_settings, outdated
 from router_backend.space.placing import Placing
 from router_backend.ui.blocks import build_blocks
+from router_backend.ui.boundary import PATH, boundary
 from router_backend.ui.look import options
-from router_backend.ui.mount import PATH
+from router_backend.ui.mount import attach, calls_of
 
 _STARTUP = "/gradio_api/startup-events"
 _log = logging.getLogger(__name__)
@@ -53,8 +53,9 @@ def serve(*, host: str | None = None, port: int | None = None) -> int:
         _log.info("SKIP_WARM_START has no meaning here: ZeroGPU wants the weights in place before it starts")
         settings = settings.model_copy(update={"skip_warm_start": False})
     spaces.GPU(_nothing)
-    placing = Placing(settings)
-    launch(GenerationService(settings, placing.load, reread=placing.reread), placing)
+    with logs.captured():
+        placing = Placing(settings)
+        launch(GenerationService(settings, placing.load, reread=placing.reread), placing)
     return 0
 
 
@@ -68,20 +69,29 @@ def launch(service: GenerationService, placing: Placing) -> None:
     running: list[asyncio.AbstractEventLoop] = []
     app = create_app(service, ui=False)
 
+    blocks = build_blocks(service)
+    calls = calls_of(blocks, service)
+
     @contextlib.asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(gradio: FastAPI) -> AsyncIterator[None]:
         running.append(asyncio.get_running_loop())
+        # In the place of all of Gradio's middleware, whose CORS layer answers before what `middleware` would add.
+        stack, gradio.middleware_stack = gradio.middleware_stack, Door(app, blocks)
+        assert stack is not None
+
+        async def files(scope: Scope, receive: Receive, send: Send) -> None:
+            await stack({**scope, "app": gradio}, receive, send)
+
+        attach(app, boundary(blocks, files, calls, settings.max_body_bytes))
         async with app.router.lifespan_context(app):
             yield
 
-    blocks = build_blocks(service)
-    blocks.queue(max_size=settings.slots + settings.queue_limit)  # ZeroGPU's default is a queue of one
     told = _on_signals()
     blocks.launch(
         server_name=settings.host,
         server_port=settings.port,
         root_path=PATH,
-        app_kwargs={"middleware": [Middleware(Door, ours=app, blocks=blocks)], "lifespan": lifespan},
+        app_kwargs={"lifespan": lifespan},
         prevent_thread_lock=True,
         quiet=True,
         share=False,
@@ -100,21 +110,17 @@ def launch(service: GenerationService, placing: Placing) -> None:
 
 
 class Door:
-    """ASGI middleware in Gradio's app: all that comes is for ours, which hands on what is below /gradio.
+    """ASGI app in the place of Gradio's: all that comes is for ours, which asks Gradio for what is below /gradio.
 
     So keys, request ids, errors and the log are the same for both, and the same as without ZeroGPU.
     """
 
-    def __init__(self, app: ASGIApp, ours: FastAPI, blocks: gr.Blocks) -> None:
-        self._gradio, self._ours, self._blocks = app, ours, blocks
-        ours.add_route(PATH, _below, include_in_schema=False)
-        ours.mount(PATH, app)
-        for path in ("/config", "/gradio_api/{path:path}"):  # where the hub's clients look, at the root of every Space
-            ours.add_route(path, app, include_in_schema=False)  # type: ignore[arg-type] # Route takes an ASGI app too
+    def __init__(self, ours: FastAPI, blocks: gr.Blocks) -> None:
+        self._ours, self._blocks = ours, blocks
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or scope["path"] == _STARTUP:  # Gradio's own, asked for by `launch`
-            await self._gradio(scope, receive, send)
+        if scope["path"] == _STARTUP:  # asked by `launch`, to start a queue that is not used
+            await JSONResponse(True)(scope, receive, send)
             return
         # `spaces` looks here for the token that says whose quota a call uses, and for the server's port, whose sockets
         # a worker must not keep open. Each request is a task, with a context of its own.
@@ -122,11 +128,6 @@ class Door:
         if scope["type"] == "http":
             LocalContext.request.set(gr.Request(Request(scope)))
         await self._ours({**scope, "root_path": ""}, receive, send)
-
-
-async def _below(request: Request) -> RedirectResponse:
-    query = f"?{request.url.query}" if request.url.query else ""
-    return RedirectResponse(f"{PATH}/{query}", 307)
 
 
 def _on_signals() -> threading.Event:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import html
 import logging
-import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -16,9 +15,13 @@ from router_backend.errors import InvalidRequest, RouterError
 from router_backend.plan.parse import NoPlanFound, parse
 from router_backend.plan.prompt import router_prompt
 from router_backend.plan.rules import validate
+from router_backend.server.body import Body, Text, checked
+from router_backend.server.native import GenerateBody, PlanBody, Sampling, sampling_params
+from router_backend.service.caller import caller
 from router_backend.service.health import Health
 from router_backend.service.service import GenerationService
-from router_backend.types import Chunk, GenerateRequest, Output, SamplingParams, is_blank
+from router_backend.settings import split_list
+from router_backend.types import Chunk, GenerateRequest, Output, is_blank
 from router_backend.ui.plan_view import render_plan
 
 _log = logging.getLogger(__name__)
@@ -60,14 +63,13 @@ def build_blocks(service: GenerationService) -> gr.Blocks:
             elem_id="prompt",
             autofocus=True,
         )
-        gr.Examples(
-            [[text] for _, text in _EXAMPLES],
-            inputs=[prompt],
-            example_labels=[label for label, _ in _EXAMPLES],
+        examples = gr.Dataset(
+            components=[gr.Textbox(visible=False)],
+            samples=[[text] for _, text in _EXAMPLES],
+            sample_labels=[label for label, _ in _EXAMPLES],
+            type="index",
             label="Examples",
             elem_id="examples",
-            cache_examples=False,
-            api_visibility="private",
         )
         with gr.Row():
             output = gr.Radio(
@@ -138,20 +140,14 @@ def build_blocks(service: GenerationService) -> gr.Blocks:
                 generate: gr.Button(interactive=False),
                 stop: gr.Button(interactive=True),
             }
-            written = ""
-            last = Chunk()
-            began = shown = time.monotonic()
+            written, last = "", Chunk()
+            began = time.monotonic()
             trouble: str | None = None
             try:
-                request = _request(text, wish, limit, heat, nucleus)
-                async with aclosing(service.generate(request)) as chunks:
-                    async for chunk in chunks:
-                        written += chunk.text
-                        last = chunk
-                        now = time.monotonic()
-                        if now - shown >= _SECONDS_BETWEEN_UPDATES:
-                            shown = now
-                            yield {live: written, sums: _line(f"Writing… <b>{now - began:.0f} s</b>")}
+                async with aclosing(_written(service, _request(service, text, wish, limit, heat, nucleus))) as texts:
+                    async for so_far in texts:
+                        written, last = so_far
+                        yield {live: written, sums: _line(f"Writing… <b>{time.monotonic() - began:.0f} s</b>")}
             except RouterError as error:
                 trouble = error.message
             except Exception:
@@ -185,18 +181,51 @@ def build_blocks(service: GenerationService) -> gr.Blocks:
             top_p: float = settings.default_top_p,
         ) -> AsyncIterator[str]:
             """The text so far, until it is whole."""
-            written, shown = "", time.monotonic()
-            try:
-                request = _request(prompt, output, max_new_tokens, temperature, top_p)
-                async with aclosing(service.generate(request)) as chunks:
-                    async for chunk in chunks:
-                        written += chunk.text
-                        if time.monotonic() - shown >= _SECONDS_BETWEEN_UPDATES:
-                            shown = time.monotonic()
-                            yield written
-            except RouterError as error:
-                raise gr.Error(error.message, print_exception=False) from error
-            yield written
+            request = _request(service, prompt, output, max_new_tokens, temperature, top_p)
+            async with aclosing(_written(service, request)) as texts:
+                async for written, _ in texts:
+                    yield written
+
+        async def plan_of_task(
+            user_task: str,
+            context: str = "",
+            acceptance: str = "",
+            extra_guidance: str = "",
+            difficulty: str = "",
+            tags: str = "",
+            model_choice: str = "",
+            max_new_tokens: int = settings.max_new_tokens,
+            temperature: float = settings.default_temperature,
+            top_p: float = settings.default_top_p,
+        ) -> AsyncIterator[tuple[str, dict[str, Any], str, str]]:
+            """The text so far, its plan, whether it is valid, the prompt. One model is served, whatever is chosen."""
+            body = checked(
+                PlanBody,
+                query=user_task,
+                context=context,
+                acceptance=acceptance,
+                guidance=extra_guidance,
+                difficulty=difficulty or None,
+                tags=list(split_list(checked(_Tags, tags=tags).tags)),
+                max_new_tokens=_whole(max_new_tokens),
+                temperature=temperature,
+                top_p=top_p,
+            )
+            request = _wish(service, body, body.prompt(), "plan")
+            async with aclosing(_written(service, request)) as texts:
+                async for written, last in texts:
+                    plan = (_plan_in(written) if last.finish_reason else None) or {}
+                    verdict = _verdict(plan, settings.tools) if last.finish_reason else "⏳ The plan is being written."
+                    yield written, plan, verdict, request.prompt
+
+        def clear_outputs() -> tuple[str, dict[str, Any], str, str]:
+            """Four empty values. Nothing is kept here that could be cleared."""
+            return "", {}, "", ""
+
+        def on_example(index: int) -> str:
+            if not isinstance(index, int) or not 0 <= index < len(_EXAMPLES):
+                raise InvalidRequest("there is no such example")
+            return _EXAMPLES[index][1]
 
         def on_stop() -> dict[Any, Any]:
             return {
@@ -210,33 +239,82 @@ def build_blocks(service: GenerationService) -> gr.Blocks:
             now = service.health()
             return _head(now), gr.Timer(active=now.status != "ok")
 
-        hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        # What comes is checked by our own bodies: Gradio's checks tell what was sent, and print it.
+        hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "preprocess": False}
+        examples.click(on_example, inputs=[examples], outputs=[prompt], **hidden)
         running = generate.click(
             on_generate,
             inputs=[prompt, output, budget, temperature, top_p],
             outputs=[alert, sums, live, plan_view, plan_json, status, generate, stop],
-            concurrency_limit=None,  # the service has the queue
             **hidden,
         )
-        stop.click(on_stop, outputs=[alert, sums, generate, stop], cancels=[running], queue=False, **hidden)
-        ticker.tick(on_tick, outputs=[status, ticker], queue=False, **hidden)
-        gr.api(answer, api_name="generate", concurrency_limit=None)  # for programs that speak Gradio's protocol
+        stop.click(on_stop, outputs=[alert, sums, generate, stop], cancels=[running], **hidden)
+        ticker.tick(on_tick, outputs=[status, ticker], **hidden)
+        # For programs that speak Gradio's protocol. It takes a tuple for several values where it sees one, not a name.
+        for function in (plan_of_task, clear_outputs):
+            function.__annotations__["return"] = tuple[str, dict[str, Any], str, str]
+        gr.api(answer, api_name="generate")
+        for slash in ("", "/"):  # an older Space had names that began with a slash of their own
+            gr.api(plan_of_task, api_name=f"{slash}generate_router_plan_streaming")
+            gr.api(clear_outputs, api_name=f"{slash}clear_outputs")
     return page
 
 
-def _request(text: str, output: Output, limit: float | None, temperature: float, top_p: float) -> GenerateRequest:
-    if is_blank(text):
+class _Tags(Body):
+    tags: Text
+
+
+async def _written(service: GenerationService, request: GenerateRequest) -> AsyncGenerator[tuple[str, Chunk], None]:
+    """The text so far and the last chunk of it, a few times a second and at the end."""
+    written, shown = "", time.monotonic()
+    last = Chunk()
+    async with aclosing(service.generate(request)) as chunks:
+        try:
+            async for last in chunks:
+                written += last.text
+                if time.monotonic() - shown >= _SECONDS_BETWEEN_UPDATES:
+                    shown = time.monotonic()
+                    yield written, last
+        except RouterError:
+            if written:
+                yield written, last
+            raise
+    yield written, last
+
+
+def _request(
+    service: GenerationService, text: str, output: Output, limit: float | None, temperature: float, top_p: float
+) -> GenerateRequest:
+    if isinstance(text, str) and is_blank(text):
         raise InvalidRequest("write a request first", param="prompt")
-    if "\x00" in text:
-        raise InvalidRequest("the request must not hold a NUL character", param="prompt")
-    if limit is None or not 1 <= limit <= 131_072:
-        raise InvalidRequest("the budget must be from 1 to 131072 tokens", param="max_new_tokens")
-    return GenerateRequest(
-        f"ui-{secrets.token_hex(8)}",
-        text if output == "text" else router_prompt(text),
-        SamplingParams(int(limit), float(temperature), float(top_p), secrets.randbits(32)),
+    body = checked(
+        GenerateBody,
+        prompt=text,
         output=output,
+        max_new_tokens=_whole(limit),
+        temperature=temperature,
+        top_p=top_p,
     )
+    prompt = body.prompt if body.output == "text" else router_prompt(body.prompt)
+    return _wish(service, body, prompt, body.output)
+
+
+def _wish(service: GenerationService, body: Sampling, prompt: str, output: Output) -> GenerateRequest:
+    return GenerateRequest(caller.get().request_id, prompt, sampling_params(body, service), output=output)
+
+
+def _whole(limit: float | None) -> float | None:
+    """What JavaScript and Python send for the same whole number."""
+    return int(limit) if isinstance(limit, float) and limit.is_integer() else limit
+
+
+def _verdict(plan: dict[str, Any], tools: Sequence[str]) -> str:
+    if not plan:
+        return "❌ The answer holds no plan."
+    valid, findings = validate(plan, tools)
+    if valid is not None and not findings:
+        return "✅ The plan is valid."
+    return "❌ The plan is not valid: " + "; ".join(map(str, findings))
 
 
 def _plan_in(text: str) -> dict[str, object] | None:

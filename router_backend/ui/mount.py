@@ -7,16 +7,22 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from starlette.responses import HTMLResponse, RedirectResponse
 from starlette.routing import Mount
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from router_backend.server.middleware.scope import path_of
 from router_backend.service.service import GenerationService
+from router_backend.ui.boundary import API, PATH, boundary
+from router_backend.ui.calls import Calls
 
-PATH = "/gradio"
+if TYPE_CHECKING:
+    import gradio as gr
+
+_PATIENCE = 1.0  # seconds without a byte
 _log = logging.getLogger(__name__)
 _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">
 <meta name="viewport" content="width=device-width,initial-scale=1"><meta name="color-scheme" content="light dark">
@@ -30,9 +36,22 @@ code{{font-family:ui-monospace,monospace}}</style>
 def mount_ui(app: FastAPI, service: GenerationService) -> LazyUI:
     """Adds the UI to an app, at `/gradio` and below. Await its `close` before the service's."""
     ui = LazyUI(service)
-    app.add_route(PATH, ui, include_in_schema=False)  # type: ignore[arg-type] # Route takes an ASGI app too
-    app.mount(PATH, ui)
+    attach(app, ui)
     return ui
+
+
+def attach(app: FastAPI, ui: ASGIApp) -> None:
+    """`/gradio` and below; and at the root, where clients look that are given this server's address."""
+    app.add_route(PATH, _to_folder, include_in_schema=False)
+    for path in ("/config", f"{API}/{{path:path}}"):
+        app.add_route(path, ui, include_in_schema=False)  # type: ignore[arg-type] # Route takes an ASGI app too
+    app.mount(PATH, ui)
+
+
+async def _to_folder(request: Request) -> RedirectResponse:
+    """Gradio's page asks for its assets relative to a folder."""
+    query = f"?{request.url.query}" if request.url.query else ""
+    return RedirectResponse(f"{request.scope.get('root_path', '')}{PATH}/{query}", 307)
 
 
 class LazyUI:
@@ -40,85 +59,80 @@ class LazyUI:
 
     def __init__(self, service: GenerationService) -> None:
         self._service = service
-        self._life: asyncio.Task[None] | None = None
-        self._ready: asyncio.Future[ASGIApp] | None = None
-        self._stop = asyncio.Event()
+        self._ready: asyncio.Task[ASGIApp] | None = None
+        self._calls: Calls | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        root = scope.get("root_path", "").removesuffix(PATH)
-        app: ASGIApp
-        if (
-            scope["type"] == "http" and scope["path"] == root + PATH
-        ):  # Gradio's page asks for its assets relative to a folder
-            query = scope["query_string"].decode("latin-1")
-            app = RedirectResponse(f"{root}{PATH}/" + (f"?{query}" if query else ""), 307)
+        ready = self._started()
+        if path_of(scope) == "/config" and not (await asyncio.wait({ready}, timeout=_PATIENCE))[0]:
+            await _config_later(ready, scope, receive, send)
         else:
-            app = await self._started()
-        await app({**scope, "root_path": root}, receive, send)
+            await (await asyncio.shield(ready))(scope, receive, send)
 
     async def warm(self) -> None:
         """Starts Gradio now, and returns when it can answer (or is known not to be installed)."""
-        await self._started()
+        await asyncio.shield(self._started())
 
     async def close(self) -> None:
-        """Ends the queue and its tasks. Does nothing where Gradio was never started."""
-        self._stop.set()
-        if self._life is not None:
-            await self._life
+        """Ends its calls. Does nothing where Gradio was never started."""
+        if self._ready is not None:
+            await self._ready
+        if self._calls is not None:
+            await self._calls.close()
 
-    async def _started(self) -> ASGIApp:
+    def _started(self) -> asyncio.Task[ASGIApp]:
         if self._ready is None:
-            self._ready = asyncio.get_running_loop().create_future()
-            self._life = asyncio.create_task(self._live(self._ready), name="gradio")
-        return await asyncio.shield(self._ready)
+            self._ready = asyncio.create_task(self._start(), name="gradio")
+        return self._ready
 
-    async def _live(self, ready: asyncio.Future[ASGIApp]) -> None:
-        """One task from start to end, so that Gradio's contexts are left where they were entered."""
+    async def _start(self) -> ASGIApp:
         try:
-            outer, inner = await asyncio.to_thread(_build, self._service)
+            inner = await asyncio.to_thread(_build, self._service)
         except ImportError as error:
             missing = isinstance(error, ModuleNotFoundError) and error.name == "gradio"
             _log.log(logging.INFO if missing else logging.ERROR, "no UI: %s", error)
-            ready.set_result(_unavailable(None if missing else "Gradio is installed, but cannot be imported."))
-            return
+            return _unavailable(None if missing else "Gradio is installed, but cannot be imported.")
         except Exception:
             _log.exception("no UI")
-            ready.set_result(_unavailable("Gradio could not be started; the server's log says why."))
-            return
+            return _unavailable("Gradio could not be started; the server's log says why.")
         blocks = inner.get_blocks()
-        async with inner.router.lifespan_context(inner):
-            # Gradio looks for work every millisecond, which costs 5 % of a core; this is its own value for Windows.
-            blocks._queue.sleep_when_free = blocks._queue.progress_update_sleep_when_free = 0.05
-            before = asyncio.all_tasks()
-            blocks.run_startup_events()
-            queue_tasks = asyncio.all_tasks() - before
-            await blocks.run_extra_startup_events()
-            ready.set_result(outer)
-            await self._stop.wait()
-            blocks.close(verbose=False)
-            for task in queue_tasks:
-                task.cancel()
-            await asyncio.gather(*queue_tasks, return_exceptions=True)
+        self._calls = calls_of(blocks, self._service)
+        return boundary(blocks, inner, self._calls, self._service.settings.max_body_bytes)
 
 
-def _build(service: GenerationService) -> tuple[FastAPI, Any]:
-    """A small app with Gradio at its path, and Gradio's own app in it, whose life the caller leads. Blocks."""
+def calls_of(blocks: gr.Blocks, service: GenerationService) -> Calls:
+    """A key may have as many calls open as the server holds requests, and some whose answer is not read yet."""
+    return Calls(blocks, 2 * (service.settings.slots + service.settings.queue_limit))
+
+
+async def _config_later(ready: asyncio.Task[ASGIApp], scope: Scope, receive: Receive, send: Send) -> None:
+    """Blanks, which JSON may begin with, until Gradio is there: its clients give up after five silent seconds."""
+
+    async def rest(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            await send(message)
+
+    headers = [(b"content-type", b"application/json")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    while not ready.done():
+        await send({"type": "http.response.body", "body": b" ", "more_body": True})
+        await asyncio.wait({ready}, timeout=_PATIENCE)
+    plain = [header for header in scope["headers"] if header[0] != b"accept-encoding"]
+    await ready.result()({**scope, "headers": plain}, receive, rest)
+
+
+def _build(service: GenerationService) -> Any:  # noqa: ANN401 - Gradio is not imported yet
+    """Gradio's own app. Blocks."""
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     import gradio as gr
 
     from router_backend.ui.blocks import build_blocks
     from router_backend.ui.look import options
 
-    outer = FastAPI(openapi_url=None, redirect_slashes=False)
+    outer = FastAPI(openapi_url=None)
     with _loop_of_its_own():
-        gr.mount_gradio_app(
-            outer,
-            build_blocks(service),
-            PATH,
-            **options(),
-        )
-    mount = next(route for route in outer.routes if isinstance(route, Mount))
-    return outer, mount.app
+        gr.mount_gradio_app(outer, build_blocks(service), PATH, **options())
+    return next(route for route in outer.routes if isinstance(route, Mount)).app
 
 
 @contextlib.contextmanager

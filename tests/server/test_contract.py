@@ -135,3 +135,35 @@ def test_a_call_of_the_ui_that_is_cancelled_frees_the_slot(door: Door) -> None:
     until(lambda: door.idle, 30)  # a whole minute before it would have ended
     assert door.generate("and on").json() == {"text": "and on"}
     visitor.close()
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://x.localhost"])
+@pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS"])
+def test_row_2_no_page_of_another_origin_may_read(door: Door, method: str, origin: str) -> None:
+    for path in ("/gradio/", "/config", "/gradio_api/info", "/gradio/gradio_api/call/generate", "/v1/models"):
+        asked = {"origin": origin, "access-control-request-method": "POST"}
+        answer = httpx.request(method, f"{door.url}{path}", headers=asked, timeout=60)
+        assert not [name for name in answer.headers if name.startswith("access-control-")], path
+
+
+def test_row_3_the_limits_hold_for_gradios_routes(door: Door) -> None:
+    api = f"{door.url}/gradio_api"
+    large = httpx.post(f"{api}/call/generate", json={"data": ["x" * 2_000_000]}, timeout=60)
+    assert large.status_code == 413
+    for method, path in (("POST", "upload"), ("GET", "dev/reload"), ("GET", "file=/etc/passwd"), ("POST", "run/x")):
+        assert httpx.request(method, f"{api}/{path}").status_code == 404, path
+
+
+@pytest.mark.parametrize("path", ["", "/gradio"])
+def test_scripts_around_a_router_space_find_their_endpoints(door: Door, path: str) -> None:
+    script = client(door, path=path)
+    named: dict[str, object] = {"user_task": "Prove it.", "context": "", "acceptance": "", "extra_guidance": ""}
+    named |= {"difficulty": "advanced", "tags": "a, b", "model_choice": "x"}
+    named |= {"max_new_tokens": 640, "temperature": 0.2, "top_p": 0.9}
+    for name in ("/generate_router_plan_streaming", "//generate_router_plan_streaming"):
+        for answer in (script.predict(**named, api_name=name), script.predict(*named.values(), api_name=name)):
+            text, plan, verdict, prompt = answer
+            assert json.loads(text) == plan and validate(plan, TOOLS)[1] == []
+            assert verdict == "✅ The plan is valid." and "Prove it." in prompt
+        assert script.predict(api_name=name.replace("generate_router_plan_streaming", "clear_outputs"))[0] == ""
+    script.close()

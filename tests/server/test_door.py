@@ -42,7 +42,7 @@ def unguarded() -> Iterator[App]:
 
 
 @pytest.mark.parametrize(
-    "host", ["localhost", "localhost:7860", "LOCALHOST", "127.0.0.1:1", "[::1]:7860", "10.0.0.7", "my.localhost:80"]
+    "host", ["localhost", "localhost:7860", "LOCALHOST", "127.0.0.1:1", "127.0.0.1", "[::1]:7860", "[::1]"]
 )
 def test_row_16_the_loopback_goes_by_these_names(unguarded: App, host: str) -> None:
     assert unguarded.client.get("/health", headers={"host": host}).status_code == 200
@@ -55,6 +55,17 @@ def test_row_16_the_loopback_goes_by_these_names(unguarded: App, host: str) -> N
         "localhost.evil.example",
         "127.0.0.1.evil.example",
         "evil.example:7860",
+        "my.localhost:80",
+        "x.localhost",
+        ".localhost",
+        "10.0.0.7",
+        "127.0.0.2:7860",
+        "[::2]",
+        "[::1]evil.example",
+        "localhost:7860:7860",
+        "localhost:evil",
+        "localhost:",
+        "localhost.",
         "",
         "[",
         "[localhost",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.fuzz import fuzz
+from tests.fuzz import fuzz, fuzz_gradio
 
 
 @pytest.mark.slow
@@ -12,3 +12,9 @@ def test_no_request_of_our_own_description_breaks_the_server_or_the_description(
     code, said, total = fuzz(examples=3)
     assert code == 0, said[-8000:]
     assert total > 800
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("keys", [True, False], ids=["keys", "no keys"])
+def test_every_call_of_gradios_counts_for_the_key_that_sent_it(keys: bool) -> None:
+    assert fuzz_gradio(120, seed=7, keys=keys) == []

@@ -175,7 +175,7 @@ async def said(engine: SpaceEngine, request: GenerateRequest) -> list[Chunk]:
 def test_sums_say_the_seconds_and_workers_to_come_learn_the_plan() -> None:
     learnt: list[str] = []
     model = echo_model(slots=1)
-    model.remember = learnt.append  # type: ignore[assignment,method-assign]
+    model.remember = lambda text, owner="": learnt.append(text)  # type: ignore[method-assign]
     engine = space_engine(model, slots=3)
     chunks = asyncio.run(said(engine, GenerateRequest("r", "prove it", output="plan")))
     text = "".join(chunk.text for chunk in chunks)

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from router_backend.errors import NotReady
 from router_backend.server.disconnect import ClientGone
 from router_backend.server.errors import describe, respond
-from router_backend.server.middleware.scope import first_of_each, path_of
+from router_backend.server.middleware.scope import first_of_each, is_ui, path_of
 from router_backend.service import tracing
 from router_backend.service.caller import Caller, caller
 from router_backend.service.metrics import Metrics
@@ -96,7 +96,7 @@ class AccessLog:
             await JSONResponse(describe(error), 500)(scope, receive, send_with_id)
         finally:
             # The path as the API declares it: few values, whatever clients ask for.
-            route = "/gradio" if path.startswith("/gradio") else str(getattr(scope.get("route"), "path", "other"))
+            route = "/gradio" if is_ui(path) else str(getattr(scope.get("route"), "path", "other"))
             self._metrics.http_request(scope["method"], route, status)
             if span is not None:
                 what = {"http.response.status_code": status, "http.route": route, "router.key": state.get("key") or ""}

@@ -11,11 +11,10 @@ from router_backend.errors import NotReady, RequestTimeout
 from router_backend.server.errors import respond
 from router_backend.server.middleware.connection import Limits
 from router_backend.server.middleware.guard import ALWAYS_PUBLIC
-from router_backend.server.middleware.scope import path_of
+from router_backend.server.middleware.scope import is_ui, path_of
 from router_backend.service.service import GenerationService
 
 _OPEN = (ALWAYS_PUBLIC - {"/"}) | {"/metrics"}
-_UI = "/gradio/"
 
 
 class Door:
@@ -38,7 +37,7 @@ class Door:
             return
         if scope["method"] not in ("GET", "HEAD"):
             receive = in_time(receive, self._limits.body_seconds)
-        if path.startswith(_UI):  # its streams never end by themselves; the service knows what runs
+        if is_ui(path):  # its streams never end by themselves; the service knows what runs
             await self._app(scope, receive, send)
         else:
             with self._service.accepted():

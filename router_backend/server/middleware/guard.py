@@ -9,7 +9,7 @@ import base64
 import binascii
 import hashlib
 import hmac
-import ipaddress
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -40,6 +40,7 @@ _ASK_PEOPLE = 'Basic realm="router", charset="UTF-8"'  # a browser then asks for
 _GUESSES = 20.0  # wrong keys of an address at once, and in a minute
 _REMEMBERED = 4096  # addresses, and keys that were right
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+_PORT = re.compile(r":[0-9]{1,5}\Z")
 
 
 class Keys:
@@ -216,28 +217,10 @@ def host_check(settings: Settings) -> Callable[[str], bool]:
     """Whether a Host header names this server.
 
     Without `ALLOWED_HOSTS`, any name does, unless the server is on the loopback and needs no key: there a page from
-    elsewhere could have its own name lead here (DNS rebinding), so a name must be localhost's. An address always does:
-    it cannot be made to lead elsewhere.
+    elsewhere could have its own name lead here (DNS rebinding), so it must be one of the loopback's three names.
     """
     names = {name.lower() for name in split_list(settings.allowed_hosts)}
     if "*" in names or (not names and (settings.api_keys or settings.host not in _LOOPBACK)):
         return lambda host: True
-
-    def is_ours(host: str) -> bool:
-        name = host.lower()
-        if name in names:
-            return True
-        if name.startswith("["):
-            return _is_address(name[1:].partition("]")[0])
-        name = name.partition(":")[0]
-        return name in _LOOPBACK or name in names or name.endswith(".localhost") or _is_address(name)
-
-    return is_ours
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
+    known = names | {"localhost", "127.0.0.1", "[::1]"}
+    return lambda host: host.lower() in known or _PORT.sub("", host.lower()) in known

@@ -17,6 +17,11 @@ def path_of(scope: Scope) -> str:
     return path.removeprefix(scope.get("root_path", ""))
 
 
+def is_ui(path: str) -> bool:
+    """Whether a path is the UI's: at `/gradio`, or one of the two that its clients look for at the root."""
+    return path.startswith(("/gradio/", "/gradio_api/")) or path in ("/gradio", "/config")
+
+
 class Prefix:
     """ASGI middleware; the outermost. Behind a proxy that shows this server at `root_path`, every link needs it.
 
