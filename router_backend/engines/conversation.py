@@ -42,6 +42,8 @@ def through_template(
             render([{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}])  # shows what ends a turn
         except InvalidRequest:
             trouble = "the checkpoint's chat template leaves the user's text out"
+        except MemoryError:
+            raise  # a warning would not help: it takes as much each time
         except Exception as error:  # whatever its author made of it
             words = " ".join(str(error).split())[:200]
             trouble = f"the checkpoint's chat template does not work ({type(error).__name__}: {words})"

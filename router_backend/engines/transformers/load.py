@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.utils.logging import disable_progress_bar
 
 from router_backend.checkpoints import footprint, machine
-from router_backend.checkpoints.description import tokenizer_folder
 from router_backend.engines.conversation import instructions
 from router_backend.engines.transformers import drafter
 from router_backend.engines.transformers.model import DecodedModel, is_out_of_memory, release_memory
+from router_backend.engines.transformers.reading import read, words_of
+from router_backend.engines.transformers.rehearsal import rehearse
 from router_backend.engines.transformers.runner import TorchRunner
-from router_backend.engines.transformers.tokens import Tokens
 from router_backend.errors import CandidateError, LoadError, RungError
 from router_backend.plan.prompt import BUDGET_KEY
 from router_backend.types import ModelInfo
@@ -59,7 +59,9 @@ def load(rung: Rung, settings: Settings, path: Path, **parts: Any) -> DecodedMod
 
 
 def _load(folder: Path, device: str, rung: Rung, settings: Settings, parts: dict[str, Any]) -> DecodedModel:
-    config, tokens = _read(folder, settings)
+    wanted, trusted = settings.prompt_format, settings.trust_remote_code
+    rehearse(folder, wanted, trusted=trusted, patience=settings.watchdog_timeout)
+    config, tokens = read(folder, wanted, trusted=trusted)
     model = _weights(folder, config, trust_remote_code=settings.trust_remote_code, **precision(rung.strategy, device))
     longest = getattr(config.get_text_config(), "max_position_embeddings", settings.context_length)
     context = min(settings.context_length, longest)
@@ -88,29 +90,6 @@ def _load(folder: Path, device: str, rung: Rung, settings: Settings, parts: dict
         runner,
         **told,
     )
-
-
-def _read(folder: Path, settings: Settings) -> tuple[PreTrainedConfig, Tokens]:
-    """All but the weights. Raises CandidateError: what is wrong here is wrong in every precision."""
-    trusted = settings.trust_remote_code
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder(folder), trust_remote_code=trusted)
-        width = config.get_text_config().vocab_size
-        ends = _end_tokens(folder, config)
-        return config, Tokens(tokenizer, ends, vocabulary=width, prompt_format=settings.prompt_format)
-    except (LoadError, KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # the tokenizers' library panics, which is no Exception
-        raise CandidateError(f"its config, tokenizer or chat template cannot be used: {_words(error)}") from None
-
-
-def _end_tokens(folder: Path, config: PreTrainedConfig) -> set[int]:
-    """Those that the configurations name."""
-    named = [config.get_text_config().eos_token_id]
-    if (folder / "generation_config.json").is_file():
-        named.append(GenerationConfig.from_pretrained(folder).eos_token_id)
-    return {token for ids in named if ids is not None for token in ([ids] if isinstance(ids, int) else ids)}
 
 
 def _weights(folder: Path, config: PreTrainedConfig, **told: Any) -> PreTrainedModel:  # noqa: ANN401 - the library's
@@ -174,15 +153,10 @@ def _failure(error: BaseException) -> LoadError:
     if is_out_of_memory(error):
         return RungError("out of memory while loading")
     if isinstance(error, ImportError):
-        return RungError(f"not installed here: {_words(error)}")
+        return RungError(f"not installed here: {words_of(error)}")
     if isinstance(error, OSError | SafetensorError):
-        return CandidateError(f"broken checkpoint: {_words(error)}")
-    return RungError(_words(error))
-
-
-def _words(error: BaseException) -> str:
-    """The error in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        return CandidateError(f"broken checkpoint: {words_of(error)}")
+    return RungError(words_of(error))
 
 
 def _has_cuda() -> bool:
