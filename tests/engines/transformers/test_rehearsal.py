@@ -73,31 +73,31 @@ def test_what_passed_is_not_rehearsed_again_and_what_changed_is(
         rehearse(here, "auto", trusted=False, patience=0)
 
 
-def test_attack_9_a_template_that_does_not_end(good: Path, tmp_path: Path) -> None:
+def test_row_32_a_template_that_does_not_end(good: Path, tmp_path: Path) -> None:
     loops = changed(good, tmp_path / "loops", with_template(LOOPS))
     with pytest.raises(CandidateError, match="does not come to an end: given up after 15 seconds"):
         rehearse(loops, "auto", trusted=False, patience=15)
     rehearse(loops, "raw", trusted=False, patience=0)
 
 
-def test_attack_9_a_template_that_takes_all_memory(good: Path, tmp_path: Path) -> None:
+def test_row_32_a_template_that_takes_all_memory(good: Path, tmp_path: Path) -> None:
     with pytest.raises(CandidateError, match="cannot be used: MemoryError"):
         rehearse(changed(good, tmp_path / "swells", with_template(SWELLS)), "auto", trusted=False, patience=0)
 
 
-def test_attack_8_a_tokenizer_that_ends_its_process(good: Path, tmp_path: Path) -> None:
+def test_row_32_a_tokenizer_that_ends_its_process(good: Path, tmp_path: Path) -> None:
     aborts = changed(good, tmp_path / "aborts", aborting)
     with pytest.raises(CandidateError, match=r"ends the process that tries it \(exit code -6"):
         rehearse(aborts, "auto", trusted=True, patience=0)
 
 
-def test_attack_10_a_tokenizer_that_cannot_be_read_is_refused_in_words(good: Path, tmp_path: Path) -> None:
+def test_row_32_a_tokenizer_that_cannot_be_read_is_refused_in_words(good: Path, tmp_path: Path) -> None:
     broken = changed(good, tmp_path / "broken", lambda folder: (folder / "tokenizer.json").write_text("{", "utf-8"))
     with pytest.raises(CandidateError, match="its config, tokenizer or chat template cannot be used: "):
         rehearse(broken, "auto", trusted=False, patience=0)
 
 
-def test_the_next_candidate_follows(good: Path, tmp_path: Path) -> None:
+def test_row_32_the_next_candidate_follows(good: Path, tmp_path: Path) -> None:
     loops = changed(good, tmp_path / "loops", with_template(LOOPS))
     settings = load_settings(
         model_repo=str(loops), model_fallbacks=str(good), model_device="cpu", watchdog_timeout=60, threads=1
