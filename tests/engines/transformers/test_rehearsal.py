@@ -19,7 +19,7 @@ from tests.fakes import tiny
 LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}" + "{% endfor %}" * 3
 SWELLS = (
     "{% set all = namespace(text='x' * 1000000) %}"
-    "{% for each in range(40) %}{% set all.text = all.text ~ all.text %}{% endfor %}{{ all.text }}"
+    "{% for each in range(13) %}{% set all.text = all.text ~ all.text %}{% endfor %}{{ all.text }}"
 )
 ABORTS = """
 import os
