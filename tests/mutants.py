@@ -405,8 +405,8 @@ MUTANTS = (
         "service/test_metrics.py::test_row_24_no_label_has_what_a_client_wrote",
     ),
     _mutant(
-        *(25, "the disk's room is looked at first", "Download.check_disk"),
-        *("if needed > free:", "if False:"),
+        *(25, "the disk's room is looked at first", "disk_shortfall"),
+        *("return None if needed <= free else", "return None if True else"),
         "checkpoints/test_hub.py::test_row_25_no_room_on_the_disk",
         "checkpoints/test_file_systems.py::test_row_25_a_disk_that_is_too_small_is_told_before_anything_is_fetched",
     ),
