@@ -1,11 +1,11 @@
 """Capacity on paper, by simulation, and from real servers: how many plans a second a layout gives.
 
-    python benchmarks/capacity.py --check [--seconds 60]   one, two and four servers, two shapes of load: predicted and measured
+    python benchmarks/capacity.py --check [--seconds 60]   one, two, four servers, two loads: predicted, measured
     python benchmarks/capacity.py --scale                  8, 64 and 1,024 GPUs, on the figures of cards.py
     python benchmarks/capacity.py --plot FILE.png          cards, loads and the points of the last --check as a picture
 
-`--check` starts each server as a process of its own: our whole app, plans in stages and the queue in front included. Its
-model is the echo engine with the pace of a card, which sleeps for a pass that gets longer with each plan in it. The
+`--check` starts each server as a process of its own: our whole app, stages and the queue in front included. Its model
+is the echo engine with the pace of a card, which sleeps for a pass that gets longer with each plan in it. The
 simulation is told three plans on an idle server and predicts the rest; it exits 1 where a figure is off by more than
 20 %. What it cannot show is the pace of a real card: cards.py says what it takes that from.
 """
@@ -35,7 +35,7 @@ from router_backend.engines.echo import EchoModel
 from router_backend.types import Chunk, GenerateRequest, ModelInfo
 from tests.fakes.running import says_plans, served
 
-# The servers of --check: slow enough that a busy machine does not show. A plan takes 2 to 4 s alone, twice that among four.
+# The servers of --check: so slow that a busy machine shows little. A plan takes 2 to 4 s alone, twice that among four.
 PACE = Pace(0.010, 0.007)
 SLOTS, QUEUE = 4, 4
 BUDGETS = (220, 300, 420)
@@ -50,10 +50,8 @@ class Paced(EchoModel):
     pace: Pace
 
     def generate(self, request: GenerateRequest, cancelled: Callable[[], bool], slot: int = 0) -> Iterator[Chunk]:
-        passes = 0
-        for chunk in super().generate(request, cancelled, slot):
+        for passes, chunk in enumerate(super().generate(request, cancelled, slot), 1):
             time.sleep(self.pace.fixed + self.pace.each * len(self.active))
-            passes += 1
             yield replace(chunk, timings=replace(chunk.timings, forward_passes=passes))
 
 
