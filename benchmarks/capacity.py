@@ -27,7 +27,7 @@ from typing import Any
 
 import httpx
 import psutil
-from cards import COLD, GEMMA_8, QWEN_4, best, card, pace, rate
+from cards import COLD, GEMMA_8, QWEN_4, best, card, pace, rate, seats
 from simulation import Balance, Fate, Layout, Pace, Plan, bursts, poisson, simulate
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -244,7 +244,7 @@ def plot(file: Path) -> None:
     checked.set_title("One, two and four servers")
     checked.legend()
     for checkpoint, name in ((GEMMA_8, "RTX Pro 6000"), (GEMMA_8, "H100"), (GEMMA_8, "H200"), (QWEN_4, "H100")):
-        counts = range(1, 129)
+        counts = range(1, min(128, seats(checkpoint, card(name))) + 1)
         speeds = [rate(checkpoint, card(name), count) for count in counts]
         batches.plot(counts, speeds, label=f"{checkpoint.name}, {name}")
     batches.set(xlabel="plans at once", ylabel="plans a second", title="One card, on paper", ylim=(0, None))

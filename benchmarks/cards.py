@@ -93,7 +93,6 @@ class Demand:
 CARDS = (
     Card("L4", 24, 0.30, 121, 0.8),
     Card("RTX Pro 6000", 96, 1.79, 500, 2.0),
-    Card("A100", 80, 2.04, 312, 2.0),
     Card("H100", 80, 3.35, 989, 3.0),
     Card("2 × H100", 160, 2 * 0.85 * 3.35, 2 * 0.85 * 989, 6.0),  # tensor parallel: what two reach together
     Card("H200", 141, 4.8, 989, 4.0),
@@ -101,8 +100,7 @@ CARDS = (
 LLAMA = Checkpoint("Llama 3.1 8B, bf16", 8.0, 2, 131_072)
 GEMMA = Checkpoint("Gemma 3 27B, bf16", 27.4, 2, 507_904)
 GEMMA_8 = replace(GEMMA, name="Gemma 3 27B, 8 bits", bytes_each=1)
-QWEN_8 = Checkpoint("Qwen3 32B, 8 bits", 32.8, 1, 262_144)
-QWEN_4 = replace(QWEN_8, name="Qwen3 32B, 4 bits", bytes_each=0.56)
+QWEN_4 = Checkpoint("Qwen3 32B, 4 bits", 32.8, 0.56, 262_144)
 COLD, DRAFTED = Demand(), Demand(passes_a_token=0.45, drafts=3.0)
 
 
@@ -138,7 +136,7 @@ def best(checkpoint: Checkpoint, on: Card, demand: Demand = COLD, most: int = 64
 def main() -> None:
     print("| checkpoint | card | at once | s a plan, alone | s a plan | plans/s | $ for 1,000 | ", end="")
     print("alone, with drafts | plans/s, with drafts | plans/s, without affinity |\n" + "|---" * 10 + "|")
-    for checkpoint in (LLAMA, GEMMA, GEMMA_8, QWEN_8, QWEN_4):
+    for checkpoint in (LLAMA, GEMMA, GEMMA_8, QWEN_4):
         for on in CARDS:
             if not (plans := best(checkpoint, on)):
                 continue
