@@ -2,6 +2,7 @@
 
     python benchmarks/capacity.py --check [--seconds 60]   one, two, four servers, two loads: predicted, measured
     python benchmarks/capacity.py --scale                  8, 64 and 1,024 GPUs, on the figures of cards.py
+    python benchmarks/capacity.py --front URL              a front end's own processor, before an upstream that is quick
     python benchmarks/capacity.py --plot FILE.png          cards, loads and the points of the last --check as a picture
 
 `--check` starts each server as a process of its own: our whole app, stages and the queue in front included. Its model
@@ -28,6 +29,7 @@ from typing import Any
 import httpx
 import psutil
 from cards import COLD, GEMMA_8, QWEN_4, best, card, pace, rate, seats
+from serving import server, until_ok
 from simulation import Balance, Fate, Layout, Pace, Plan, bursts, poisson, simulate
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -59,8 +61,8 @@ def replica(its: Pace) -> None:
     """One server with one card, until standard input closes. Prints its address."""
     model = Paced(ModelInfo("echo", "native", "echo", 4096, SLOTS), says_plans)
     model.pace = its
-    with served(model, slots=SLOTS, queue_limit=QUEUE, request_timeout=600) as server:
-        print(server.url, flush=True)
+    with served(model, slots=SLOTS, queue_limit=QUEUE, request_timeout=600) as its_server:
+        print(its_server.url, flush=True)
         sys.stdin.read()
 
 
@@ -103,14 +105,29 @@ def calibrate() -> Known:
             seconds += time.monotonic() - began
             passes[budget] = answer["details"]["timings"]["forward_passes"]
     outside = seconds / sum(passes.values()) - PACE.seconds(1)
-    with replicas(1, Pace(0, 0)) as [(url, process)], httpx.Client(base_url=url, timeout=60) as client:
-        for _ in range(5):
-            client.post("/v1/generate", json=body(600)).raise_for_status()
-        before = process.cpu_times()
-        for _ in range(20):
-            client.post("/v1/generate", json=body(600)).raise_for_status()
-        after = process.cpu_times()
-    return Known(passes, max(0.0, outside), (after.user + after.system - before.user - before.system) / 20)
+    with replicas(1, Pace(0, 0)) as [(url, process)]:
+        return Known(passes, max(0.0, outside), processor_seconds(url, process))
+
+
+def processor_seconds(url: str, process: psutil.Process) -> float:
+    """Of a server, for a plan of 600 tokens."""
+    with httpx.Client(base_url=url, timeout=60) as client:
+
+        def ask(times: int) -> float:
+            for _ in range(times):
+                client.post("/v1/generate", json=body(600)).raise_for_status()
+            spent = process.cpu_times()
+            return float(spent.user + spent.system)
+
+        before = ask(5)
+        return (ask(20) - before) / 20
+
+
+def front(upstream: str) -> None:
+    with server(MODEL_REPO=upstream) as (url, _):
+        until_ok(url)
+        [process] = psutil.Process().children()
+        print(f"a front end: {1000 * processor_seconds(url, process):.0f} ms of processor a plan of 600 tokens")
 
 
 async def measure(urls: list[str], arrivals: list[float], budgets: list[int]) -> list[float | None]:
@@ -266,6 +283,7 @@ def main() -> int:
     options = argparse.ArgumentParser()
     options.add_argument("--check", action="store_true")
     options.add_argument("--scale", action="store_true")
+    options.add_argument("--front")
     options.add_argument("--plot", type=Path)
     options.add_argument("--seconds", type=float, default=60)
     options.add_argument("--replica", type=float, nargs=2, help="fixed and further seconds of a pass; for --check")
@@ -274,6 +292,8 @@ def main() -> int:
         replica(Pace(*chosen.replica))
     if chosen.scale:
         scale(max(120, chosen.seconds))
+    if chosen.front:
+        front(chosen.front)
     if chosen.plot:
         plot(chosen.plot)
     return check(chosen.seconds) if chosen.check else 0
