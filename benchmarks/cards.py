@@ -65,7 +65,7 @@ class Demand:
     """
 
     tokens: int = 571
-    query: int = 60
+    query: int = 90
     instructions: int = 130
     passes_a_token: float = 1 - FORCED
     drafts: float = 0.0
