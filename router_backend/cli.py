@@ -29,7 +29,7 @@ _ADVICE = {
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "; name another place, or get access to it"),
 }
 # The extra that holds what a command needs.
-_EXTRAS = {"serve": "space", "train": "train", "merge": "merge"}
+_EXTRAS = {"serve": "space", "train": "train", "merge": "merge", "cluster": "cluster"}
 
 
 class _Commands(TyperGroup):
@@ -309,6 +309,25 @@ def deploy(
         space, dry_run=dry_run, wait=wait, private=private, all_secrets=all_secrets, timeout=timeout
     )
     return run(options, load_settings(), typer.echo)
+
+
+@app.command()
+def cluster(
+    replicas: Annotated[str, typer.Option(metavar="MIN:MAX", help="How many, by the load; or one number.")] = "1",
+    cpus: Annotated[float, typer.Option(min=0, help="Cores of each replica.")] = 1,
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs of each replica, or a part of one.")] = 0,
+    grow_after: Annotated[float, typer.Option(min=0, help="Seconds of more load before replicas start.")] = 10,
+    shrink_after: Annotated[float, typer.Option(min=0, help="Seconds of less load before replicas stop.")] = 300,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print Serve's configuration, and start nothing.")] = False,
+    kuberay: Annotated[str | None, typer.Option(metavar="IMAGE", help="Print KubeRay's manifest instead.")] = None,
+) -> int:
+    """Serve with replicas on the Ray cluster that runs, or on one of this machine's own. Again: a rolling update."""
+    from router_backend.cluster.layout import Layout, parse_replicas
+    from router_backend.cluster.run import run
+    from router_backend.settings import load_settings
+
+    layout = Layout(*parse_replicas(replicas), cpus, gpus, grow_after, shrink_after)
+    return run(layout, load_settings(), typer.echo, dry_run=dry_run, image=kuberay)
 
 
 @app.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
@@ -25,8 +25,17 @@ from router_backend.settings import split_list
 from router_backend.ui.mount import LazyUI, mount_ui
 
 
-def create_app(service: GenerationService, *, ui: bool = True, limits: Limits | None = None) -> FastAPI:
-    """The whole HTTP side. The service is started and closed with the app; `ui` adds Gradio at `/gradio`."""
+def create_app(
+    service: GenerationService,
+    *,
+    ui: bool = True,
+    limits: Limits | None = None,
+    figures: Callable[[], Awaitable[bytes]] | None = None,
+) -> FastAPI:
+    """The whole HTTP side. The service is started and closed with the app; `ui` adds Gradio at `/gradio`.
+
+    `figures` gives what `/metrics` says, where it is more than this service's own.
+    """
     limits = limits or Limits()
 
     page: LazyUI | None = None
@@ -49,7 +58,7 @@ def create_app(service: GenerationService, *, ui: bool = True, limits: Limits | 
     )
     errors.install(app)
     app.include_router(native_router(service))
-    app.include_router(health_router(service))
+    app.include_router(health_router(service, figures))
     app.include_router(openai_router(service))
     app.include_router(admin_router(service))
     app.include_router(pages_router())

@@ -5,6 +5,7 @@ The health family never touches the model and never waits for a generation.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -67,7 +68,8 @@ class Reloaded(BaseModel):
 UNAVAILABLE: dict[int | str, dict[str, Any]] = {503: {"description": "Not now", "model": Probe}}
 
 
-def health_router(service: GenerationService) -> APIRouter:
+def health_router(service: GenerationService, figures: Callable[[], Awaitable[bytes]] | None = None) -> APIRouter:
+    """`figures` gives the metrics, where they are more than this service's own."""
     router = APIRouter(tags=["health"])
 
     @router.get("/health", response_model=HealthBody, responses={503: {"model": HealthBody}})
@@ -98,7 +100,8 @@ def health_router(service: GenerationService) -> APIRouter:
 
     @router.get("/metrics", response_class=Response, responses={200: text}, summary="Prometheus text")
     async def metrics() -> Response:
-        return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+        text = await figures() if figures else generate_latest(service.metrics.registry)
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     return router
 

@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from router_backend import __version__
@@ -185,3 +186,33 @@ class _Gauges(Collector):
         yield state
         labels = {"version": __version__, "strategy": now.strategy, "engine": now.engine or "", "model_name": model[0]}
         yield InfoMetricFamily("router_build", "What runs.", value=labels)
+
+
+def labelled(registry: Collector, **labels: str) -> bytes:
+    """The figures as text, each with further labels."""
+    families = text_string_to_metric_families(generate_latest(registry).decode())
+    return generate_latest(_Families([_with_labels(family, labels) for family in families]))
+
+
+def merged(texts: Iterable[bytes]) -> bytes:
+    """Figures of several processes as one text. They differ in a label, or one hides the other."""
+    families: dict[str, Metric] = {}
+    for text in texts:
+        for family in text_string_to_metric_families(text.decode()):
+            families.setdefault(family.name, _with_labels(family, {}, empty=True)).samples += family.samples
+    return generate_latest(_Families(list(families.values())))
+
+
+def _with_labels(family: Metric, labels: dict[str, str], *, empty: bool = False) -> Metric:
+    same = Metric(family.name, family.documentation, family.type)
+    for sample in () if empty else family.samples:
+        same.add_sample(sample.name, {**sample.labels, **labels}, sample.value)
+    return same
+
+
+class _Families(Collector):
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._families

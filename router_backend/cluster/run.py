@@ -1,0 +1,66 @@
+"""Runs the application on the Ray cluster that is there, or on one of this machine's own."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable
+
+from router_backend.cluster.layout import NAME, PROXY_VARIABLE, Layout, as_yaml, configuration, manifest
+from router_backend.errors import LoadError
+from router_backend.settings import Settings
+
+
+def run(
+    layout: Layout, settings: Settings, out: Callable[[str], object], *, dry_run: bool, image: str | None = None
+) -> int:
+    """Deploys, and returns 0 when every replica serves. Done again, it replaces them one after the other.
+
+    On a Ray cluster of its own it serves until SIGTERM or SIGINT, and then drains. `dry_run` only prints Serve's
+    configuration, and `image` KubeRay's manifest for pods of that image.
+
+    Raises:
+        LoadError: no new replica could load its checkpoint. What served before goes on.
+    """
+    if image is not None or dry_run:
+        plain = configuration(layout, settings, settings.host, settings.port)
+        out(as_yaml(plain if image is None else manifest(layout, settings, image)).rstrip())
+        return 0
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.update(PROXY_VARIABLE)
+    import ray
+    from ray import serve
+
+    from router_backend.cluster.replica import application
+
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    is_ours = _join(ray)
+    serve.start(proxy_location="EveryNode", http_options={"host": settings.host, "port": settings.port})
+    try:
+        serve.run(application(settings, layout), name=NAME, route_prefix="/")
+    except RuntimeError as error:
+        raise LoadError(f"the replicas do not start, and what served before goes on: {error}") from None
+    out(f"{layout.least} to {layout.most} replicas serve at http://{settings.host}:{settings.port}")
+    if is_ours:
+        stop.wait()
+        serve.shutdown()
+        ray.shutdown()
+    return 0
+
+
+def _join(ray: object) -> bool:
+    """Connects to the cluster that RAY_ADDRESS names or that runs here. Whether there was none, and one was started."""
+    init = getattr(ray, "init")  # noqa: B009 - Ray has no types
+    quiet = {"logging_level": logging.WARNING, "namespace": "serve"}
+    try:
+        init(address=os.environ.get("RAY_ADDRESS", "auto"), runtime_env={"env_vars": PROXY_VARIABLE}, **quiet)
+        return False
+    except ConnectionError:
+        if "RAY_ADDRESS" in os.environ:
+            raise
+    init(include_dashboard=False, **quiet)
+    return True
