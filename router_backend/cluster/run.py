@@ -35,10 +35,10 @@ def run(
 
     from router_backend.cluster.replica import application
 
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
     is_ours = _join(ray)
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):  # Ray has set its own
+        signal.signal(number, lambda *_: stop.set())
     serve.start(proxy_location="EveryNode", http_options={"host": settings.host, "port": settings.port})
     try:
         serve.run(application(settings, layout), name=NAME, route_prefix="/")

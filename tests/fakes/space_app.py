@@ -25,12 +25,12 @@ def main() -> None:
         fake_cuda.install()
     else:
         sys.modules["torch"] = None  # type: ignore[assignment] # `spaces` does without, and starts in a third of the time
-        _teach_the_echo()
+        teach_the_echo()
     sys.argv = [str(SPACE / "app.py")]
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 
-def _teach_the_echo() -> None:
+def teach_the_echo() -> None:
     """It says plans, and does what a prompt tells it to: be slow, say where it runs, fail, die."""
     from router_backend.engines import echo
     from router_backend.types import Chunk, GenerateRequest, ModelInfo
