@@ -11,7 +11,7 @@ EXTRAS := llamacpp,transformers,train,merge,ui,space,otel,dev
 export HF_HUB_OFFLINE ?= 1
 export GRADIO_ANALYTICS_ENABLED ?= False
 
-.PHONY: help install install-transformers run check quick test test-setup test-lowest test-newest lock outdated security audit fuzz soak mutants clients screenshots docs fix clean
+.PHONY: help install install-transformers run check quick test test-setup test-lowest test-newest lock outdated security audit fuzz soak mutants clients cluster-test screenshots docs fix clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 14
@@ -81,6 +81,10 @@ mutants: test-setup ## Take each fault's fix out and see its tests fail
 clients: install $(VENV)/clients/.installed $(VENV)/clients-older/.installed $(VENV)/clients-node/.installed ## Ask the embedded model with clients that people use, in Python and JavaScript (needs npm)
 	@$(BIN)/python -m tests.clients
 
+cluster-test: test-setup $(VENV)/cluster/.installed ## Two nodes of a Ray cluster here: the contract, growth, faults, updates, and what its proxy costs
+	@CLUSTER_PYTHON=$(abspath $(VENV)/cluster/bin/python) $(PYTEST) tests/server/test_contract.py -k cluster
+	@PYTHONPATH=. $(VENV)/cluster/bin/python -W ignore benchmarks/cluster.py
+
 screenshots: test-setup ## Take the picture of the UI that the README shows
 	@$(BIN)/python benchmarks/screenshots.py
 
@@ -104,6 +108,12 @@ $(VENV)/.installed: pyproject.toml requirements/install.sh requirements/tools.tx
 $(VENV)/.test-installed: $(VENV)/.installed requirements/test.txt
 	@echo "make: installing what the tests need (torch among it)"
 	@requirements/install.sh test.txt
+	@touch $@
+
+# Ray, and this package as the replicas import it.
+$(VENV)/cluster/.installed: requirements/cluster.txt pyproject.toml $(VENV)/.installed
+	@echo "make: installing Ray Serve"
+	@VENV=$(VENV)/cluster PYTHON=$(BIN)/python requirements/install.sh tools.txt cluster.txt embedded.txt
 	@touch $@
 
 # Clients, each with the packages that it wants: litellm for the tests, the others for `make clients`.

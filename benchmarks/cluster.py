@@ -1,6 +1,6 @@
 """A Ray cluster of two nodes on this machine, under load, while it grows, is updated and loses parts.
 
-    .venv/cluster/bin/python -m benchmarks.cluster [overhead] [faults] [embedded] [head]
+    PYTHONPATH=. .venv/cluster/bin/python benchmarks/cluster.py [overhead] [faults] [embedded] [head]
 
 (`make cluster-test` sets up what it needs.) The echo engine, taught to say a word in 50 ms, so that requests last. Each
 replica has four slots. Exits 1 where a request is lost that must not be: an accepted one may be lost with the replica
@@ -28,12 +28,12 @@ import psutil
 import ray
 from ray import serve
 from ray.cluster_utils import Cluster
+from serving import server, until_ok
 
-from benchmarks.serving import server, until_ok
 from tests.fakes.cluster import at_work
 from tests.fakes.running import in_threads, until
 
-SLOW = {"prompt": "slow " * 20, "output": "text", "max_new_tokens": 20}  # a second
+SLOW = {"prompt": " ".join(["slow"] * 20), "output": "text", "max_new_tokens": 20}  # a second
 PATIENCE = 240.0  # seconds for what takes a few on an idle machine
 
 
@@ -75,7 +75,8 @@ class Load:
                 self.seconds.append(time.monotonic() - began)
                 continue
             wait = answer.headers.get("retry-after")
-            code = answer.json()["error"]["code"] if "json" in answer.headers["content-type"] else answer.text[:60]
+            told = answer.json().get("error", {}) if "json" in answer.headers["content-type"] else {}
+            code = told.get("code", answer.text[:60])
             self.outcomes[f"{answer.status_code} {code}{'' if wait else ' without Retry-After'}"] += 1
             await asyncio.sleep(float(wait or 1))
 
@@ -86,8 +87,8 @@ class Load:
     def __str__(self) -> str:
         ordered = sorted(self.seconds)
         p50, p95 = ordered[len(ordered) // 2], ordered[int(0.95 * len(ordered))]
-        rate = f"{self.outcomes['whole'] / self._took:.1f} answers/s"
-        return f"{self.clients} clients, {self._took:.0f} s: {rate}, p50 {p50:.2f} s, p95 {p95:.2f} s, lost {self.lost or 0}"
+        rate = f"{self.clients} clients, {self._took:.0f} s: {self.outcomes['whole'] / self._took:.1f} answers/s"
+        return f"{rate}, p50 {p50:.2f} s, p95 {p95:.2f} s, lost {self.lost or 0}"
 
 
 @dataclass
@@ -116,7 +117,7 @@ class Nodes:
             text=True,
             timeout=600,
         )
-        said = (done.stdout + done.stderr).strip().splitlines()
+        said = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
         return done.returncode, said[-1] if said else ""
 
 
@@ -125,16 +126,18 @@ def replicas() -> int:
     return int(serve.status().applications["router"].deployments["Router"].replica_states.get("RUNNING", 0))
 
 
-def processes(of: psutil.Process | None = None) -> list[psutil.Process]:
+def processes() -> list[psutil.Process]:
     """The processes of replicas, of this test's nodes alone."""
-    found = []
-    for each in (of or psutil.Process()).children(recursive=True):
-        try:
-            if each.cmdline()[:1] and each.cmdline()[0].startswith("ray::ServeReplica:router"):
-                found.append(each)
-        except psutil.Error:
-            continue
-    return found
+    return [
+        each for each in psutil.Process().children(recursive=True) if _name(each).startswith("ray::ServeReplica:router")
+    ]
+
+
+def _name(process: psutil.Process) -> str:
+    try:
+        return str((process.cmdline() or [""])[0])
+    except psutil.Error:  # it has ended
+        return ""
 
 
 async def becomes(what: str, condition: Callable[[], bool]) -> None:
@@ -174,19 +177,18 @@ async def faults(nodes: Nodes) -> None:
     check(not load.lost, "no request is lost while replicas shrink")
 
     print("a client that leaves")
-    one, two = nodes.url, f"http://127.0.0.1:{nodes.worker_port}"
-    for url, stream in ((one, True), (one, False)):
+    one, two = nodes.url, f"http://127.0.0.1:{nodes.worker_port}"  # the proxy of each node
+    for url, stream in ((one, True), (one, False), (two, False)):
         body = {"prompt": "slow " * 1200, "output": "text", "max_new_tokens": 1200, "stream": stream}
-        try:
-            httpx.post(f"{url}/v1/generate", json=body, timeout=3)
-        except httpx.ReadTimeout:
-            pass
-        await becomes(f"its slot is free ({'stream' if stream else 'plain'})", lambda: at_work(nodes.url) == 0)
+        async with httpx.AsyncClient(timeout=60) as http:
+            asked = asyncio.create_task(http.post(f"{url}/v1/generate", json=body))
+            await becomes("it is at work", lambda: at_work(nodes.url) == 1)
+            asked.cancel()
+            await becomes(f"its slot is free ({'stream' if stream else 'plain'})", lambda: at_work(nodes.url) == 0)
 
     code, said = nodes.deploy("--replicas", "3:3")
     print(f"three replicas: {said}")
     assert code == 0
-    print("  proxies:", [httpx.get(f"{url}/-/healthz").text for url in (one, two)])
 
     print("a replica is killed")
     async with Load(nodes.url, 9) as load:
@@ -208,7 +210,7 @@ async def faults(nodes: Nodes) -> None:
     print(f"  {load}; {replicas()} replicas serve")
     check(set(load.lost) <= {"503 engine_lost"}, "what is lost is told by a 503 that may be repeated")
     check(sum(load.lost.values()) <= 6, "no more than what was at work")
-    await asyncio.to_thread(nodes.add)
+    nodes.add()  # in the main thread, where Ray may set its signals
     await becomes("three replicas serve, with a new node", lambda: replicas() == 3)
 
     print("a rolling update")
@@ -234,7 +236,7 @@ async def faults(nodes: Nodes) -> None:
     check(replicas() == 2 and before <= {each.pid for each in processes()}, "the old replicas go on")
 
 
-async def overhead(nodes: Nodes) -> None:
+def overhead(nodes: Nodes) -> None:
     """The same request, now here, now there."""
     code, said = nodes.deploy("--replicas", "1")
     assert code == 0, said
@@ -256,7 +258,7 @@ async def overhead(nodes: Nodes) -> None:
             )
 
 
-async def embedded(nodes: Nodes) -> None:
+def embedded(nodes: Nodes) -> None:
     """The embedded model takes the place of the echo."""
     code, said = nodes.deploy("--replicas", "2:2", ENGINE="", MODEL_REPO="embedded")
     print(f"the embedded model: {said}", flush=True)
@@ -269,24 +271,30 @@ async def embedded(nodes: Nodes) -> None:
         assert answer.json()["plan"]["route_plan"]
         return time.monotonic() - began
 
-    began = time.monotonic()
-    times = await asyncio.to_thread(in_threads, 4, plan)
-    print(
-        f"  4 plans at once on 2 replicas: {time.monotonic() - began:.0f} s, each {', '.join(f'{t:.0f}' for t in times)} s"
-    )
+    times = in_threads(4, plan)
+    print(f"  4 plans at once on 2 replicas: {', '.join(f'{each:.0f}' for each in times)} s")
 
 
 async def head(nodes: Nodes) -> None:
     """What goes on when the head's processes are gone; nothing is asserted."""
-    await asyncio.to_thread(nodes.add)
+    nodes.add()  # in the main thread, where Ray may set its signals
     code, said = nodes.deploy("--replicas", "4:4")
     print(f"four replicas on two nodes: {said}", flush=True)
+    assert code == 0
     async with Load(f"http://127.0.0.1:{nodes.worker_port}", 4) as load:
         await asyncio.sleep(5)
         await asyncio.to_thread(nodes.cluster.head_node.kill_all_processes, check_alive=False, allow_graceful=False)
         for second in range(0, 120, 10):
             await asyncio.sleep(10)
             print(f"  {second + 10} s after the head: {dict(load.outcomes)}", flush=True)
+
+
+PARTS: dict[str, Callable[[Nodes], None]] = {
+    "overhead": overhead,
+    "faults": lambda nodes: asyncio.run(faults(nodes)),
+    "embedded": embedded,
+    "head": lambda nodes: asyncio.run(head(nodes)),
+}
 
 
 def main() -> int:
@@ -302,7 +310,7 @@ def main() -> int:
         ray.init(address=cluster.address, namespace="serve", log_to_driver=False)
         try:
             for name in chosen:
-                asyncio.run({"overhead": overhead, "faults": faults, "embedded": embedded, "head": head}[name](nodes))
+                PARTS[name](nodes)
         finally:
             ray.shutdown()
             cluster.shutdown()

@@ -24,6 +24,7 @@ grep -E '^[a-z]' requirements/test.txt | sed 's/ \\$//' > "$scratch/tested.txt"
 grep -vE '^(torch|triton|nvidia-|cuda-)' "$scratch/tested.txt" > "$scratch/without-torch.txt"
 compile server.txt pyproject.toml -c "$scratch/tested.txt" $(extras llamacpp ui)
 compile transformers.txt pyproject.toml -c "$scratch/tested.txt" $(extras llamacpp ui transformers)
+compile cluster.txt pyproject.toml -c "$scratch/tested.txt" $(extras llamacpp ui cluster)
 compile space.txt pyproject.toml requirements/space-constraints.txt -c "$scratch/without-torch.txt" $(extras llamacpp transformers quantized space)
 printf 'uv\nsetuptools\nwheel\n' | compile tools.txt - -c "$scratch/tested.txt"
 echo 'litellm>=1.80,<2' | compile litellm.txt - --upgrade

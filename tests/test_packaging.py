@@ -40,9 +40,9 @@ def imported() -> set[str]:
 def test_every_import_is_declared() -> None:
     distributions = packages_distributions()
     undeclared = {
-        name: distributions[name]
-        for name in imported()
-        if not DECLARED.keys() & {canonicalize_name(each) for each in distributions[name]}
+        name: distributions.get(name)
+        for name in imported()  # Ray is not among what the tests install
+        if not DECLARED.keys() & {canonicalize_name(each) for each in distributions.get(name, [name])}
     }
     assert undeclared == {}
     assert {"fastapi", "torch", "gradio"} <= imported()

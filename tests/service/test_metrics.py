@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from router_backend.logs import LineFormatter
 from router_backend.service import tracing
+from router_backend.service.metrics import labelled, merged
 from router_backend.settings import load_settings
 from tests.fakes.running import App, app, echo_model, says_plans
 
@@ -206,3 +208,20 @@ def test_every_line_of_a_request_says_whose_it_is(echo: App, caplog: pytest.LogC
     assert {line["message"] for line in lines} == {"from the slot's thread", "request"}
     for line in lines:
         assert (line["request_id"], line["trace_id"]) == ("r-1", TRACE)
+
+
+# Several replicas
+
+
+def test_figures_of_replicas_add_up(echo: App) -> None:
+    echo.generate("one two three", output="text")
+    registry = echo.service.metrics.registry
+    text = merged(labelled(registry, replica=name) for name in ("a", "b")).decode()
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    assert text.count("# TYPE vllm:generation_tokens_total counter") == 1
+    tokens = {each.labels["replica"]: each.value for each in families["vllm:generation_tokens"].samples}
+    assert tokens == {"a": 3.0, "b": 3.0}
+    plain = list(text_string_to_metric_families(generate_latest(registry).decode()))
+    assert {family.name: (family.type, 2 * len(family.samples)) for family in plain} == {
+        name: (family.type, len(family.samples)) for name, family in families.items()
+    }
