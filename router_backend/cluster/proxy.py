@@ -47,19 +47,22 @@ class _Answer:
 
     def __init__(self, send: Send) -> None:
         self._send = send
+        self._head: Message | None = None  # waits for the body: a replica may die between the two
         self._refused = self._started = self._ended = self._streams = False
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = message["headers"]
-            names = {name.lower() for name, _ in headers}
-            self._refused = message["status"] >= 400 and _OURS not in names
+            self._refused = message["status"] >= 400 and _OURS not in {name.lower() for name, _ in headers}
             self._streams = any(value.startswith(b"text/event-stream") for _, value in headers)
-            message = {**message, "headers": _one_id(headers)}
+            self._head = {**message, "headers": _one_id(headers)}
+            return
         if self._refused:
             return
-        self._started = True
-        self._ended = message["type"] == "http.response.body" and not message.get("more_body", False)
+        if self._head is not None:
+            head, self._head, self._started = self._head, None, True
+            await self._send(head)
+        self._ended = not message.get("more_body", False)
         await self._send(message)
 
     async def end(self, scope: Scope, receive: Receive) -> None:

@@ -61,6 +61,10 @@ def test_a_request_whose_replica_died_may_be_sent_again() -> None:
     )
 
 
+def test_a_replica_that_died_between_head_and_body_is_as_one_that_died_before() -> None:
+    assert told(front(Ray({**START, "headers": JSON})).post("/v1/generate")) == (503, "engine_lost", "1")
+
+
 def test_a_stream_whose_replica_died_says_so() -> None:
     headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"x-content-type-options", b"nosniff")]
     answer = front(Ray({**START, "headers": headers}, body(b'data: {"text":"one"}\n\n', more=True))).post(
