@@ -8,8 +8,8 @@ import signal
 import threading
 from collections.abc import Callable
 
-from router_backend.cluster.layout import NAME, PROXY_VARIABLE, Layout, as_yaml, configuration, manifest
-from router_backend.errors import LoadError
+from router_backend.cluster.layout import DEPLOYMENT, NAME, PROXY_VARIABLE, Layout, as_yaml, configuration, manifest
+from router_backend.errors import LoadError, SettingsError
 from router_backend.settings import Settings
 
 
@@ -22,7 +22,8 @@ def run(
     configuration, and `image` KubeRay's manifest for pods of that image.
 
     Raises:
-        LoadError: no new replica could load its checkpoint. What served before goes on.
+        LoadError: no new replica could load its checkpoint. Those from before go on.
+        SettingsError: no Ray cluster is where RAY_ADDRESS says.
     """
     if image is not None or dry_run:
         plain = configuration(layout, settings, settings.host, settings.port)
@@ -36,16 +37,19 @@ def run(
     from router_backend.cluster.replica import application
 
     is_ours = _join(ray)
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):  # Ray has set its own
-        signal.signal(number, lambda *_: stop.set())
     serve.start(proxy_location="EveryNode", http_options={"host": settings.host, "port": settings.port})
     try:
         serve.run(application(settings, layout), name=NAME, route_prefix="/")
-    except RuntimeError as error:
-        raise LoadError(f"the replicas do not start, and what served before goes on: {error}") from None
+    except RuntimeError:
+        said = serve.status().applications[NAME].deployments[DEPLOYMENT].message.strip().splitlines()
+        raise LoadError(
+            f"no new replica starts, and replicas from before go on: {said[-1].strip() if said else 'see the logs of Ray'}"
+        ) from None
     out(f"{layout.least} to {layout.most} replicas serve at http://{settings.host}:{settings.port}")
     if is_ours:
+        stop = threading.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):  # Ray has set its own
+            signal.signal(number, lambda *_: stop.set())
         stop.wait()
         serve.shutdown()
         ray.shutdown()
@@ -61,6 +65,6 @@ def _join(ray: object) -> bool:
         return False
     except ConnectionError:
         if "RAY_ADDRESS" in os.environ:
-            raise
+            raise SettingsError(f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}: no Ray cluster answers there") from None
     init(include_dashboard=False, **quiet)
     return True
