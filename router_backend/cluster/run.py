@@ -41,10 +41,9 @@ def run(
     try:
         serve.run(application(settings, layout), name=NAME, route_prefix="/")
     except RuntimeError:
-        said = serve.status().applications[NAME].deployments[DEPLOYMENT].message.strip().splitlines()
-        raise LoadError(
-            f"no new replica starts, and replicas from before go on: {said[-1].strip() if said else 'see the logs of Ray'}"
-        ) from None
+        said = serve.status().applications[NAME].deployments[DEPLOYMENT].message.strip() or "see Ray's logs"
+        why = said.splitlines()[-1].strip()
+        raise LoadError(f"no new replica starts, and replicas from before go on: {why}") from None
     out(f"{layout.least} to {layout.most} replicas serve at http://{settings.host}:{settings.port}")
     if is_ours:
         stop = threading.Event()
