@@ -18,7 +18,7 @@ PROXY_VARIABLE = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "router_backend.c
 _RAY = "2.60.0"
 _BEYOND_THE_QUEUE = 64  # probes, metrics and pages that a replica answers while its queue is full
 _REPLICAS = re.compile(r"([1-9][0-9]{0,4})(?::([1-9][0-9]{0,4}))?")
-_PLACES = ("host", "port", "gradio_server_name")  # the proxies listen, not the replicas
+_PLACES = ("host", "port")  # the proxies listen, not the replicas
 
 
 @dataclass(frozen=True)

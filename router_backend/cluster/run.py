@@ -43,7 +43,7 @@ def run(
     except RuntimeError:
         said = serve.status().applications[NAME].deployments[DEPLOYMENT].message.strip() or "see Ray's logs"
         why = said.splitlines()[-1].strip()
-        raise LoadError(f"no new replica starts, and replicas from before go on: {why}") from None
+        raise LoadError(f"no new replica starts, and those from before, if any, go on: {why}") from None
     out(f"{layout.least} to {layout.most} replicas serve at http://{settings.host}:{settings.port}")
     if is_ours:
         stop = threading.Event()
