@@ -1,6 +1,6 @@
 """A Ray cluster of two nodes on this machine, under load, while it grows, is updated and loses parts.
 
-    PYTHONPATH=. .venv/cluster/bin/python benchmarks/cluster.py [overhead] [faults] [embedded] [head]
+    PYTHONPATH=. .venv/cluster/bin/python benchmarks/cluster.py [overhead] [faults] [streams] [embedded] [head]
 
 (`make cluster-test` sets up what it needs.) The echo engine, taught to say a word in 50 ms, so that requests last. Each
 replica has four slots. Exits 1 where a request is lost that must not be: an accepted one may be lost with the replica
@@ -236,6 +236,23 @@ async def faults(nodes: Nodes) -> None:
     check(replicas() == 2 and before <= {each.pid for each in processes()}, "the old replicas go on")
 
 
+async def streams(nodes: Nodes) -> None:
+    """A replica is killed while it streams."""
+    code, said = nodes.deploy("--replicas", "2:2")
+    assert code == 0, said
+    body = {"prompt": "slow " * 200, "output": "text", "max_new_tokens": 200, "stream": True}  # ten seconds
+    async with httpx.AsyncClient(timeout=300) as http:
+        asked = [asyncio.create_task(http.post(f"{nodes.url}/v1/generate", json=body)) for _ in range(6)]
+        await becomes("six streams are at work", lambda: at_work(nodes.url) == 6)
+        await asyncio.sleep(1)
+        processes()[0].kill()
+        answers = [(await each).text.strip().split("\n\n") for each in asked]
+    ended = Counter("engine_lost" if "engine_lost" in answer[-2] else "whole" for answer in answers)
+    print(f"  streams: {dict(ended)}", flush=True)
+    check(all(answer[-1] == "data: [DONE]" for answer in answers), "each stream ends as streams do")
+    check(0 < ended["engine_lost"] < 6, "those of the killed replica say so, the others are whole")
+
+
 def overhead(nodes: Nodes) -> None:
     """The same request, now here, now there."""
     code, said = nodes.deploy("--replicas", "1")
@@ -293,13 +310,14 @@ async def head(nodes: Nodes) -> None:
 PARTS: dict[str, Callable[[Nodes], None]] = {
     "overhead": overhead,
     "faults": lambda nodes: asyncio.run(faults(nodes)),
+    "streams": lambda nodes: asyncio.run(streams(nodes)),
     "embedded": embedded,
     "head": lambda nodes: asyncio.run(head(nodes)),
 }
 
 
 def main() -> int:
-    chosen = sys.argv[1:] or ["overhead", "faults", "embedded"]
+    chosen = sys.argv[1:] or ["overhead", "faults", "streams", "embedded"]
     with tempfile.TemporaryDirectory() as folder:
         with socket.create_server(("127.0.0.1", 0)) as first, socket.create_server(("127.0.0.1", 0)) as second:
             ports = first.getsockname()[1], second.getsockname()[1]
