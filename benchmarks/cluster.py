@@ -28,8 +28,11 @@ import psutil
 import ray
 from ray import serve
 from ray.cluster_utils import Cluster
+from ray.serve.schema import ServeDeploySchema
 from serving import server, until_ok
 
+from router_backend.cluster.layout import PROXY_VARIABLE, Layout, configuration
+from router_backend.settings import load_settings
 from tests.fakes.cluster import at_work
 from tests.fakes.running import in_threads, until
 
@@ -156,6 +159,7 @@ FAILED: list[str] = []
 
 
 async def faults(nodes: Nodes) -> None:
+    ServeDeploySchema.model_validate(configuration(Layout(1, 3), load_settings(), "127.0.0.1", nodes.port))
     worker = nodes.add()
     code, said = nodes.deploy("--replicas", "1:3", "--grow-after", "1", "--shrink-after", "5")
     print(f"two nodes, 1 to 3 replicas: {said}", flush=True)
@@ -321,8 +325,6 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         with socket.create_server(("127.0.0.1", 0)) as first, socket.create_server(("127.0.0.1", 0)) as second:
             ports = first.getsockname()[1], second.getsockname()[1]
-        from router_backend.cluster.layout import PROXY_VARIABLE
-
         os.environ.update(PROXY_VARIABLE, RAY_USAGE_STATS_ENABLED="0", HF_HUB_OFFLINE="1", RAY_SERVE_LOG_TO_STDERR="0")
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
         nodes = Nodes(cluster, Path(folder), *ports)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema_rs
+import kubernetes_validate
 import pytest
 import yaml
 from typer.testing import CliRunner, Result
@@ -17,8 +18,9 @@ from router_backend.cluster.layout import Layout, manifest, parse_replicas
 from router_backend.errors import InvalidRequest
 from router_backend.settings import load_settings
 
-# The parts of KubeRay's RayService that we write, with no room for any other name.
+# The parts of KubeRay's RayService that we write, with no room for any other name; pods have Kubernetes' own schema.
 SCHEMA = json.loads(Path(__file__).with_name("rayservice.json").read_text("utf-8"))
+ROOT = Path(__file__).parents[2]
 KEY = "a-long-secret-42"
 
 
@@ -82,9 +84,12 @@ def test_the_manifest_keeps_the_schema_and_no_secret(monkeypatch: pytest.MonkeyP
     assert inner["http_options"] == {"host": "0.0.0.0", "port": 8000}
     assert deployment(inner)["ray_actor_options"]["num_gpus"] == 1
     cluster = said["spec"]["rayClusterConfig"]
+    assert f"\nray=={cluster['rayVersion']} " in (ROOT / "requirements/cluster.txt").read_text("utf-8")
     (workers,) = cluster["workerGroupSpecs"]
     assert (workers["minReplicas"], workers["maxReplicas"]) == (2, 10), "an update starts a quarter beside the old"
     for group in (cluster["headGroupSpec"], workers):
+        pods = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "x"}, "template": group["template"]}
+        kubernetes_validate.validate(pods, kubernetes_validate.latest_version(), strict=True)
         (container,) = group["template"]["spec"]["containers"]
         assert container["image"] == "registry.example/router:7"
         told = {each["name"]: each.get("value", each.get("valueFrom")) for each in container["env"]}
