@@ -127,7 +127,7 @@ async def read_json(request: Request, limit: int) -> bytes:
     return bytes(raw)
 
 
-def checked(model: type[M], **fields: object) -> M:
+def checked(model: type[M], /, **fields: object) -> M:
     """The same of values that came in another way. Raises InvalidRequest."""
     try:
         return model.model_validate(fields)

@@ -30,7 +30,7 @@ from router_backend.service.service import GenerationService
 from router_backend.types import GenerateRequest
 
 if TYPE_CHECKING:
-    import mcp_types
+    from mcp import types
     from mcp.server import Server, ServerRequestContext
 
 PATH = "/mcp"
@@ -76,23 +76,23 @@ class Mcp:
 
         return Server("router-backend", version=__version__, on_list_tools=self._list, on_call_tool=self._call)
 
-    async def _list(self, _: ServerRequestContext, params: object) -> mcp_types.ListToolsResult:
-        import mcp_types
+    async def _list(self, _: ServerRequestContext, params: object) -> types.ListToolsResult:
+        from mcp import types
 
-        tool = mcp_types.Tool(
+        tool = types.Tool(
             name="plan",
             description=_PLAN,
             input_schema=PlanArguments.model_json_schema(),
             output_schema=Plan.model_json_schema(),
-            annotations=mcp_types.ToolAnnotations(read_only_hint=True, open_world_hint=False),
+            annotations=types.ToolAnnotations(read_only_hint=True, open_world_hint=False),
         )
-        return mcp_types.ListToolsResult(tools=[tool])
+        return types.ListToolsResult(tools=[tool])
 
     async def _call(
-        self, context: ServerRequestContext[Any, Request], params: mcp_types.CallToolRequestParams
-    ) -> mcp_types.CallToolResult:
+        self, context: ServerRequestContext[Any, Request], params: types.CallToolRequestParams
+    ) -> types.CallToolResult:
         """What is wrong is the tool's result, as the protocol has it: a model can read it and do better."""
-        import mcp_types
+        from mcp import types
 
         try:
             if params.name != "plan":
@@ -106,9 +106,9 @@ class Mcp:
             elif error.retry_after is not None:
                 said["retry_after"] = math.ceil(error.retry_after)
             text = json.dumps(said, ensure_ascii=False)
-            return mcp_types.CallToolResult(content=[mcp_types.TextContent(text=text)], is_error=True)
+            return types.CallToolResult(content=[types.TextContent(text=text)], is_error=True)
         text = json.dumps(found, ensure_ascii=False)
-        return mcp_types.CallToolResult(content=[mcp_types.TextContent(text=text)], structured_content=found)
+        return types.CallToolResult(content=[types.TextContent(text=text)], structured_content=found)
 
     async def _plan(self, request: Request, arguments: dict[str, Any]) -> dict[str, Any]:
         service = self._service

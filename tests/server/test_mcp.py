@@ -13,8 +13,8 @@ from typing import Any
 
 import httpx
 import httpx2
-import mcp_types
 import pytest
+from mcp import types
 from mcp.client import Client
 from mcp.client.streamable_http import streamable_http_client
 
@@ -42,8 +42,8 @@ async def connected(server: Served, key: str = "", mode: str = "auto") -> AsyncI
             yield client
 
 
-def call(server: Served, arguments: dict[str, Any], *, tool: str = "plan", **how: str) -> mcp_types.CallToolResult:
-    async def once() -> mcp_types.CallToolResult:
+def call(server: Served, arguments: dict[str, Any], *, tool: str = "plan", **how: str) -> types.CallToolResult:
+    async def once() -> types.CallToolResult:
         async with connected(server, **how) as client:
             return await client.call_tool(tool, arguments)
 
@@ -54,9 +54,9 @@ def message(method: str = "tools/call", **params: object) -> dict[str, Any]:
     return {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
 
 
-def refusal(result: mcp_types.CallToolResult) -> dict[str, Any]:
+def refusal(result: types.CallToolResult) -> dict[str, Any]:
     [content] = result.content
-    assert result.is_error and isinstance(content, mcp_types.TextContent)
+    assert result.is_error and isinstance(content, types.TextContent)
     said = json.loads(content.text)
     return {**said["error"], "retry_after": said.get("retry_after")}
 
@@ -67,13 +67,13 @@ def test_an_agent_gets_a_plan(server: Served, mode: str) -> None:
     assert not result.is_error
     assert not validate(result.structured_content, TOOLS)[1]
     [content] = result.content
-    assert isinstance(content, mcp_types.TextContent) and json.loads(content.text) == result.structured_content
+    assert isinstance(content, types.TextContent) and json.loads(content.text) == result.structured_content
     prompt = server.model.seen[-1].prompt
     assert QUERY["query"] in prompt and "Tags:\nmath" in prompt, "it is the router's own prompt"
 
 
 def test_what_a_tool_takes_and_gives_is_told(server: Served) -> None:
-    async def listed() -> list[mcp_types.Tool]:
+    async def listed() -> list[types.Tool]:
         async with connected(server) as client:
             return (await client.list_tools()).tools
 
@@ -89,6 +89,7 @@ def test_what_a_tool_takes_and_gives_is_told(server: Served) -> None:
         ("plan", {}, "query", "required"),
         ("plan", {"query": " "}, "query", "blank"),
         ("plan", {**QUERY, "stream": True}, "stream", "unknown field"),
+        ("plan", {**QUERY, "model": "x"}, "model", "unknown field"),
         ("plan", {**QUERY, "max_new_tokens": 3}, "max_new_tokens", "smallest budget"),
         ("guess", {}, None, "there is plan"),
     ],
@@ -138,7 +139,7 @@ def test_a_body_has_the_bounds_of_every_body(server: Served) -> None:
     large = sent(b"{" + b" " * 2_000_000)
     assert (large.status_code, large.json()["error"]["code"]) == (413, "payload_too_large")
     assert sent(b"{}", "text/plain").status_code == 415
-    assert sent(b"{").status_code == 400
+    assert sent(b"{").status_code == sent(b"[" * 500_000).status_code == 400
 
 
 @pytest.mark.parametrize("method", ["GET", "DELETE"])
