@@ -95,10 +95,11 @@ class Mcp:
         from mcp import types
 
         try:
-            if params.name != "plan":
-                raise InvalidRequest(f"there is no tool {params.name!r}; there is plan")
+            tools = {"plan": self._plan}
+            if params.name not in tools:
+                raise InvalidRequest(f"there is no tool {params.name!r}; there is {', '.join(tools)}")
             assert context.request is not None, "it came by HTTP"
-            found = await self._plan(context.request, params.arguments or {})
+            found = await tools[params.name](context.request, params.arguments or {})
         except Exception as error:
             said = describe(error)
             if not isinstance(error, RouterError):
