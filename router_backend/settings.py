@@ -39,7 +39,7 @@ _WEAK = "a key must have at least 8 characters, 5 of them different; make one wi
 _TOOL = re.compile(r"/[a-z][a-z0-9-]*")
 # The first parts of this server's own paths, which ROOT_PATH must not be taken for.
 _OWN_PATHS = re.compile(
-    r"/(v1|health|livez|readyz|startupz|metrics|admin|gradio|gradio_api|config|console|docs|openapi\.json)(/|$)"
+    r"/(v1|mcp|health|livez|readyz|startupz|metrics|admin|gradio|gradio_api|config|console|docs|openapi\.json)(/|$)"
 )
 
 

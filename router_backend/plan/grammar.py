@@ -25,11 +25,11 @@ def text(
         leads: what it may start with; a blank belongs to the first word's token, so it is not forced before it.
         banned: texts that must not occur in it.
         optional: whether it may be empty.
-        least: characters that it must have.
+        least: characters that it must have. Blanks at its end would be none of them.
         call: whether it is a call's argument, which a closing parenthesis would leave empty.
     """
-    times = f"{{{least - 1},}}" if least > 1 else "*"
-    body = f"/{_FIRST_OF_CALL if call else _FIRST}{CHARACTER}{times}/{_without(banned)}"
+    more = f"{CHARACTER}{{{least - 2},}}{_FIRST}" if least > 1 else f"{CHARACTER}*"
+    body = f"/{_FIRST_OF_CALL if call else _FIRST}{more}/{_without(banned)}"
     said = f"({literals(leads)}) TEXT" if leads else "TEXT"
     return f"start: {f'({said})?' if optional else said} END\nTEXT: {body}\n{END}\n"
 

@@ -5,28 +5,50 @@ from __future__ import annotations
 import json
 import re
 from itertools import islice
+from typing import Any
 
 from router_backend.errors import InvalidRequest
 from router_backend.schema.read import read
 
 _SHOWN = re.compile(r"schema[^{}]{0,80}\{", re.IGNORECASE)
+_TEMPLATE = re.compile(r"^\{", re.MULTILINE)
 _TRIES = 4
 
 
 def schema_shown(text: str, owner: str = "") -> str | None:
-    """The first object after the words JSON and schema that is a schema with properties, as JSON text, if there is one.
+    """The schema that an answer must keep by these instructions, as JSON text: the first one that is shown in them.
 
-    One that is not understood is none.
+    That is an object with properties, after the words JSON and schema; or an object with such words in its texts, which
+    stands for the answer field by field. A schema that is not understood is none.
     """
     for match in islice(_SHOWN.finditer(text), _TRIES):
-        if "json" not in text[: match.end()].lower():
-            continue
-        try:
-            found, _ = json.JSONDecoder().raw_decode(text, match.end() - 1)
-            shown = json.dumps(found, ensure_ascii=False, allow_nan=False)
-            if found.get("properties"):
-                read(shown, owner)
-                return shown
-        except (ValueError, RecursionError, InvalidRequest):
-            continue
+        if "json" in text[: match.end()].lower() and (found := _known(_decoded(text, match.end() - 1), owner)):
+            return found
+    for match in islice(_TEMPLATE.finditer(text), _TRIES):
+        template = _decoded(text, match.start())
+        fields = {name: schema_shown(value, owner) for name, value in template.items() if isinstance(value, str)}
+        if any(fields.values()):
+            properties = {name: json.loads(shown or "{}") for name, shown in fields.items()}
+            return _known({"type": "object", "properties": properties, "required": list(fields)}, owner)
+    return None
+
+
+def _decoded(text: str, at: int) -> dict[str, Any]:
+    """The JSON object that begins there; an empty one where there is none."""
+    try:
+        found: dict[str, Any] = json.JSONDecoder().raw_decode(text, at)[0]
+    except (ValueError, RecursionError):
+        return {}
+    return found
+
+
+def _known(schema: dict[str, Any], owner: str) -> str | None:
+    """A schema with properties as JSON text, if it is understood."""
+    try:
+        shown = json.dumps(schema, ensure_ascii=False, allow_nan=False)
+        if schema.get("properties"):
+            read(shown, owner)
+            return shown
+    except (ValueError, RecursionError, InvalidRequest):
+        pass
     return None

@@ -11,6 +11,7 @@ from fastapi_offline import FastAPIOffline
 
 from router_backend import __version__
 from router_backend.server import errors
+from router_backend.server.mcp import mount_mcp
 from router_backend.server.middleware.access_log import AccessLog
 from router_backend.server.middleware.connection import Limits
 from router_backend.server.middleware.door import Door
@@ -62,6 +63,7 @@ def create_app(
     app.include_router(openai_router(service))
     app.include_router(admin_router(service))
     app.include_router(pages_router())
+    mount_mcp(app, service)
     if ui:
         page = mount_ui(app, service)
     # From the inside out; the last one is the first that a request meets.

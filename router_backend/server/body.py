@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Request
@@ -67,11 +68,18 @@ async def asked(request: Request, service: GenerationService, model: type[M], wo
         RateLimited: the key has had its share.
         RouterError: as `read_body` and `work_of` do.
     """
+    with charged(service):
+        body = await read_body(request, model, service.settings.max_body_bytes)
+        return body, work_of(body)
+
+
+@contextmanager
+def charged(service: GenerationService) -> Iterator[None]:
+    """Around steps 3 and 4: what they refuse counts for the key. Raises RateLimited where it has had its share."""
     key = caller.get().key
     try:
         service.admission.check(key)
-        body = await read_body(request, model, service.settings.max_body_bytes)
-        return body, work_of(body)
+        yield
     except RouterError as error:
         service.metrics.requests.labels(key, error.code).inc()
         if not isinstance(error, RateLimited):
@@ -83,9 +91,22 @@ async def read_body(request: Request, model: type[M], limit: int) -> M:
     """The validated body.
 
     Raises:
+        RouterError: as `read_json` does.
+        InvalidRequest: broken JSON or a wrong field, which it names.
+    """
+    try:
+        return model.model_validate_json(await read_json(request, limit))
+    except ValidationError as error:
+        raise _explain(error) from None
+
+
+async def read_json(request: Request, limit: int) -> bytes:
+    """The body as it came, not parsed.
+
+    Raises:
         UnsupportedMediaType: the content type is not JSON.
         PayloadTooLarge: more than `limit` bytes; the rest is not read.
-        InvalidRequest: broken JSON or a wrong field, which it names.
+        InvalidRequest: there is none.
     """
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/json" and not (
@@ -103,13 +124,10 @@ async def read_body(request: Request, model: type[M], limit: int) -> M:
             raise too_large
     if not raw.strip():
         raise InvalidRequest("the body is empty; send a JSON object", code="invalid_json")
-    try:
-        return model.model_validate_json(bytes(raw))
-    except ValidationError as error:
-        raise _explain(error) from None
+    return bytes(raw)
 
 
-def checked(model: type[M], **fields: object) -> M:
+def checked(model: type[M], /, **fields: object) -> M:
     """The same of values that came in another way. Raises InvalidRequest."""
     try:
         return model.model_validate(fields)

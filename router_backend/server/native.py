@@ -59,7 +59,7 @@ class GenerateBody(Sampling):
     output: Literal["plan", "text"] = Field("plan", description="A whole routing plan, or the model's raw text.")
 
 
-class PlanBody(Sampling):
+class Task(Body):
     """A query, and what the client knows about it; the canonical router prompt is built from these."""
 
     query: Prompt
@@ -78,6 +78,10 @@ class PlanBody(Sampling):
             difficulty=self.difficulty,
             tags=tuple(self.tags or ()),
         )
+
+
+class PlanBody(Sampling, Task):
+    pass
 
 
 class Details(BaseModel):

@@ -1,6 +1,6 @@
 """Clients that people use, unmodified, against `router-backend serve` with the embedded checkpoint: `make clients`.
 
-python -m tests.clients [CASE …]     # a line for each case; without names every case that works today
+python -m tests.clients [CASE …]     # a line for each case; without names every case
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tests.fakes.running import process
 ROOT = Path(__file__).parents[2]
 PYTHON = ("-W", "ignore", "-m", "tests.clients.python")
 NODE = ("--input-type=module", "-")
-KEY = "sk-test"
+KEY = "sk-clients-1"
 
 
 class Case(NamedTuple):
@@ -51,8 +51,6 @@ CASES = (
     Case("ai_sdk_object_stream", "clients-node", "streamText() with Output.object()"),
     Case("ai_sdk_openai", "clients-node", "the same with createOpenAI().chat()"),
     Case("ai_sdk_plan", "clients-node", "generateText() without a format", Plan),
-)
-NEEDS_TOOLS = (
     Case("openai_tools", "clients", "parse() with a tool, required"),
     Case("openai_tools_stream", "clients", "stream() with a tool, required"),
     Case("langchain_tools", "clients", "with_structured_output(method='function_calling')"),
@@ -63,9 +61,6 @@ NEEDS_TOOLS = (
     Case("openai_js_tools", "clients-node", "parse() with zodFunction()"),
     Case("openai_js_tools_stream", "clients-node", "stream() with zodFunction()"),
     Case("ai_sdk_tools", "clients-node", "generateText() with a tool, required"),
-)
-# They describe the object in words, with json_object or without a format: the embedded model is too small for that.
-NEEDS_WORDS = (
     Case("pydantic_ai_prompted", "clients", "PromptedOutput"),
     Case("dspy_predict", "clients", "Predict()"),
     Case("instructor_json", "clients-older", "Mode.JSON"),
@@ -74,7 +69,7 @@ NEEDS_WORDS = (
 
 
 def main(names: list[str]) -> int:
-    every = {case.name: case for case in (*CASES, *NEEDS_TOOLS, *NEEDS_WORDS)}
+    every = {case.name: case for case in CASES}
     if unknown := set(names) - set(every):
         sys.exit(f"no such case: {', '.join(sorted(unknown))}; there are {', '.join(every)}")
     cases = [every[name] for name in names] or CASES

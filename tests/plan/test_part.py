@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import jsonschema_rs
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
 from router_backend.plan.part import form_of, is_plan, with_plans
 from router_backend.plan.rules import findings_of
@@ -20,6 +20,7 @@ from router_backend.schema.read import read
 from router_backend.schema.write import SchemaWriter
 from router_backend.types import GenerateRequest, SamplingParams
 from router_backend.writing.stages import JOIN
+from tests.fakes.own_plans import OWN, Free
 from tests.fakes.random_model import RandomModel
 
 TOOLS = ("/general-search", "/math", "/code")
@@ -27,72 +28,6 @@ Json = dict[str, Any]
 TEXT: Json = {"type": "string"}
 TEXTS: Json = {"type": "array", "items": TEXT}
 LISTS = ("route_plan", "expected_artifacts", "thinking_outline", "todo_list", "tags", "acceptance_criteria")
-
-
-class Free(BaseModel):
-    """The ten keys as plain strings and lists, in an order of its own, with descriptions."""
-
-    metrics: dict[str, list[str]]
-    tags: list[str]
-    difficulty: str = Field(description="How hard it is.")
-    route_plan: list[str] = Field(description="The steps.")
-    route_rationale: str
-    expected_artifacts: list[str]
-    thinking_outline: list[str]
-    handoff_plan: str
-    todo_list: list[str]
-    acceptance_criteria: list[str]
-
-
-class FewMetrics(BaseModel):
-    secondary: list[str]
-    guidance: str
-
-
-class Bounded(BaseModel):
-    route_plan: Annotated[list[str], Field(min_length=3, max_length=3)]
-    route_rationale: Annotated[str, Field(max_length=60)]
-    todo_list: Annotated[list[Annotated[str, Field(max_length=50)]], Field(min_length=6, max_length=7)]
-    handoff_plan: Annotated[str, Field(max_length=70, min_length=30)]
-    thinking_outline: list[Annotated[str, Field(max_length=12)]]
-    tags: Annotated[list[Literal["a-b", "c", "Not One"]], Field(min_length=2)]
-    difficulty: Literal["advanced", "expert", "introductory"] | None
-    metrics: FewMetrics
-
-
-class Within(BaseModel):
-    """A plan deeper down, and fields of the client's own beside it."""
-
-    summary: str
-    plan: Bounded
-    confidence: float
-
-
-class Beside(Free):
-    confidence: Annotated[float, Field(ge=0, le=1)]
-
-
-class Steps(BaseModel):
-    route_plan: list[str] | None
-    todo_list: Annotated[list[str], Field(max_length=2)]
-
-
-class NoRoute(BaseModel):
-    handoff_plan: str
-    todo_list: list[str]
-    tags: Annotated[list[Annotated[str, Field(max_length=3)]], Field(min_length=3)]
-    difficulty: str
-    acceptance_criteria: Annotated[list[str], Field(max_length=1)]
-    expected_artifacts: list[Annotated[str, Field(min_length=20, max_length=25)]]
-
-
-class OneTool(BaseModel):
-    todo_list: list[str]
-    route_plan: list[Annotated[str, Field(max_length=19)]]
-    handoff_plan: Annotated[str, Field(max_length=32)]
-
-
-OWN = (Free, Bounded, Within, Beside, Steps, NoRoute, OneTool)
 
 
 def part_of(schema: Json) -> Object | None:

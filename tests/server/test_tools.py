@@ -394,10 +394,23 @@ def test_schema_that_instructions_show_is_kept(drawn: App, words: str, asked: Js
         Person.model_validate_json(message["content"])
 
 
+def test_object_that_shows_a_schema_in_a_field_is_kept(drawn: App) -> None:
+    """As dspy's JSON adapter asks: the answer is an object whose fields are described where their values will be."""
+    note = f"{{person}}  # note: the value must adhere to the JSON schema: {json.dumps(Person.model_json_schema())}"
+    shape = json.dumps({"person": note, "reason": "{reason}"}, indent=2)
+    words = f"Outputs will be a JSON object with the following fields.\n\n{shape}\nYour objective is to answer."
+    for seed in range(4):
+        message = choice_of(chat(drawn, messages=[{"role": "system", "content": words}, *USER], seed=seed))["message"]
+        answer = json.loads(message["content"])
+        assert answer.keys() == {"person", "reason"}
+        Person.model_validate(answer["person"])
+
+
 @pytest.mark.parametrize(
     "words",
     [
         "Answer in json. The schema is {none}.",
+        'As JSON:\n{"person": "by the schema {not one}", "other": 1}',
         'The schema: {"properties": {"a": {"type": "string"}}}.',
         'In JSON, by the schema {"type": "object"}',
         'In JSON, by the schema {"properties": {"a": {"not": {}}}}',

@@ -65,6 +65,15 @@ def test_a_call_of_the_ui_uses_its_visitors_quota(door: Door) -> None:
     visitor.close()
 
 
+def test_a_plan_for_an_agent_uses_its_callers_quota(door: Door) -> None:
+    params = {"name": "plan", "arguments": {"query": "hello"}}
+    headers = {"x-ip-token": TOKEN, "Accept": "application/json, text/event-stream"}
+    call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
+    answer = httpx.post(f"{door.url}/mcp", json=call, headers=headers, timeout=60).json()
+    assert "route_plan" in answer["result"]["structuredContent"]
+    assert door.api.of("/schedule")[-1].sent["token"] == TOKEN
+
+
 def test_clients_of_the_hub_find_the_ui_at_the_root(door: Door) -> None:
     visitor = client(door, path="")
     assert visitor.predict("hello", "text", api_name="/generate") == "hello"

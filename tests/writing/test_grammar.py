@@ -128,6 +128,14 @@ def test_what_is_no_utf_8_is_refused(said: bytes) -> None:
     assert state(grammar.text(), said) == "refused"
 
 
+@pytest.mark.parametrize("blank", [" ", "  ", "\u00a0", "\u3000", "\u2028"])
+def test_blanks_at_the_end_are_none_of_the_characters_that_must_be(blank: str) -> None:
+    rules = grammar.text(least=4)
+    assert state(rules, f'abc{blank}"') == "refused"
+    assert state(rules, f'abc{blank}d"') == "whole"
+    assert state(grammar.text(least=2), 'ab"') == "whole"
+
+
 @pytest.mark.parametrize("blank", ['"', ' "', '  "', ' a"', '\u00a0a"', '\u2003"', '\u3000a"', '\u2028"'])
 def test_a_text_is_never_blank_nor_starts_with_a_blank(blank: str) -> None:
     assert state(grammar.text(), blank) == "refused"

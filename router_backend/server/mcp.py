@@ -1,0 +1,139 @@
+"""The router as a tool of agents: the Model Context Protocol at `/mcp`, as streamable HTTP, by its official SDK.
+
+A request is whole in itself, so that no session outlives it: it runs in the context of its caller, for the caller's key
+and share, and ends with its client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import logging
+import math
+from functools import cached_property
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fastapi import FastAPI, Request
+from pydantic import Field
+from starlette.types import Message, Receive, Scope, Send
+
+from router_backend import __version__
+from router_backend.errors import InvalidRequest, RouterError
+from router_backend.plan.schema import Plan
+from router_backend.server.body import LARGEST_BUDGET, charged, checked, read_json
+from router_backend.server.disconnect import unless_gone
+from router_backend.server.errors import describe
+from router_backend.server.middleware import access_log
+from router_backend.server.native import Sampling, Task, sampling_params
+from router_backend.service.service import GenerationService
+from router_backend.types import GenerateRequest
+
+if TYPE_CHECKING:
+    from mcp import types
+    from mcp.server import Server, ServerRequestContext
+
+PATH = "/mcp"
+_log = logging.getLogger(__name__)
+_PLAN = (
+    "Plans a task before it is begun: which specialists do what, in which order, and how the result is judged. "
+    "Answers with a routing plan, whose steps are in route_plan as /tool(what it does)."
+)
+
+
+class PlanArguments(Task):
+    """What an agent says; how the answer is drawn is the operator's."""
+
+    max_new_tokens: Annotated[int, Field(ge=1, le=LARGEST_BUDGET)] | None = Field(
+        None, description="Token budget of the plan, which is written to fit. Without it, the server's own."
+    )
+
+
+def mount_mcp(app: FastAPI, service: GenerationService) -> None:
+    """Adds `/mcp`, where the SDK is installed. It is imported with the first request."""
+    if importlib.util.find_spec("mcp") is not None:
+        app.add_route(PATH, Mcp(service), methods=["POST"], include_in_schema=False)  # type: ignore[arg-type]
+
+
+class Mcp:
+    """ASGI app: answers each message with JSON. Streams are for what a server says on its own, which is nothing."""
+
+    def __init__(self, service: GenerationService) -> None:
+        self._service = service
+        self._made = asyncio.Lock()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        body = await read_json(request, self._service.settings.max_body_bytes)
+        async with self._made:
+            server = await asyncio.to_thread(lambda: self._server)
+        await unless_gone(request, _exchange(server, scope, body, send))
+
+    @cached_property
+    def _server(self) -> Server[Any]:
+        """The SDK's server, whose import takes a while."""
+        from mcp.server import Server
+
+        return Server("router-backend", version=__version__, on_list_tools=self._list, on_call_tool=self._call)
+
+    async def _list(self, _: ServerRequestContext, params: object) -> types.ListToolsResult:
+        from mcp import types
+
+        tool = types.Tool(
+            name="plan",
+            description=_PLAN,
+            input_schema=PlanArguments.model_json_schema(),
+            output_schema=Plan.model_json_schema(),
+            annotations=types.ToolAnnotations(read_only_hint=True, open_world_hint=False),
+        )
+        return types.ListToolsResult(tools=[tool])
+
+    async def _call(
+        self, context: ServerRequestContext[Any, Request], params: types.CallToolRequestParams
+    ) -> types.CallToolResult:
+        """What is wrong is the tool's result, as the protocol has it: a model can read it and do better."""
+        from mcp import types
+
+        try:
+            tools = {"plan": self._plan}
+            if params.name not in tools:
+                raise InvalidRequest(f"there is no tool {params.name!r}; there is {', '.join(tools)}")
+            assert context.request is not None, "it came by HTTP"
+            found = await tools[params.name](context.request, params.arguments or {})
+        except Exception as error:
+            said = describe(error)
+            if not isinstance(error, RouterError):
+                _log.exception("unhandled error in a call")
+            elif error.retry_after is not None:
+                said["retry_after"] = math.ceil(error.retry_after)
+            text = json.dumps(said, ensure_ascii=False)
+            return types.CallToolResult(content=[types.TextContent(text=text)], is_error=True)
+        text = json.dumps(found, ensure_ascii=False)
+        return types.CallToolResult(content=[types.TextContent(text=text)], structured_content=found)
+
+    async def _plan(self, request: Request, arguments: dict[str, Any]) -> dict[str, Any]:
+        service = self._service
+        with charged(service):
+            task = checked(PlanArguments, **arguments)
+            sampling = sampling_params(checked(Sampling, max_new_tokens=task.max_new_tokens), service)
+        work = GenerateRequest(access_log.request_id(request), task.prompt(), sampling, output="plan")
+        answer = await service.answer(work)
+        access_log.note(request, answer.last, work.prompt if service.settings.log_prompts else None)
+        plan: dict[str, Any] = json.loads(answer.text)
+        return plan
+
+
+async def _exchange(server: Server[Any], scope: Scope, body: bytes, send: Send) -> None:
+    """Hands one request to the SDK. Its tasks are children of this one, which is cancelled when the client leaves."""
+    from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+
+    whole: list[Message] = [{"type": "http.request", "body": body}]
+
+    async def receive() -> Message:
+        return whole.pop() if whole else await asyncio.get_running_loop().create_future()
+
+    manager = StreamableHTTPSessionManager(
+        server, stateless=True, json_response=True, max_request_body_size=max(len(body), 1)
+    )
+    async with manager.run():
+        await manager.handle_request(scope, receive, send)
