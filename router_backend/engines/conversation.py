@@ -26,9 +26,11 @@ PARAGRAPH = "\n\n"
 
 
 def through_template(
-    wanted: str, template: str | None, render: Callable[[list[Message]], str]
+    wanted: str, template: str | bool | None, render: Callable[[list[Message]], str]
 ) -> tuple[bool, list[str]]:
-    """Whether prompts go through the template, and what there is to warn of. `wanted` is `PROMPT_FORMAT`.
+    """Whether prompts go through the template, and what there is to warn of.
+
+    `wanted` is `PROMPT_FORMAT`; `template` the checkpoint's, or whether it has one.
 
     Raises CandidateError where a template is wanted that is missing or does not work.
     """

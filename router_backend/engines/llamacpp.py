@@ -1,29 +1,24 @@
 """The llama.cpp engine, on xllamacpp: GGUF checkpoints, continuous batching, a prefix cache for each slot.
 
-xllamacpp runs llama.cpp's server in this process. Generation goes through its Python call; tokenising and the chat
-template only exist on the HTTP port that it opens on loopback, which is why that port stays, with a random key and
-without its pages.
+xllamacpp runs llama.cpp's server in a process of its own (`llama_server.py`), and is spoken to as any server is.
 """
 
 from __future__ import annotations
 
-import mmap
-import secrets
-import struct
+import json
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import lru_cache
+from http.client import HTTPResponse
 from itertools import chain
 from pathlib import Path
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, cast
 
-import httpx
-import xllamacpp
+import psutil
 from llguidance import LLMatcher
 
 from router_backend.checkpoints import machine
+from router_backend.engines import llama_server
+from router_backend.engines.child import Child
 from router_backend.engines.conversation import (
     Message,
     around,
@@ -52,12 +47,9 @@ if TYPE_CHECKING:
     from router_backend.checkpoints.ladder import Rung
     from router_backend.settings import Settings
 
-# As it stands in a GGUF's head: the key with its length before it, the type (7: a truth value), the value.
-_BUDGET_LINE = struct.pack("<Q", len(BUDGET_KEY)) + BUDGET_KEY.encode() + struct.pack("<IB", 7, 1)
-_TEMPLATE_KEY = "tokenizer.chat_template"
-_TEMPLATE = struct.pack("<Q", len(_TEMPLATE_KEY)) + _TEMPLATE_KEY.encode() + struct.pack("<I", 8)  # 8: a text
-_PLAIN = "{% for message in messages %}{{ message.content }}{% endfor %}"
-_LONGEST_HEAD = 64 << 20
+# Bytes a second that a load takes in at the least, once the file has been read.
+_SLOWEST_LOAD = 100e6
+_OPENMP = {"GOMP_SPINCOUNT": "10000"}
 _GRAMMAR_MARK = "%llguidance {}\n"
 
 
@@ -65,17 +57,6 @@ def load(rung: Rung, settings: Settings, path: Path) -> LlamaCppModel:
     """Loads a GGUF file. Raises RungError: not enough memory, an unknown architecture, a damaged file."""
     name = path.name if rung.candidate.kind == "gguf" else rung.candidate.name
     return LlamaCppModel(path, name, rung.strategy, settings)
-
-
-def _read_head(path: Path) -> tuple[str | None, bool]:
-    """The file's chat template, and whether it was trained with a budget line, out of its metadata."""
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        template, start = None, content.find(_TEMPLATE, 0, _LONGEST_HEAD)
-        if start >= 0:
-            begin = start + len(_TEMPLATE) + 8
-            (length,) = struct.unpack_from("<Q", content, begin - 8)
-            template = content[begin : begin + length].decode(errors="replace").strip() or None
-        return template, content.find(_BUDGET_LINE, 0, _LONGEST_HEAD) >= 0
 
 
 def _refuse(messages: list[Message]) -> str:
@@ -100,63 +81,33 @@ class LlamaCppModel:
     """A loaded GGUF. Thread-safe; each slot decodes one request at a time."""
 
     def __init__(self, path: Path, name: str, strategy: str, settings: Settings) -> None:
-        key = secrets.token_urlsafe(32)
-        on_gpu = settings.model_device != "cpu" and _has_gpu()
-        if settings.model_device == "cuda" and not on_gpu:
-            raise RungError("MODEL_DEVICE=cuda, and llama.cpp sees no GPU here")
-        params = xllamacpp.CommonParams()
-        params.model.path = str(path)
-        params.model_alias = {name}
-        params.n_ctx = settings.context_length * settings.slots
-        params.n_parallel = settings.slots
-        # A prompt is prefilled in pieces of this many tokens, and cancelled between two of them.
-        params.n_batch = params.n_ubatch = 512 if on_gpu else 128
-        params.n_gpu_layers = 999 if on_gpu else 0
-        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = settings.threads or default_threads(
-            machine.cores()
-        )
-        params.cache_ram_mib = 0
-        params.n_ctx_checkpoints = 0
-        params.api_keys = [key]
-        params.ui = params.endpoint_slots = params.endpoint_props = False
-        params.verbosity = -1
-        # The constructor keeps the GIL, and with it `/livez`, until it returns. So it finds the file in memory, and the
-        # warm-up pass is left to the service.
-        params.warmup = False
-        _read_ahead(path)
-        template, budget_line = _read_head(path)
-        # It renders an example as it starts, and does not start where that fails.
-        wanted, broken = settings.prompt_format, False
-        if wanted == "raw" or not template:
-            params.chat_template = _PLAIN
-        try:
-            self._server = xllamacpp.Server(params)
-        except RuntimeError as error:
-            failed = RungError(f"llama.cpp does not load {path.name}: damaged, unsupported or out of memory")
-            if params.chat_template == _PLAIN:
-                raise failed from error
-            params.chat_template, broken = _PLAIN, True
-            try:
-                self._server = xllamacpp.Server(params)
-            except RuntimeError:
-                raise failed from error
-        self._http = httpx.Client(
-            base_url=self._server.listening_address, headers={"Authorization": f"Bearer {key}"}, timeout=60
-        )
-        self._calls = ThreadPoolExecutor(settings.slots, thread_name_prefix="llamacpp")
-        meta = self._http.get("/v1/models").json()["data"][0]["meta"]
-        context = min(settings.context_length, meta["n_ctx_train"])
-        self.info = ModelInfo(name, strategy, "llamacpp", context, settings.slots, budget_line)
+        threads = settings.threads or default_threads(machine.cores())
+        self._path, self._patience = path, settings.watchdog_timeout or None
+        self._orders: dict[str, Any] = {
+            "path": str(path),
+            "name": name,
+            "device": settings.model_device,
+            "context": settings.context_length,
+            "slots": settings.slots,
+            "threads": (threads, threads),
+            "memory": min(psutil.virtual_memory().total, machine.container_memory()[0]),
+            "budget_key": BUDGET_KEY,
+        }
         # A plan counts and sends the same texts several times at each stage, the choices of a call the same prompt.
         self._remembered = Remembered.of_texts(self._ask_tokens)
         self._pieces = lru_cache(maxsize=64)(self._read_pieces)
         try:
-            self._chat, warnings = through_template(wanted, template, _refuse if broken else self._render)
-        except CandidateError:
-            self.close()
-            raise
-        self.info = replace(self.info, warnings=tuple(warnings))
-        self._instructions = tuple(instructions(self.prompt_ids))
+            self._chat, warnings = self._begun(settings.prompt_format)
+            meta = self._child.ask("/v1/models")[1]["data"][0]["meta"]
+            self._instructions = tuple(instructions(self.prompt_ids))
+        except (CandidateError, EngineError) as error:
+            self._child.kill()
+            raise error if isinstance(error, CandidateError) else RungError(error.message) from error
+        context = min(settings.context_length, meta["n_ctx_train"])
+        budget_line = self._head["budget_line"]
+        self.info = ModelInfo(
+            name, strategy, "llamacpp", context, settings.slots, budget_line, warnings=tuple(warnings)
+        )
         self._owners: dict[int, str] = {}  # whose text the prefix cache of each slot holds
 
     def count_tokens(self, text: str) -> int:
@@ -197,10 +148,44 @@ class LlamaCppModel:
     def remember(self, text: str, owner: str = "") -> None:
         """Nothing: llama.cpp is given no drafts."""
 
+    @property
+    def died(self) -> bool:
+        """Whether its process has ended: there is nothing left to ask."""
+        return self._child.died
+
     def close(self) -> None:
-        self._calls.shutdown(wait=True, cancel_futures=True)
-        self._http.close()
-        del self._server
+        self._child.kill()
+
+    def _begun(self, wanted: str) -> tuple[bool, list[str]]:
+        """Starts the process, and says what `through_template` says. Raises RungError and CandidateError."""
+        plain = wanted == "raw"
+        try:
+            self._begin(plain=plain)
+            chosen = through_template(wanted, self._head["template"], self._render)
+            if not self._child.died:
+                return chosen
+        except RungError:
+            if plain or not self._head.get("template"):
+                raise
+        # It renders an example as it starts, and some templates crash it, or never end.
+        self._begin(plain=True)
+        return through_template(wanted, True, _refuse)
+
+    def _begin(self, *, plain: bool) -> None:
+        """Raises RungError: the file does not load, or takes too long."""
+        self._head: dict[str, bool] = {}
+        size = self._path.stat().st_size
+        patience = self._patience and self._patience + size / _SLOWEST_LOAD
+        try:
+            self._child = Child(llama_server.__file__, {**self._orders, "plain": plain}, _OPENMP, self._patience)
+            self._head = said = self._child.heard(patience)
+            while said is not True:
+                said = self._child.heard(patience)
+                if isinstance(said, str):
+                    self._child.kill()
+                    raise RungError(said)
+        except RungError as error:
+            raise RungError(f"llama.cpp does not load {self._path.name}: {error.message}") from error
 
     def _answer(self, call: dict[str, Any], cancelled: Callable[[], bool], owner: str) -> Iterator[Chunk]:
         slot = call["id_slot"]
@@ -216,38 +201,26 @@ class LlamaCppModel:
         yield from self._stream(call, cancelled)
 
     def _stream(self, call: dict[str, Any], cancelled: Callable[[], bool]) -> Iterator[Chunk]:
-        """Turns xllamacpp's blocking call with a callback into an iterator that can be closed."""
-        events: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
-        left = False
-
-        def on_event(event: dict[str, Any]) -> bool:
-            events.put(event)
-            return left or cancelled()
-
-        future = self._calls.submit(self._server.handle_completions, call, on_event)
-        future.add_done_callback(lambda _: events.put(None))
-        try:
-            while (event := events.get()) is not None:
+        with self._child.asked("/v1/completions", call) as answer:
+            for event in _events(answer):
                 if "error" in event:
                     raise _error(event["error"])
+                stop = cancelled()
                 yield _chunk(event)
                 if "usage" in event:
                     return
-            failure = future.exception()
-            if failure is not None:
-                raise EngineError(f"llama.cpp failed: {type(failure).__name__}") from failure
-            yield Chunk(finish_reason="cancelled")
-        finally:
-            left = True
-            future.exception()  # waits: the slot is free when this returns
+                if stop:
+                    break
+            else:
+                raise EngineError("llama.cpp broke off")
+        yield Chunk(finish_reason="cancelled")
 
     def _render(self, messages: list[Message]) -> str:
-        answer = self._http.post(
-            "/apply-template", json={"messages": messages, "chat_template_kwargs": {"enable_thinking": False}}
-        )
-        if not answer.is_success:
-            raise ValueError(str(answer.json().get("error", {}).get("message", ""))[:200])
-        return str(answer.json().get("prompt", ""))
+        body = {"messages": messages, "chat_template_kwargs": {"enable_thinking": False}}
+        status, said = self._child.ask("/apply-template", body)
+        if status != 200:
+            raise ValueError(str(said.get("error", {}).get("message", ""))[:200])
+        return str(said.get("prompt", ""))
 
     def _read_pieces(self, roles: tuple[Role, ...]) -> tuple[tuple[int, ...], ...]:
         """Token ids before, between and after the texts of such turns."""
@@ -280,9 +253,10 @@ class LlamaCppModel:
 
     def _ask_tokens(self, owner: str, text: str, add_special: bool, parse_special: bool) -> tuple[int, ...]:
         body = {"content": text, "add_special": add_special, "parse_special": parse_special}
-        answer = self._http.post("/tokenize", json=body)
-        answer.raise_for_status()
-        return tuple(answer.json()["tokens"])
+        status, said = self._child.ask("/tokenize", body)
+        if status != 200:
+            raise _error(said["error"])
+        return tuple(said["tokens"])
 
 
 def default_threads(cores: int) -> int:
@@ -294,8 +268,16 @@ def default_threads(cores: int) -> int:
     return max(1, cores - 1)
 
 
-def _has_gpu() -> bool:
-    return any("GPU" in str(device["type"]) for device in xllamacpp.get_device_info())
+def _events(answer: HTTPResponse) -> Iterator[dict[str, Any]]:
+    """The server-sent events of an answer, or its one error."""
+    if answer.status != 200:
+        yield json.loads(answer.read())
+        return
+    for line in answer:
+        kind, _, value = line.partition(b": ")
+        if kind in (b"data", b"error") and not value.startswith(b"[DONE]"):
+            event = json.loads(value)
+            yield {"error": event} if kind == b"error" else event
 
 
 def _chunk(event: dict[str, Any]) -> Chunk:
@@ -315,13 +297,6 @@ def _chunk(event: dict[str, Any]) -> Chunk:
         ),
         logprobs=_logprobs(choice.get("logprobs")),
     )
-
-
-def _read_ahead(path: Path) -> None:
-    buffer = bytearray(1 << 24)
-    with path.open("rb", buffering=0) as file:
-        while file.readinto(buffer):
-            pass
 
 
 def _logprobs(found: dict[str, Any] | None) -> tuple[TokenLogprob, ...]:
