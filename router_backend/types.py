@@ -235,7 +235,7 @@ class ModelInfo:
         slots: requests that run at once.
         budget_line: it was trained to read its budget in the prompt (`plan.prompt.with_budget`).
         keeps_grammars: its engine writes what a grammar allows and nothing else.
-        warnings: what of the checkpoint does not work, and what is done instead.
+        warnings: what of the checkpoint does not work, and what is done instead; what holds the engine up.
     """
 
     model: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Iterator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from router_backend.types import Chunk, GenerateRequest, LentGpu, ModelInfo
 
@@ -32,6 +32,7 @@ class LocalModel(Protocol):
         Raises:
             ContextOverflow: prompt, prefix and budget together are longer than the context.
             InvalidRequest: the grammar does not compile.
+            EngineLost: the engine's process ended; no call works any more.
             EngineError: the engine failed; the next call may work.
         """
         ...
@@ -41,6 +42,16 @@ class LocalModel(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class Perishable(Protocol):
+    """A model in a process of its own, which may end by itself."""
+
+    @property
+    def died(self) -> bool:
+        """Whether it has: then there is nothing left to ask."""
+        ...
 
 
 class Engine(Protocol):
@@ -57,6 +68,11 @@ class Engine(Protocol):
     @property
     def stalled_seconds(self) -> float:
         """For how long the quietest busy slot has shown no sign of life; 0 where nothing is busy."""
+        ...
+
+    @property
+    def died(self) -> bool:
+        """Whether it ended by itself, and only another one can answer."""
         ...
 
     def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache
-from http.client import HTTPResponse
+from http.client import HTTPResponse, IncompleteRead
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -49,7 +51,8 @@ if TYPE_CHECKING:
 
 # Bytes a second that a load takes in at the least, once the file has been read.
 _SLOWEST_LOAD = 100e6
-_OPENMP = {"GOMP_SPINCOUNT": "10000"}
+# Where one thread decodes. Of the process alone: libgomp reads it as it starts.
+_ASLEEP = {"OMP_WAIT_POLICY": "passive"}
 _GRAMMAR_MARK = "%llguidance {}\n"
 
 
@@ -57,10 +60,6 @@ def load(rung: Rung, settings: Settings, path: Path) -> LlamaCppModel:
     """Loads a GGUF file. Raises RungError: not enough memory, an unknown architecture, a damaged file."""
     name = path.name if rung.candidate.kind == "gguf" else rung.candidate.name
     return LlamaCppModel(path, name, rung.strategy, settings)
-
-
-def _refuse(messages: list[Message]) -> str:
-    raise ValueError("llama.cpp cannot render it")
 
 
 @lru_cache(maxsize=512)
@@ -77,11 +76,42 @@ def check_grammar(grammar: str, owner: str = "") -> None:
         raise InvalidRequest(f"the grammar does not compile: {problem.splitlines()[0]}", param="grammar")
 
 
+class Pace:
+    """How fast streams are written, beside the best that was seen with as many at once."""
+
+    _FAR_BELOW, _WEIGHT, _TOKENS = 1 / 3, 0.1, 8
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._best: dict[int, float] = {}
+        self._recent = 1.0  # parts of the best, the last ones weighing most
+
+    def note(self, tokens: int, seconds: float, streams: int) -> None:
+        """An answer was written beside others. Short ones tell nothing."""
+        if tokens < self._TOKENS or seconds <= 0:
+            return
+        rate = tokens / seconds
+        best = self._best[streams] = max(rate, self._best.get(streams, 0.0))
+        self._recent += self._WEIGHT * (rate / best - self._recent)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What to set, where other processes hold it up."""
+        if self._recent >= self._FAR_BELOW:
+            return ()
+        advice = (
+            f"set THREADS lower than {self._threads}: its threads wait for each other"
+            if self._threads > 1
+            else "it has one thread: give this server a core of its own"
+        )
+        return (f"llama.cpp writes at {self._recent:.0%} of its own best pace, beside other processes; {advice}",)
+
+
 class LlamaCppModel:
     """A loaded GGUF. Thread-safe; each slot decodes one request at a time."""
 
     def __init__(self, path: Path, name: str, strategy: str, settings: Settings) -> None:
-        threads = settings.threads or default_threads(machine.cores())
+        threads = (settings.threads,) * 2 if settings.threads else default_threads(machine.cores())
         self._path, self._patience = path, settings.watchdog_timeout or None
         self._orders: dict[str, Any] = {
             "path": str(path),
@@ -89,7 +119,7 @@ class LlamaCppModel:
             "device": settings.model_device,
             "context": settings.context_length,
             "slots": settings.slots,
-            "threads": (threads, threads),
+            "threads": threads,
             "memory": min(psutil.virtual_memory().total, machine.container_memory()[0]),
             "budget_key": BUDGET_KEY,
         }
@@ -105,10 +135,16 @@ class LlamaCppModel:
             raise error if isinstance(error, CandidateError) else RungError(error.message) from error
         context = min(settings.context_length, meta["n_ctx_train"])
         budget_line = self._head["budget_line"]
-        self.info = ModelInfo(
+        self._info = ModelInfo(
             name, strategy, "llamacpp", context, settings.slots, budget_line, warnings=tuple(warnings)
         )
+        self._pace, self._busy = Pace(threads[0]), set[int]()
         self._owners: dict[int, str] = {}  # whose text the prefix cache of each slot holds
+
+    @property
+    def info(self) -> ModelInfo:
+        slow = self._pace.warnings
+        return replace(self._info, warnings=(*self._info.warnings, *slow)) if slow else self._info
 
     def count_tokens(self, text: str) -> int:
         return len(self._tokenize(text))
@@ -122,7 +158,7 @@ class LlamaCppModel:
             *self._tokenize(request.prefix),
         )
         sampling = request.sampling
-        self.info.check_room(len(prompt), sampling.max_new_tokens)
+        self._info.check_room(len(prompt), sampling.max_new_tokens)
         call: dict[str, Any] = {
             "prompt": prompt,
             "n_predict": sampling.max_new_tokens,
@@ -164,20 +200,27 @@ class LlamaCppModel:
             chosen = through_template(wanted, self._head["template"], self._render)
             if not self._child.died:
                 return chosen
-        except RungError:
+            trouble = "it ends llama.cpp"
+        except RungError as error:
             if plain or not self._head.get("template"):
                 raise
-        # It renders an example as it starts, and some templates crash it, or never end.
+            trouble = error.message
+
+        def refuse(messages: list[Message]) -> str:
+            raise ValueError(trouble)
+
+        # It renders an example as it starts: some templates crash it, and some never end.
         self._begin(plain=True)
-        return through_template(wanted, True, _refuse)
+        return through_template(wanted, True, refuse)
 
     def _begin(self, *, plain: bool) -> None:
         """Raises RungError: the file does not load, or takes too long."""
         self._head: dict[str, bool] = {}
         size = self._path.stat().st_size
         patience = self._patience and self._patience + size / _SLOWEST_LOAD
+        variables = _ASLEEP if self._orders["threads"][0] == 1 else {}
         try:
-            self._child = Child(llama_server.__file__, {**self._orders, "plain": plain}, _OPENMP, self._patience)
+            self._child = Child(llama_server.__file__, {**self._orders, "plain": plain}, variables, self._patience)
             self._head = said = self._child.heard(patience)
             while said is not True:
                 said = self._child.heard(patience)
@@ -201,19 +244,30 @@ class LlamaCppModel:
         yield from self._stream(call, cancelled)
 
     def _stream(self, call: dict[str, Any], cancelled: Callable[[], bool]) -> Iterator[Chunk]:
-        with self._child.asked("/v1/completions", call) as answer:
+        with self._child.asked("/v1/completions", call) as answer, self._at_work(call.get("id_slot", 0)):
             for event in _events(answer):
                 if "error" in event:
                     raise _error(event["error"])
                 stop = cancelled()
-                yield _chunk(event)
+                chunk = _chunk(event)
                 if "usage" in event:
+                    self._pace.note(chunk.usage.completion_tokens, chunk.timings.decode_seconds, len(self._busy))
+                    yield chunk
                     return
+                yield chunk
                 if stop:
                     break
             else:
-                raise EngineError("llama.cpp broke off")
+                raise IncompleteRead(b"")
         yield Chunk(finish_reason="cancelled")
+
+    @contextmanager
+    def _at_work(self, slot: int) -> Iterator[None]:
+        self._busy.add(slot)
+        try:
+            yield
+        finally:
+            self._busy.discard(slot)
 
     def _render(self, messages: list[Message]) -> str:
         body = {"messages": messages, "chat_template_kwargs": {"enable_thinking": False}}
@@ -259,13 +313,14 @@ class LlamaCppModel:
         return tuple(said["tokens"])
 
 
-def default_threads(cores: int) -> int:
-    """All cores but one, and at least one: a core is left to everything else.
+def default_threads(cores: int) -> tuple[int, int]:
+    """Threads that decode one stream: all cores but one. Threads for prefill, and for several streams at once.
 
-    llama.cpp's threads spin until all of them have come, at every layer, so one that shares its core holds up the rest
-    (docs/performance.md, "Threads").
+    llama.cpp's threads spin until all of them have come, at every layer, so one that shares its core holds up the rest.
+    One thread waits for nobody: then the others of a prefill may wait asleep, and have all cores (docs/engines.md).
     """
-    return max(1, cores - 1)
+    decode = max(1, cores - 1)
+    return decode, cores if decode == 1 else decode
 
 
 def _events(answer: HTTPResponse) -> Iterator[dict[str, Any]]:

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
+from router_backend.engines.base import Perishable
 from router_backend.engines.daemon import failure, in_daemon_thread, tell
 from router_backend.plan.part import with_plans
 from router_backend.schema.write import SchemaWriter
@@ -62,6 +63,10 @@ class ThreadedEngine:
     def stalled_seconds(self) -> float:
         now = time.monotonic()
         return max((now - last for last in list(self._signs_of_life.values())), default=0.0)
+
+    @property
+    def died(self) -> bool:
+        return isinstance(self._model, Perishable) and self._model.died
 
     def smallest_budget(self) -> int:
         return self._writer.smallest_budget

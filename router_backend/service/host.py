@@ -139,6 +139,12 @@ class Host:
             error, OutOfMemory | EngineLost
         ):
             self.failures += 1
+        self.look()
+
+    def look(self) -> None:
+        """Gives the engine up where it has ended by itself."""
+        if self.serving and self.state == "ok" and self.serving.engine.died:
+            self._restart("dead")
 
     def stop(self) -> None:
         """From now on nothing is loaded or exchanged."""
@@ -245,6 +251,7 @@ class Host:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(self._interval)
+            self.look()
             serving = self.serving
             cause = self._verdict(serving.engine) if serving and self.state == "ok" else None
             if cause == "dead" and serving is not None and await self._answers(serving.engine):

@@ -216,6 +216,7 @@ class GenerationService:
         return Answer("".join(texts), last, request.sampling.seed)
 
     def _admit(self) -> None:
+        self.host.look()
         if self.is_stopping and (not self._accepted or self._ending.done()):
             raise stopping()
         if self.host.state == "failed" and time.monotonic() < self.host.retry_at:

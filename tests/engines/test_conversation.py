@@ -101,8 +101,7 @@ def test_llamacpp_renders_turns_as_its_template_does(embedded: LlamaCppModel) ->
         "<|im_start|>system\nYou route.<|im_end|>\n<|im_start|>user\nHello.<|im_end|>\n"
         "<|im_start|>assistant\nHi!<|im_end|>\n<|im_start|>user\nAnd now?<|im_end|>\n<|im_start|>assistant\n"
     )
-    answer = embedded._http.post("/tokenize", json={"content": spelt, "add_special": True, "parse_special": True})
-    assert list(ids) == answer.json()["tokens"]
+    assert ids == embedded._tokenize(spelt, add_special=True, parse_special=True)
     asked = GenerateRequest("t", "And now?", SamplingParams(1), history=TURNS)
     assert embedded.prompt_tokens(asked) == len(ids)
 

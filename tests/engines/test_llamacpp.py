@@ -16,7 +16,7 @@ import pytest
 from router_backend.checkpoints import embedded as own
 from router_backend.checkpoints.ladder import Candidate, Rung
 from router_backend.engines import llamacpp
-from router_backend.engines.llamacpp import LlamaCppModel, check_grammar, default_threads, load
+from router_backend.engines.llamacpp import LlamaCppModel, Pace, check_grammar, default_threads, load
 from router_backend.errors import CandidateError, ContextOverflow, EngineError, InvalidRequest, RungError
 from router_backend.plan.prompt import router_prompt
 from router_backend.plan.rules import validate
@@ -234,9 +234,26 @@ def test_call_that_llama_cpp_refuses_is_an_error_and_the_next_one_works(embedded
     assert run(embedded, request("hi", 1))[0]
 
 
-@pytest.mark.parametrize(("cores", "threads"), [(1, 1), (2, 1), (4, 3), (16, 15)])
-def test_a_core_is_left_to_the_rest(cores: int, threads: int) -> None:
+@pytest.mark.parametrize(("cores", "threads"), [(1, (1, 1)), (2, (1, 2)), (4, (3, 3)), (16, (15, 15))])
+def test_a_core_is_left_to_the_rest(cores: int, threads: tuple[int, int]) -> None:
     assert default_threads(cores) == threads
+
+
+def test_a_pace_far_below_the_best_is_said_with_what_to_set() -> None:
+    pace = Pace(2)
+    for streams, rate in ((1, 80), (4, 40), (16, 12)):
+        for _ in range(30):
+            pace.note(16, 16 / rate, streams)
+    assert not pace.warnings, "more streams are slower each"
+    pace.note(1, 100, 1)
+    assert not pace.warnings, "one token tells nothing"
+    for _ in range(30):
+        pace.note(16, 16 / 8, 1)
+    (warning,) = pace.warnings
+    assert "set THREADS lower than 2" in warning
+    for _ in range(30):
+        pace.note(16, 16 / 79, 1)
+    assert not pace.warnings, "it ends with its cause"
 
 
 # Plans

@@ -28,6 +28,7 @@ class Gate:
         self.info = ModelInfo("gate", "native", "gate", 4096, slots)
         self.gpu: LentGpu | None = None
         self.stalled_seconds = 0.0
+        self.died = False
         self.order: list[str] = []
         self.active = 0
         self.most = 0
