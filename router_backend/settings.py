@@ -201,7 +201,8 @@ class Settings(BaseSettings):
         0,
         ge=0,
         le=1024,
-        description="Threads that decode on the processor. 0: one fewer than there are cores, at least one.",
+        description="Threads that decode on the processor. 0: one fewer than there are cores, at least one; where that "
+        "is one, llama.cpp's prefill and several streams at once have all cores.",
     )
     queue_limit: int = Field(64, ge=0, le=100_000, description="Requests that may wait for a slot. More are a 429.")
     request_timeout: float = Field(
