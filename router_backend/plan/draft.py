@@ -14,7 +14,7 @@ from typing import Any
 
 from router_backend.errors import PlanError
 from router_backend.plan.parse import NoPlanFound, parse
-from router_backend.plan.rules import QA
+from router_backend.plan.rules import QA, TODO
 from router_backend.plan.schema import as_schema
 from router_backend.plan.script import PlanScript
 from router_backend.types import Chunk
@@ -39,8 +39,7 @@ class Draft:
         self._steps = [(match[1], match[2]) for match in steps if match[1] in tools]
         self._route = dict(reversed(self._steps))
         items = [match for match in map(_ITEM.fullmatch, self._texts("todo_list")) if match]
-        self._items = [(match[1].lower(), match[2]) for match in items]
-        self._step = self._item = ""
+        self._items = [(QA if match[1][0] != "/" else match[1], match[2]) for match in items]
 
     def fill(self, other: Draft) -> None:
         """What it does not say is taken from another."""
@@ -50,16 +49,16 @@ class Draft:
         said = {key: value for key, value in self._plan.items() if self._texts(key)}
         self._plan = other._plan | said | {"metrics": metrics}
 
-    def reply(self, ask: Ask) -> Reply | None:
-        """What it says there; None where it says nothing."""
+    def reply(self, ask: Ask, text: str) -> Reply | None:
+        """What it says after the plan's `text`; None where it says nothing."""
         if ask.options:
             chosen = self._chosen(ask.field, ask.options)
             return None if chosen is None else Reply(chosen, ended=True)
-        found = self._text(ask.field)
+        found = self._text(ask.field, text)
         if found is None:
             return None
-        text, more = found
-        body = clip.escape(" ".join(text.split()))
+        said, more = found
+        body = clip.escape(said)
         return Reply(f'{body}"{"," if more else "]"}', ended=True)
 
     def _chosen(self, field: str, options: tuple[str, ...]) -> str | None:
@@ -79,33 +78,24 @@ class Draft:
         if '",' in options:
             return '",' if self._steps else '"]'
         tools = {option.strip(' "('): option for option in options}
-        while self._steps:
-            tool, self._step = self._steps.pop(0)
-            if tool in tools:
-                return tools[tool]
-        return None
+        return next((tools[tool] for tool, _ in self._steps if tool in tools), None)
 
     def _next_item(self, options: tuple[str, ...]) -> str:
-        """Who the next item is for. One that must be there and is not says what the route or the criteria say."""
-        known = {option.strip(" :").lower(): option for option in options}
-        for item in self._items:
-            if item[0] in known:
-                self._items.remove(item)
-                self._item = item[1]
-                return known[item[0]]
-        who = options[0].strip(" :")
-        self._item = self._route.get(who, "") if who != QA else next(iter(self._texts("acceptance_criteria")), "")
-        return options[0]
+        """Who the next item is for; where the draft has none that may come now, the router's own ends the list."""
+        known = {option.strip(" :"): option for option in options}
+        return next((known[who] for who, _ in self._items if who in known), options[-1])
 
-    def _text(self, place: str) -> tuple[str, bool] | None:
+    def _text(self, place: str, written: str) -> tuple[str, bool] | None:
         """A text, and whether its list goes on."""
         match = _AT.fullmatch(place)
         assert match is not None
         field, index = match[1], int(match[2] or 0)
         if field == "route_plan":
-            return (f"({self._step})", bool(self._steps)) if self._step.strip() else None
+            said = _taken(self._steps, written.rpartition('"')[2])
+            return (f"({said})", bool(self._steps)) if said else None
         if field == "todo_list":
-            return (f" {self._item}", True) if self._item.strip() else None
+            said = self._item_of(written.rpartition(TODO)[2].removesuffix(":"))
+            return (f" {said}", True) if said else None
         if field == "handoff_plan":
             rest = re.split(re.escape(QA), " ".join(self._texts(field)), maxsplit=1, flags=re.IGNORECASE)[1:]
             said = "".join(rest).strip(" .;,")
@@ -117,16 +107,35 @@ class Draft:
         lead = " " if field == "thinking_outline" else ""
         return lead + said, index + 1 < len(texts)
 
+    def _item_of(self, who: str) -> str:
+        """What there is to do for a tool; where the draft does not say so, what its route or its criteria say."""
+        instead = next(iter(self._texts("acceptance_criteria")), "") if who == QA else self._route.get(who, "")
+        return _taken(self._items, who, upto=False) or _one_line(instead)
+
     def _texts(self, field: str) -> list[str]:
         """A field's texts, those that say something."""
         top, _, key = field.partition(".")
         found = self._metrics().get(key) if key else self._plan.get(top)
         texts = found if isinstance(found, list) else [found]
-        return [each for each in texts if isinstance(each, str) and each.strip()]
+        return [_one_line(each) for each in texts if isinstance(each, str) and each.strip()]
 
     def _metrics(self) -> dict[str, Any]:
         found = self._plan.get("metrics")
         return found if isinstance(found, dict) else {}
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _taken(texts: list[tuple[str, str]], who: str, *, upto: bool = True) -> str:
+    """The first of the texts that is for them, which is not there any longer; nor is, `upto` it, any before it."""
+    at = next((at for at, (each, _) in enumerate(texts) if each == who), None)
+    if at is None:
+        return ""
+    said = texts[at][1]
+    del texts[0 if upto else at : at + 1]
+    return said
 
 
 class DraftRun(StageRun):
@@ -142,7 +151,7 @@ class DraftRun(StageRun):
 
     def _run(self, ask: Ask, text: str) -> Reply | None:
         while True:
-            reply = self._draft.reply(ask) if self._draft else None
+            reply = self._draft.reply(ask, text) if self._draft else None
             if reply is not None:
                 return reply
             if self.calls == TRIES:

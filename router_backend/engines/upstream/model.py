@@ -23,7 +23,7 @@ from router_backend.engines.conversation import (
 from router_backend.engines.upstream import probe
 from router_backend.engines.upstream.probe import Served, asked, usage_of
 from router_backend.engines.upstream.wire import Event, Wire
-from router_backend.errors import CandidateError, InvalidRequest, UpstreamError
+from router_backend.errors import CandidateError, InvalidRequest, RouterError, UpstreamError
 from router_backend.remembered import Remembered
 from router_backend.types import Chunk, FinishReason, GenerateRequest, ModelInfo, Role, Timings, Turn, Upstream, Usage
 from router_backend.writing.grammar import allows, as_regex, problem_of
@@ -56,6 +56,7 @@ class UpstreamModel:
             self._parses = self._parses_marks()
         else:
             self._base = self._ask_usage("a") - 1
+        wire.begin()
 
     @property
     def info(self) -> ModelInfo:
@@ -173,7 +174,7 @@ class UpstreamModel:
                 pieces.append(text)
                 yield Chunk(text)
         if reason is None:
-            raise UpstreamError("the upstream closed the connection in the midst of its answer")
+            raise self._failed("the upstream closed the connection in the midst of its answer")
         said = "".join(pieces)
         decoded = usage.get("completion_tokens", 0) or len(pieces)
         self._check(said, decoded, request)
@@ -193,30 +194,29 @@ class UpstreamModel:
         """Raises UpstreamError where another model answers than was found at the start."""
         model = event.get("model")
         if model is not None and model != self._served.model:
-            raise UpstreamError(f"the upstream answers with another model: {str(model)[:80]!r}")
+            raise self._failed(f"the upstream answers with another model: {str(model)[:80]!r}")
 
     def _check(self, said: str, decoded: int, request: GenerateRequest) -> None:
         """A server that once kept grammars and limits may be another one by now. Raises UpstreamError."""
         if decoded > request.sampling.max_new_tokens:
-            raise UpstreamError(f"the upstream wrote {decoded} tokens, past the limit that it was given")
+            raise self._failed(f"the upstream wrote {decoded} tokens, past the limit that it was given")
         if request.grammar is None or self._served.way.constraint != "lark":
             return
         if not allows(request.grammar, said):
-            raise UpstreamError("the upstream wrote what the grammar does not allow: it ignores it by now")
+            raise self._failed("the upstream wrote what the grammar does not allow: it ignores it by now")
+
+    def _failed(self, message: str) -> RouterError:
+        return self._wire.failed(UpstreamError(message))
 
     # Tokens
 
     def _render(self, messages: list[Message]) -> str:
         """A conversation as the model reads it, by llama-server's way or vLLM's."""
         thoughts = {"chat_template_kwargs": {"enable_thinking": False}}
-        try:
-            found = self._wire.ask("apply-template", {"messages": messages, **thoughts})
-            if isinstance(found, dict) and isinstance(found.get("prompt"), str):
-                return str(found["prompt"])
-        except UpstreamError:
-            pass
         chat = {"model": self._served.model, "messages": messages, "add_generation_prompt": True, **thoughts}
         try:
+            if self._served.applies:
+                return str(self._wire.ask("apply-template", chat)["prompt"])
             ids = probe.ids_in(self._wire.ask("tokenize", chat))
             return str(self._wire.ask("detokenize", {"model": self._served.model, "tokens": ids})["prompt"])
         except (UpstreamError, CandidateError, KeyError, TypeError) as error:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from router_backend.engines.upstream.wire import Refused, Wire
 from router_backend.errors import CandidateError, UpstreamError
 from router_backend.types import Constraint
 
+T = TypeVar("T")
 _ODD = "qzq7"
 _SCHEMA = json.dumps(
     {"type": "object", "properties": {_ODD: {"const": 7}}, "required": [_ODD], "additionalProperties": False}
@@ -63,6 +64,7 @@ class Served:
         route: where it completes: `v1/completions`, or `v1/chat/completions` where it has only those.
         way: how it takes the strongest constraint that it keeps.
         tokenizes: whether it has `/tokenize`, and takes token ids as a prompt.
+        applies: whether it has `/apply-template`; else a template is read through its tokens.
         extras: fields beyond OpenAI's that it takes.
     """
 
@@ -72,6 +74,7 @@ class Served:
     route: str
     way: Way
     tokenizes: bool
+    applies: bool
     extras: dict[str, Any]
 
     @property
@@ -97,7 +100,16 @@ def probe(wire: Wire, named: str | None) -> Served:
     # Stages go on after token ids: without those, what they are written under is of no use.
     ways = [way for way in WAYS if tokenizes or way.constraint == "schema"]
     way = next((way for way in ways if _keeps(wire, model, route, way)), NOTHING)
-    return Served(model, context if isinstance(context, int) else None, _slots(wire), route, way, tokenizes, extras)
+    return Served(
+        model,
+        context if isinstance(context, int) else None,
+        _told(wire, "props", None, "total_slots", int),
+        route,
+        way,
+        tokenizes,
+        _told(wire, "apply-template", {"messages": [{"role": "user", "content": "x"}]}, "prompt", str) is not None,
+        extras,
+    )
 
 
 def tokens(wire: Wire, model: str, text: str, *, add_special: bool = False, special: bool = False) -> tuple[int, ...]:
@@ -200,10 +212,10 @@ def _keeps(wire: Wire, model: str, route: str, way: Way) -> bool:
         return False
 
 
-def _slots(wire: Wire) -> int | None:
-    """llama-server says it."""
+def _told(wire: Wire, path: str, body: dict[str, Any] | None, name: str, kind: type[T]) -> T | None:
+    """A value in an answer that llama-server alone gives."""
     try:
-        found = wire.ask("props").get("total_slots")
+        found = wire.ask(path, body).get(name)
     except (UpstreamError, AttributeError):
         return None
-    return found if isinstance(found, int) and found > 0 else None
+    return found if isinstance(found, kind) else None

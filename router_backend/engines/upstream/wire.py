@@ -133,9 +133,9 @@ class Wire:
         Closing the iterator closes the call.
         """
         events: SimpleQueue[Event | RouterError | None] = SimpleQueue()
-        began = False
+        began = ended = False
 
-        def put(event: Event) -> None:
+        def put(event: Event | None) -> None:
             nonlocal began
             began = True
             events.put(event)
@@ -160,11 +160,24 @@ class Wire:
                 if isinstance(event, RouterError):
                     raise event
                 if event is None:
+                    ended = True
                     return
                 yield event
             yield None
         finally:
-            future.cancel()
+            if not ended:
+                future.cancel()
+
+    def failed(self, error: RouterError) -> RouterError:
+        """Counts an answer that came and cannot be used; returns its error, to be raised."""
+        self._note(error)
+        self.failures[error.code] += 1
+        return error
+
+    def begin(self) -> None:
+        """From now on it counts: what a probe was refused is no failure."""
+        self.calls = self.retries = 0
+        self.failures.clear()
 
     def close(self) -> None:
         """Ends what runs. May be called twice."""
@@ -222,7 +235,7 @@ class Wire:
         return self._read(content)
 
     async def _streamed(
-        self, path: str, body: Mapping[str, Any], headers: Mapping[str, str], put: Callable[[Event], None]
+        self, path: str, body: Mapping[str, Any], headers: Mapping[str, str], put: Callable[[Event | None], None]
     ) -> None:
         buffer, events = bytearray(), 0
         async with self._opened(path, body, headers) as answer:
@@ -235,7 +248,8 @@ class Wire:
                     if not line.startswith(b"data:"):
                         continue
                     if line[5:].strip() == b"[DONE]":
-                        return
+                        put(None)  # what is left is read to its end, so that the connection can be used again
+                        continue
                     event = self._read(line[5:])
                     if not isinstance(event, dict) or event.get("error"):
                         raise UpstreamError(f"the upstream failed: {self._words(event)}")
