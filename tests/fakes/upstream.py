@@ -11,11 +11,19 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from starlette.testclient import TestClient
+
 from router_backend.engines.echo import EchoModel
+from router_backend.plan.rules import validate
+from router_backend.server.app import create_app
+from router_backend.service.loader import Loader
+from router_backend.service.service import GenerationService
+from router_backend.settings import load_settings
 from router_backend.types import GenerateRequest
-from tests.fakes.running import plan_words
+from tests.fakes.running import plan_words, until
 
 KEY = "upstream-key-1"
+TOOLS = ("/general-search", "/math", "/code")
 _ECHO = EchoModel()
 
 
@@ -37,7 +45,7 @@ class Faults:
         cut: the connection is closed after so many tokens.
         lies: the grammar is ignored.
         model: answers under this name.
-        endless: the limit is ignored.
+        endless: it says that it wrote past the limit.
         error: an error in the midst of the stream.
     """
 
@@ -132,6 +140,35 @@ def fake_upstream(port: int = 0, **settings: Any) -> Iterator[FakeUpstream]:  # 
         server.close()
 
 
+@contextlib.contextmanager
+def serving(*upstreams: FakeUpstream | str, ready: bool = True, **settings: object) -> Iterator[Any]:
+    """Our API in front of such servers, as candidates in that order: starlette's client."""
+    urls = [each if isinstance(each, str) else each.url for each in upstreams]
+    told = {"model_repo": ",".join(urls), "upstream_api_key": KEY, "slots": 2, "drain_timeout": 1, **settings}
+    loader = Loader(load_settings(allow_warm_start_failure=True, **told))
+    service = GenerationService(loader.settings, loader.load)
+    with TestClient(create_app(service, ui=False), "http://localhost") as client:
+        if ready:
+            until(lambda: service.health().status == "ok")
+        for each in upstreams:
+            if isinstance(each, FakeUpstream):
+                each.asked.clear()
+        yield client
+
+
+def plan(client: Any, **fields: object) -> Any:  # noqa: ANN401
+    return client.post("/v1/plan", json={"query": "Prove that it converges and check it.", **fields})
+
+
+def valid(response: Any) -> dict[str, Any]:  # noqa: ANN401
+    """A whole plan within its budget, as the client got it."""
+    assert response.status_code == 200, response.text
+    body: dict[str, Any] = response.json()
+    assert validate(body["plan"], TOOLS)[1] == []
+    assert body["report"]["budget"]["used"] <= body["report"]["budget"]["limit"]
+    return body
+
+
 def _handler(server: FakeUpstream) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -188,10 +225,11 @@ def _handler(server: FakeUpstream) -> type[BaseHTTPRequestHandler]:
             said = server.answer(body, prompt)
             ends = [said.find(stop) for stop in body.get("stop", ()) if stop in said]
             words = list(_ECHO.tokenize(said[: min(ends)] if ends else said))
-            most = len(words) if faults.endless else body["max_tokens"]
+            most = body["max_tokens"]
             reason = "length" if len(words) > most else "stop"
             self._told = {"model": faults.model or body["model"]}
-            usage = {"prompt_tokens": read, "completion_tokens": len(words[:most])}
+            wrote = most + 1 if faults.endless else len(words[:most])
+            usage = {"prompt_tokens": read, "completion_tokens": wrote}
             if not body.get("stream"):
                 text = "".join(words[:most])
                 part = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}

@@ -21,7 +21,7 @@ from router_backend.engines.conversation import (
     without_template,
 )
 from router_backend.engines.upstream import probe
-from router_backend.engines.upstream.probe import Served, asked, usage_of
+from router_backend.engines.upstream.probe import Served, asked, response_format, usage_of
 from router_backend.engines.upstream.wire import Event, Wire
 from router_backend.errors import CandidateError, InvalidRequest, RouterError, UpstreamError
 from router_backend.remembered import Remembered
@@ -132,8 +132,8 @@ class UpstreamModel:
             kept = request.grammar if lark else as_regex(request.grammar, request.owner)
         if kept is not None:
             body |= served.way.fields(kept)
-        elif request.schema is not None and served.way.constraint == "schema":
-            body |= served.way.fields(request.schema)
+        elif request.grammar is None and request.schema is not None and served.way.constraint != "none":
+            body |= response_format(request.schema)
         if served.extras:
             body |= self._apart(request.owner, slot)
         return body, prompt_tokens

@@ -193,6 +193,7 @@ class Wire:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
         await self._http.aclose()
+        await asyncio.sleep(0)  # a transport is closed in the loop's next round
 
     async def _tried(self, attempt: Callable[[], Awaitable[T]], began: Callable[[], bool]) -> T:
         """A call, sent again where that may help and nothing of its answer was passed on."""
