@@ -1,4 +1,4 @@
-"""A real vLLM on this machine's processor with the embedded checkpoint, and the tests of the upstream engine against it.
+"""A real vLLM on this machine with the embedded checkpoint, and the tests of the upstream engine against it.
 
 python -m tests.vllm             # `make vllm-test`; PLANS=8: plans at once for each budget
 python -m tests.vllm serve       # the server alone, until its input ends

@@ -9,13 +9,14 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 from starlette.testclient import TestClient
 
 from tests.fakes.llama_server import llama_server
-from tests.fakes.running import in_threads, until
+from tests.fakes.running import until
 from tests.fakes.upstream import KEY, plan, serving, valid
 
 pytestmark = pytest.mark.real
@@ -65,8 +66,13 @@ def test_it_is_found_out_and_shown(client: TestClient) -> None:
 
 @pytest.mark.parametrize("budget", [230, 600])
 def test_whole_plans(client: TestClient, budget: int) -> None:
-    for body in in_threads(PLANS, lambda index: plan(client, max_new_tokens=budget, seed=index)):
-        assert not valid(body)["report"]["budget"]["drafted"]
+    def ask(index: int) -> httpx.Response:
+        answer: httpx.Response = plan(client, max_new_tokens=budget, seed=index)
+        return answer
+
+    with ThreadPoolExecutor(PLANS) as pool:  # all at once
+        for body in pool.map(ask, range(PLANS)):
+            assert not valid(body)["report"]["budget"]["drafted"]
 
 
 def test_json_for_a_clients_schema_and_calls(client: TestClient) -> None:
