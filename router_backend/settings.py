@@ -114,7 +114,9 @@ class Settings(BaseSettings):
     )
 
     upstream_api_key: SecretStr | None = Field(
-        None, description="The key that servers named by a URL in `MODEL_REPO` want. It is never logged."
+        None,
+        description="The key that servers named by a URL in `MODEL_REPO` want. It is never logged.",
+        examples=["change-me-four"],
     )
     upstream_timeout: float = Field(
         60, gt=0, allow_inf_nan=False, description="Seconds that such a server may say nothing in the midst of a call."
