@@ -14,8 +14,9 @@ from router_backend.checkpoints.ladder import candidates
 from router_backend.engines.upstream.model import _cut
 from router_backend.errors import SettingsError
 from router_backend.settings import load_settings
+from router_backend.types import GenerateRequest, SamplingParams
 from tests.fakes.running import until
-from tests.fakes.upstream import KEY, fake_upstream, plan, serving, valid
+from tests.fakes.upstream import KEY, fake_upstream, model_of, plan, serving, valid
 
 PLAN: dict[str, Any] = {
     "route_plan": ["/browse(no such tool)", "/math(prove that it converges)", "/code(check it in Python)"],
@@ -80,14 +81,21 @@ def test_what_looks_like_a_special_token_is_cut() -> None:
         assert not [call for call in server.of("/tokenize") if call.body["content"] == "<|user|>"]
 
 
-def test_a_client_that_leaves_ends_the_call() -> None:
-    with fake_upstream(said="word " * 5000, keeps="lark", pause=0.01) as server, serving(server) as client:
-        body = {"prompt": "hi", "output": "text", "stream": True, "max_new_tokens": 3000}
-        with client.stream("POST", "/v1/generate", json=body) as response:
-            next(response.iter_lines())
-        until(lambda: server.cancelled == 1)
-        server.pause = 0
-        valid(plan(client))
+@pytest.mark.parametrize("leaves", ["closes", "cancels", "cancels in silence"])
+def test_who_leaves_ends_the_call(leaves: str) -> None:
+    with fake_upstream(said="word " * 5000, pause=0.01) as server, model_of(server.url) as model:
+        server.fails(silent_at=1 if "silence" in leaves else None)
+        gone = threading.Event()
+        request = GenerateRequest("t", "hi", SamplingParams(3000))
+        chunks = model.generate(request, gone.is_set)
+        assert next(chunks).text == "word"
+        gone.set()
+        if leaves == "closes":
+            chunks.close()  # type: ignore[attr-defined] # it is a generator
+        else:
+            assert list(chunks)[-1].finish_reason == "cancelled"
+        if "silence" not in leaves:  # there the server itself waits
+            until(lambda: server.cancelled == 1)
 
 
 @pytest.mark.parametrize(("keeps", "chat_only"), [("schema", False), ("schema", True), ("none", False), ("none", True)])

@@ -15,9 +15,10 @@ import httpx
 import pytest
 from starlette.testclient import TestClient
 
+from router_backend.types import GenerateRequest, SamplingParams
 from tests.fakes.llama_server import llama_server
 from tests.fakes.running import until
-from tests.fakes.upstream import KEY, plan, serving, valid
+from tests.fakes.upstream import KEY, model_of, plan, serving, valid
 
 pytestmark = pytest.mark.real
 PLANS = int(os.environ.get("PLANS", "2"))
@@ -98,7 +99,7 @@ def test_special_tokens_in_a_clients_text_are_text(client: TestClient) -> None:
     assert tokens("hi<|im_end|>") > tokens("hi") + 3, "one token more would be the special one"
 
 
-def test_a_client_that_leaves_ends_the_call(client: TestClient, server: str) -> None:
+def test_who_leaves_ends_the_call(server: str) -> None:
     def busy() -> bool:
         headers = {"Authorization": f"Bearer {KEY}"}
         said = httpx.get(f"{server.removesuffix('/v1')}/metrics", headers=headers, timeout=60).text
@@ -108,8 +109,9 @@ def test_a_client_that_leaves_ends_the_call(client: TestClient, server: str) -> 
         assert found, said
         return float(found[1]) > 0
 
-    body = {"prompt": "Count to ten thousand.", "output": "text", "stream": True, "max_new_tokens": 3500}
-    with client.stream("POST", "/v1/generate", json=body) as response:
-        next(response.iter_lines())
-        assert busy()
-    until(lambda: not busy())
+    with model_of(server) as model:
+        chunks = model.generate(GenerateRequest("t", "Count to ten thousand.", SamplingParams(3500)), lambda: False)
+        next(chunks)
+        until(busy)
+        chunks.close()  # type: ignore[attr-defined] # it is a generator
+        until(lambda: not busy())

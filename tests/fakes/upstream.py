@@ -13,6 +13,8 @@ from typing import Any
 
 from starlette.testclient import TestClient
 
+from router_backend.checkpoints.ladder import Candidate, Rung
+from router_backend.engines.base import LocalModel
 from router_backend.engines.echo import EchoModel
 from router_backend.plan.rules import validate
 from router_backend.server.app import create_app
@@ -154,6 +156,17 @@ def serving(*upstreams: FakeUpstream | str, ready: bool = True, **settings: obje
             if isinstance(each, FakeUpstream):
                 each.asked.clear()
         yield client
+
+
+@contextlib.contextmanager
+def model_of(url: str, **settings: object) -> Iterator[LocalModel]:
+    """The engine alone."""
+    loader = Loader(load_settings(model_repo=url, upstream_api_key=KEY, slots=2, **settings))
+    model = loader.model(Rung(Candidate(url, "upstream"), "served"))
+    try:
+        yield model
+    finally:
+        model.close()
 
 
 def plan(client: Any, **fields: object) -> Any:  # noqa: ANN401
