@@ -28,7 +28,7 @@ _STARTED = (
     *("--host", "127.0.0.1", "--served-model-name", "router", "--api-key", KEY, "--enforce-eager"),
     *("--max-model-len", "4096", "--max-num-seqs", "8", "--structured-outputs-config.backend", "guidance"),
     # A plan's stages share a prefix that grows by a few tokens: small blocks keep most of it.
-    *("--enable-prefix-caching", "--block-size", "16", "--enable-prompt-tokens-details"),
+    *("--enable-prefix-caching", "--block-size", "32", "--enable-prompt-tokens-details"),
 )
 
 
