@@ -144,7 +144,17 @@ def test_no_plan_is_a_502(said: str) -> None:
 
 
 def test_a_draft_of_odd_values_is_valid_or_an_error() -> None:
-    odd = (None, 7, "", [], [None, 3, " "], ["x" * 4000], "y " * 3000, ['"\\', "\n\t\x00"], {"primary": 3})
+    odd: tuple[Any, ...] = (
+        None,
+        7,
+        "",
+        [],
+        [None, 3, " "],
+        ["x" * 4000],
+        "y " * 3000,
+        ['"\\', "\n\t\x00"],
+        {"primary": 3},
+    )
     valid_ones = 0
     with fake_upstream(keeps="none") as server, serving(server) as client:
         for key, value in itertools.product(PLAN, odd):
