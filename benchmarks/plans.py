@@ -4,6 +4,7 @@ Same weights, sampling and machine; each mode answers the same prompts, `--slots
 table at the end has the shares. The modes take turns, so that a noisy machine harms them alike.
 
     python benchmarks/plans.py DATA.jsonl --model embedded --modes plan:600,text:600,schema:600 --rows 64
+    UPSTREAM_API_KEY=… python benchmarks/plans.py DATA.jsonl --model http://127.0.0.1:8000/v1
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 from router_backend.checkpoints import ladder
+from router_backend.engines.base import LocalModel
 from router_backend.engines.llamacpp import LlamaCppModel
 from router_backend.errors import PlanError
 from router_backend.jsonl import read_values
@@ -30,8 +32,10 @@ from router_backend.settings import load_settings
 from router_backend.types import Chunk, GenerateRequest, SamplingParams
 
 
-def schema_mode(model: LlamaCppModel, request: GenerateRequest, slot: int) -> Iterator[Chunk]:
-    """llama.cpp's own structured output: the plan's JSON schema, and the limit cuts where it cuts."""
+def schema_mode(model: LocalModel, request: GenerateRequest, slot: int) -> Iterator[Chunk]:
+    """The engine's own structured output: the plan's JSON schema, and the limit cuts where it cuts."""
+    if not isinstance(model, LlamaCppModel):
+        return model.generate(replace(request, schema=json.dumps(Plan.model_json_schema())), lambda: False, slot)
     call = {
         "prompt": list(model.prompt_ids(request.prompt)),
         "n_predict": request.sampling.max_new_tokens,
@@ -60,8 +64,8 @@ def main() -> None:
     options = parser.parse_args()
 
     settings = load_settings(model_repo=options.model, slots=options.slots)
-    model = Loader(settings).model(ladder.Rung(ladder.candidates(settings)[0], "gguf"))
-    assert isinstance(model, LlamaCppModel)
+    loader = Loader(settings)
+    model = loader.model(loader.rungs(ladder.candidates(settings)[0])[0])
     writer = PlanWriter(model, settings.tools)
     prompts = [row["prompt"] for _, row in read_values(options.data)]
     chosen = [prompts[index * len(prompts) // options.rows] for index in range(options.rows)]

@@ -19,7 +19,9 @@
     │   └── QuotaExceeded            429  the caller's GPU seconds are used up; retry later
     ├── EngineError                  500  the engine failed during this request
     │   ├── OutOfMemory              503  there was no memory for it; retry later
-    │   └── EngineLost               503  the engine died or hung and is started again; retry later
+    │   ├── EngineLost               503  the engine died or hung and is started again; retry later
+    │   ├── UpstreamError            502  the server upstream answered nonsense, or broke off
+    │   └── UpstreamDown             503  it cannot be reached or says nothing; retry later
     ├── PlanError                    502  the checkpoint's answer is no plan, even after the retry
     ├── AnswerError                  502  it does not keep the client's schema, even after the retry
     ├── GpuAborted                   502  the GPU was taken away, or its process died
@@ -165,6 +167,16 @@ class OutOfMemory(EngineError):
 class EngineLost(EngineError):
     status = 503
     code = "engine_lost"
+
+
+class UpstreamError(EngineError):
+    status = 502
+    code = "upstream_failed"
+
+
+class UpstreamDown(EngineError):
+    status = 503
+    code = "upstream_down"
 
 
 class PlanError(RouterError):

@@ -84,7 +84,8 @@ class Settings(BaseSettings):
     model_repo: OptionalStr = Field(
         None,
         description="The checkpoint: a hub repo (`owner/name`, `owner/name@commit`), a folder, a `.gguf` file, "
-        "`repo:file.gguf`, or `embedded`. Without `MODEL_FALLBACKS` it is the only candidate. "
+        "`repo:file.gguf`, `embedded`, or the URL of a server that decodes (`http://host:8000/v1`, `…/v1#model`; "
+        "several with commas). Without `MODEL_FALLBACKS` it is the only candidate. "
         "Older name: `DEFAULT_ROUTER_MODEL`.",
         validation_alias=AliasChoices("model_repo", "default_router_model"),
         examples=["embedded"],
@@ -110,6 +111,20 @@ class Settings(BaseSettings):
         None,
         description="`echo` repeats the prompt without weights, for tests and demos. It is never chosen by itself.",
         examples=["echo"],
+    )
+
+    upstream_api_key: SecretStr | None = Field(
+        None,
+        description="The key that servers named by a URL in `MODEL_REPO` want. It is never logged.",
+        examples=["change-me-four"],
+    )
+    upstream_timeout: float = Field(
+        60, gt=0, allow_inf_nan=False, description="Seconds that such a server may say nothing in the midst of a call."
+    )
+    upstream_budget_line: bool = Field(
+        False,
+        description="The checkpoint of such a server was trained to read its budget in the prompt, as the embedded one "
+        "was. A server does not say so.",
     )
 
     max_new_tokens: int = Field(
@@ -370,7 +385,7 @@ class Settings(BaseSettings):
         return dict(_pairs(self.router_api_keys))
 
 
-_SECRET = {"hf_token", "space_hf_token", "router_api_keys", "admin_key"}
+_SECRET = {"upstream_api_key", "hf_token", "space_hf_token", "router_api_keys", "admin_key"}
 
 
 def load_settings(**overrides: object) -> Settings:
@@ -409,16 +424,23 @@ def _explain(error: dict[str, Any]) -> str:
     return f"{name.upper()}={value} is wrong: {reason}"
 
 
+def is_url(name: str) -> bool:
+    """Whether a candidate's name is the URL of a server that decodes, not of a hub."""
+    return name.startswith(("http://", "https://"))
+
+
 def looks_like_path(name: str) -> bool:
     """Whether a candidate's name can only mean a place on this machine."""
     return name.startswith(("/", "./", "../", "~")) or (
-        name.endswith(".gguf") and ":" not in name and name.count("/") != 1
+        name.endswith(".gguf") and not is_url(name) and ":" not in name and name.count("/") != 1
     )
 
 
 def check_name(variable: str, name: str) -> None:
     """Raises SettingsError, with what to write, for a candidate's name that is meant well and names nothing."""
     _check_path(variable, name)
+    if is_url(name) and "@" in name.split("/")[2]:
+        raise SettingsError(f"{variable} is wrong: a URL there must hold no password. Set UPSTREAM_API_KEY instead")
     if found := _HUB_URL.fullmatch(name):
         meant = f"{found['repo']}{'@' + found['revision'] if found['revision'] else ''}"
     elif "/" not in name and SequenceMatcher(None, name.lower(), "embedded").ratio() > 0.9 and name != "embedded":

@@ -189,6 +189,7 @@ class Budget:
         fields: tokens given to and used by each field's free text.
         calls: calls of the engine, one for each stage.
         retries: stages that were asked again because nothing usable came.
+        drafted: whether the plan comes from one unconstrained call, whose texts were put into form here.
     """
 
     limit: int
@@ -197,6 +198,7 @@ class Budget:
     fields: dict[str, FieldBudget] = field(default_factory=dict)
     calls: int = 0
     retries: int = 0
+    drafted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +228,33 @@ class Chunk:
     call: str | None = None
 
 
+Constraint = Literal["lark", "regex", "schema", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """A server elsewhere that decodes: what it was found to do when it was asked, and how it fares since.
+
+    Attributes:
+        url: of its API.
+        constraint: what it keeps: llguidance's Lark grammars, regular expressions, a JSON Schema, or nothing.
+        sent_as: the field of a body in which it takes that; None where it keeps nothing.
+        counts: where tokens are counted: its `/tokenize`, or the `usage` of an answer of one token.
+        calls: sent, and `retries` of them sent again before their first token.
+        failures: calls that were given up, by their error's code.
+        down: whether it is left alone for a while, after failures one after the other.
+    """
+
+    url: str
+    constraint: Constraint
+    sent_as: str | None
+    counts: Literal["tokenize", "usage"]
+    calls: int = 0
+    retries: int = 0
+    failures: dict[str, int] = field(default_factory=dict)
+    down: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
     """What was loaded.
@@ -236,6 +265,7 @@ class ModelInfo:
         budget_line: it was trained to read its budget in the prompt (`plan.prompt.with_budget`).
         keeps_grammars: its engine writes what a grammar allows and nothing else.
         warnings: what of the checkpoint does not work, and what is done instead; what holds the engine up.
+        upstream: the server that decodes, where that is another.
     """
 
     model: str
@@ -246,6 +276,7 @@ class ModelInfo:
     budget_line: bool = False
     keeps_grammars: bool = True
     warnings: tuple[str, ...] = ()
+    upstream: Upstream | None = None
 
     def check_room(self, prompt_tokens: int, budget: int) -> None:
         """Raises ContextOverflow where prompt and budget do not fit in the context together."""

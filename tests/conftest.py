@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from router_backend.checkpoints.embedded import base, checkpoint
+from router_backend.checkpoints.embedded import checkpoint
 from router_backend.checkpoints.ladder import Candidate, Rung
 from router_backend.engines.llamacpp import LlamaCppModel, load
 from router_backend.settings import Settings, load_settings
@@ -56,14 +56,8 @@ def embedded() -> Iterator[LlamaCppModel]:
 @pytest.fixture(scope="session")
 def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A merged checkpoint as people bring them, a folder of safetensors, of the embedded model's base."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from tests.fakes.gguf_base import as_folder  # it needs transformers
 
-    gguf, folder = base(), tmp_path_factory.mktemp("small") / "checkpoint"
-    plain = GgufConfig(dequantize=True)
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, quantization_config=plain, dtype=torch.bfloat16
-    )
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+    folder = tmp_path_factory.mktemp("small") / "checkpoint"
+    as_folder(folder)
     return folder

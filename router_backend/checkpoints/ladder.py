@@ -12,9 +12,9 @@ from router_backend.checkpoints.description import Checkpoint
 from router_backend.checkpoints.footprint import Device, Footprint, cpu_dtype, estimate, shortfall
 from router_backend.checkpoints.machine import Machine
 from router_backend.errors import CandidateError, LoadError
-from router_backend.settings import DEFAULT_FALLBACKS, STRATEGIES, Settings, split_list
+from router_backend.settings import DEFAULT_FALLBACKS, STRATEGIES, Settings, is_url, split_list
 
-Kind = Literal["hub", "folder", "gguf", "hub-gguf", "embedded", "echo"]
+Kind = Literal["hub", "folder", "gguf", "hub-gguf", "embedded", "echo", "upstream"]
 Outcome = Literal["loaded", "failed", "skipped"]
 T = TypeVar("T")
 
@@ -25,7 +25,7 @@ class Candidate:
 
     Attributes:
         name: as the operator wrote it, owner added: a path, or `owner/repo`, `owner/repo/folder@revision`,
-            `owner/repo@revision:file.gguf`.
+            `owner/repo@revision:file.gguf`, or the URL of a server, with `#model` where that is named.
         kind: where it is and in which form.
         last_resort: whether nobody asked for it by name.
     """
@@ -36,7 +36,8 @@ class Candidate:
 
     @property
     def engine(self) -> str:
-        return {"hub": "transformers", "folder": "transformers", "echo": "echo"}.get(self.kind, "llamacpp")
+        named = {"hub": "transformers", "folder": "transformers", "echo": "echo", "upstream": "upstream"}
+        return named.get(self.kind, "llamacpp")
 
     @property
     def repo(self) -> str:
@@ -111,9 +112,11 @@ class NothingLoads(LoadError):
 
 
 def parse_candidate(name: str, owner: str) -> Candidate:
-    """Tells a hub repo, a local folder, a `.gguf` file, `repo:file.gguf` and `embedded` apart."""
+    """Tells a hub repo, a local folder, a `.gguf` file, `repo:file.gguf`, a URL and `embedded` apart."""
     if name == "embedded":
         return Candidate(name, "embedded")
+    if is_url(name):
+        return Candidate(name, "upstream")
     path = Path(name).expanduser()
     if path.is_file() and path.suffix == ".gguf":
         return Candidate(str(path), "gguf")
@@ -127,7 +130,9 @@ def candidates(settings: Settings) -> tuple[Candidate, ...]:
     """The checkpoints to consider, in order of preference, each once."""
     if settings.engine == "echo":
         return (Candidate("echo", "echo"),)
-    named = (*filter(None, [settings.model_repo]), *split_list(settings.model_fallbacks or ""))
+    repo = settings.model_repo or ""
+    first = split_list(repo) if is_url(repo) else filter(None, [repo])
+    named = (*first, *split_list(settings.model_fallbacks or ""))
     names = named or split_list(DEFAULT_FALLBACKS)
     found = tuple(dict.fromkeys(parse_candidate(name, settings.model_owner) for name in names))
     last = not named if settings.embedded_fallback is None else settings.embedded_fallback
@@ -161,7 +166,9 @@ def rungs(
     Raises:
         CandidateError: what `describe` raises.
     """
-    own = {"llamacpp": ("gguf",), "echo": ("native",)}.get(candidate.engine, strategies(settings))
+    own = {"llamacpp": ("gguf",), "echo": ("native",), "upstream": ("served",)}.get(
+        candidate.engine, strategies(settings)
+    )
     if reason := missing(candidate.engine, None):
         if candidate.kind == "folder":
             describe(candidate)  # what is wrong with it is told first: no engine would help

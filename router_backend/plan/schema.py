@@ -66,6 +66,18 @@ KEYS = tuple(Plan.model_fields)
 OPTIONAL_METRICS = tuple(key for key in Metrics.model_fields if key not in ("primary", "secondary"))
 
 
+def as_schema() -> str:
+    """The plan as JSON Schema, as JSON text: what servers keep that keep no more than that. The rules are not in it."""
+    text, texts = {"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}
+
+    def all_of(fields: dict[str, Any]) -> dict[str, Any]:
+        return {"type": "object", "properties": fields, "required": [*fields], "additionalProperties": False}
+
+    single = {"route_rationale": text, "handoff_plan": text, "difficulty": {"type": "string", "enum": [*DIFFICULTIES]}}
+    metrics = all_of({"primary": texts, "secondary": texts})
+    return json.dumps(all_of({key: single.get(key, texts) for key in KEYS} | {"metrics": metrics}))
+
+
 def to_text(plan: dict[str, Any]) -> str:
     """The reference form: Python's default separators, all of Unicode as it is."""
     return json.dumps(plan, ensure_ascii=False)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from router_backend.errors import PlanError
 from router_backend.plan.budget import Costs
+from router_backend.plan.draft import DraftRun
 from router_backend.plan.prompt import with_budget
 from router_backend.plan.rules import validate
 from router_backend.plan.script import PlanScript
@@ -49,6 +50,9 @@ class PlanWriter(Writer[PlanScript]):
             return request
         return replace(request, prompt=with_budget(request.prompt, request.sampling.max_new_tokens))
 
+    def _runs(self, request: GenerateRequest) -> type[StageRun]:
+        return StageRun if self._model.info.keeps_grammars else DraftRun
+
     def _check(self, script: PlanScript, request: GenerateRequest) -> None:
         try:
             _, findings = validate(json.loads(script.text), self._tools)
@@ -59,4 +63,12 @@ class PlanWriter(Writer[PlanScript]):
 
     def _done(self, script: PlanScript, used: int, run: StageRun) -> Budget:
         self._model.remember(script.text, run.owner)
-        return Budget(script.limit, used, tuple(script.clipped), script.fields, run.calls, run.calls_again)
+        return Budget(
+            script.limit,
+            used,
+            tuple(script.clipped),
+            script.fields,
+            run.calls,
+            run.calls_again,
+            isinstance(run, DraftRun),
+        )

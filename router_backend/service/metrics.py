@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from router_backend import __version__
 from router_backend.errors import RouterError
 from router_backend.service.health import Health
-from router_backend.types import Chunk, ModelInfo
+from router_backend.types import Chunk, ModelInfo, Upstream
 
 SECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320)
 TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
@@ -186,6 +186,8 @@ class _Gauges(Collector):
         yield state
         labels = {"version": __version__, "strategy": now.strategy, "engine": now.engine or "", "model_name": model[0]}
         yield InfoMetricFamily("router_build", "What runs.", value=labels)
+        if now.info and now.info.upstream:
+            yield from _upstream(now.info.upstream)
 
 
 def labelled(registry: Collector, **labels: str) -> bytes:
@@ -216,3 +218,20 @@ class _Families(Collector):
 
     def collect(self) -> Iterator[Metric]:
         yield from self._families
+
+
+def _upstream(now: Upstream) -> Iterator[Metric]:
+    """The figures of a server upstream. They begin anew when another is taken, as counters may."""
+    calls = CounterMetricFamily("router_upstream_calls", "Calls of the server upstream.", labels=["upstream"])
+    calls.add_metric([now.url], now.calls)
+    yield calls
+    again = CounterMetricFamily("router_upstream_retries", "Calls that were sent again.", labels=["upstream"])
+    again.add_metric([now.url], now.retries)
+    yield again
+    failed = CounterMetricFamily("router_upstream_failures", "Calls given up.", labels=["upstream", "code"])
+    for code, times in now.failures.items():
+        failed.add_metric([now.url, code], times)
+    yield failed
+    down = GaugeMetricFamily("router_upstream_down", "1 while it is left alone.", labels=["upstream"])
+    down.add_metric([now.url], now.down)
+    yield down

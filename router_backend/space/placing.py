@@ -116,5 +116,5 @@ def place(loader: Loader, report: Report) -> Loaded[Engine]:
 
 
 def _needs_no_gpu(model: LocalModel, rung: Rung, settings: Settings) -> bool:
-    """What runs on the processor costs nobody's quota."""
-    return model.info.engine == "llamacpp" or rung.strategy == "cpu" or settings.model_device == "cpu"
+    """What runs on the processor, or elsewhere, costs nobody's quota."""
+    return model.info.engine in ("llamacpp", "upstream") or rung.strategy == "cpu" or settings.model_device == "cpu"

@@ -10,11 +10,18 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from functools import lru_cache
+
+from llguidance import LLMatcher, LLTokenizer
 
 # No control characters, no surrogates (UTF-8 cannot hold them); the only escapes are those of json.dumps. No ellipsis:
 # it marks a clipped text, and a checkpoint would copy it from one text of its answer into the next.
 CHARACTER = r'([^"\\…\x00-\x1f\x7f-\x9f]|\\["\\])'
 END = r'END: /"([,\]}]|\],|\]}|\]}}|}}|\]},)?/'
+
+
+# What our grammars are written with: /regex/, "text", NAME, marks, and what is intersected.
+_PIECE = re.compile(r'\s*(?:/((?:[^/\\]|\\.)+)/|"((?:[^"\\]|\\.)*)"|([A-Za-z_]+)|([()|?*+])|(& ~)|(\S))')
 
 
 def choice(options: Sequence[str]) -> str:
@@ -30,3 +37,45 @@ def literals(options: Sequence[str]) -> str:
 def escaped(word: str) -> str:
     """A regular expression for a text."""
     return re.sub(r"([/.?*+|(){}\[\]^$&~#\"\\-])", r"\\\1", word)
+
+
+@lru_cache(maxsize=512)
+def problem_of(grammar: str, owner: str = "") -> str | None:
+    """Why a grammar does not compile, in the compiler's words. The last few are remembered, for each owner apart."""
+    problem = LLMatcher.validate_grammar(grammar)
+    return problem.splitlines()[0] if problem and not problem.startswith("WARNING") else None
+
+
+def allows(grammar: str, text: str) -> bool:
+    """Whether a grammar allows a text, or one that begins so."""
+    matcher = LLMatcher(_bytes(), grammar, log_level=0)
+    said = list(text.encode())
+    return matcher.try_consume_tokens(said) == len(said)
+
+
+@lru_cache(maxsize=512)
+def as_regex(grammar: str, owner: str = "") -> str | None:
+    """A regular expression for a grammar, without what it takes away (`& ~`); None where there is none."""
+    rules = dict(line.split(": ", 1) for line in grammar.splitlines() if line)
+
+    def read(rule: str) -> str:
+        said, skipped = "", False
+        for regex, literal, name, mark, without, other in _PIECE.findall(rule):
+            if other:
+                raise ValueError(other)
+            piece = (
+                f"({regex})" if regex else read(rules[name]) if name else mark or re.escape(json.loads(f'"{literal}"'))
+            )
+            said, skipped = said + ("" if skipped or without else piece), bool(without)
+        return f"({said})"
+
+    try:
+        return read(rules["start"])
+    except (ValueError, KeyError):
+        return None
+
+
+@lru_cache(maxsize=1)
+def _bytes() -> LLTokenizer:
+    """A tokenizer of single bytes."""
+    return LLTokenizer("byte")

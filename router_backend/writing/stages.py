@@ -30,6 +30,7 @@ class Ask:
     Attributes:
         attempt: 0, or 1 where nothing usable came.
         free_after: characters after which running in circles ends it; None where its grammar ends it by itself.
+        options: what it is one of, where it is a choice.
     """
 
     field: str
@@ -39,6 +40,7 @@ class Ask:
     attempt: int = 0
     said: str = ""
     free_after: int | None = None
+    options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +105,8 @@ class Script(ABC):
         ends = (stop or last,) if stop or last else ()
         offered = [option + stop for option in options]
         for attempt in range(TRIES):
-            reply = yield Ask(field, tokens_of(offered), grammar.choice(offered), ends, attempt, said)
+            rules = grammar.choice(offered)
+            reply = yield Ask(field, tokens_of(offered), rules, ends, attempt, said, options=tuple(offered))
             for option in options:
                 if reply.text in (option, option + stop, option.removesuffix(last)):
                     return option

@@ -60,7 +60,7 @@ class Writer(ABC, Generic[S]):
         limit = request.sampling.max_new_tokens
         prompt_tokens = self.admit(request)
         script = self._script(request)
-        run = StageRun(self._model, self._told(request), prompt_tokens, cancelled, slot)
+        run = self._runs(request)(self._model, self._told(request), prompt_tokens, cancelled, slot)
         yield from run.chunks(script)
         if run.cancelled:
             yield Chunk(finish_reason="cancelled", timings=run.timings)
@@ -85,6 +85,10 @@ class Writer(ABC, Generic[S]):
     @abstractmethod
     def _check(self, script: S, request: GenerateRequest) -> None:
         """Nothing leaves that was not parsed and checked. Raises the script's `failure`."""
+
+    def _runs(self, request: GenerateRequest) -> type[StageRun]:
+        """What runs its script."""
+        return StageRun
 
     def _told(self, request: GenerateRequest) -> GenerateRequest:
         """The request as the model reads it."""

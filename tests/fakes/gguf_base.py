@@ -1,4 +1,4 @@
-"""A GGUF out of a small checkpoint folder, as llama.cpp's own converter lays it out, for merges into a GGUF."""
+"""A GGUF out of a small checkpoint folder, as llama.cpp's own converter lays it out, and a folder out of a GGUF."""
 
 from __future__ import annotations
 
@@ -10,9 +10,21 @@ import gguf
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter, TokenType
 from gguf.quants import quantize
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+from router_backend.checkpoints.embedded import base
 
 ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3_text": "gemma3"}
+
+
+def as_folder(folder: Path) -> None:
+    """Writes the embedded model's base as people bring checkpoints: safetensors and a tokenizer."""
+    packed, plain = base(), GgufConfig(dequantize=True)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        packed.parent, gguf_file=packed.name, quantization_config=plain, dtype="bfloat16"
+    )
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(packed.parent, gguf_file=packed.name).save_pretrained(folder)
 
 
 def write(folder: Path, path: Path, kind: str = "F32", *, tokenizer: bool = True) -> Path:

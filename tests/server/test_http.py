@@ -365,7 +365,7 @@ def test_closing_a_stream_closes_what_makes_it() -> None:
 PROBE = ["state", "phase", "detail", "elapsed_seconds"]
 HEALTH = [
     *("status", "model", "strategy", "engine", "reason", "stand_in", "attempts"),
-    *("context_length", "smallest_budget", "queue", "gpu", "warnings", "version"),
+    *("context_length", "smallest_budget", "queue", "gpu", "upstream", "warnings", "version"),
 ]
 
 
@@ -409,6 +409,7 @@ def test_health_ok(echo: App) -> None:
         "smallest_budget": echo.engine.smallest_budget(),
         "queue": {"running": 0, "waiting": 0, "slots": 4},
         "gpu": None,
+        "upstream": None,
         "warnings": [],
         "version": __version__,
     }

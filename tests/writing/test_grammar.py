@@ -1,3 +1,4 @@
+import re
 from collections.abc import Sequence
 from functools import cache
 
@@ -9,7 +10,7 @@ from llguidance import LLMatcher, LLTokenizer
 from router_backend.plan import grammar
 from router_backend.plan.schema import DIFFICULTIES
 from router_backend.writing.clip import ELLIPSIS, clean, escape, split_at_quote
-from router_backend.writing.grammar import choice
+from router_backend.writing.grammar import allows, as_regex, choice, problem_of
 
 TOOLS = ("/general-search", "/math", "/code")
 ENDS = ('"', '",', '"]', '"}', '"],', '"]}', '"]}}', '"}}', '"]},')
@@ -313,3 +314,42 @@ def test_whatever_is_in_the_language_can_be_read(said: str) -> None:
         assert split_at_quote(f'{said}"') == (said, "")
         assert clean(said)
         assert escape(clean(said)) == said.strip()
+
+
+RULES = (
+    grammar.text(),
+    grammar.text(leads=("(",), call=True),
+    grammar.text(leads=(" ", ". "), optional=True),
+    grammar.text(leads=(" ",), banned=("/math",), least=12),
+    grammar.rest(),
+    grammar.tag(("taken",)),
+    choice(["/math(", "/code("]),
+    choice([' "a\\b"', "?*+"]),
+)
+SAID = (
+    *('say it", ', 'say it"', '"', '(x)"', ' a lead",', '. of two"]', '/math("', "/math(", "/code(", ' "a\\b"', "?*+"),
+    *('kebab-case"', 'taken"', 'Kebab"', 'an escape \\" inside"', 'half \\"', "…", 'nine char"', ' at least twelve"'),
+)
+
+
+@pytest.mark.parametrize("rules", RULES)
+def test_a_regular_expression_says_the_same_but_for_what_is_taken_away(rules: str) -> None:
+    regex = as_regex(rules)
+    assert regex is not None and problem_of(rules) is None
+    both = 0
+    for said in SAID:
+        machine = LLMatcher(tokenizer(), rules)
+        whole = machine.try_consume_tokens(list(said.encode())) == len(said.encode()) and machine.is_accepting()
+        matched = re.fullmatch(regex, said) is not None
+        assert matched or not whole, said
+        if matched and not whole:
+            assert said == 'taken"', "forbidden, which an expression cannot say"
+        both += whole
+        assert allows(rules, said) or not whole
+    assert both, "one of them at least is allowed"
+
+
+def test_what_has_no_regular_expression_has_none() -> None:
+    assert as_regex('start: number\nnumber: %json {"type": "integer"}\n') is None
+    assert as_regex("start: NOWHERE\n") is None
+    assert problem_of("start: NOWHERE\n") and not allows(choice(["a"]), "b")

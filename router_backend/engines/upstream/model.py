@@ -1,0 +1,297 @@
+"""UpstreamModel: a checkpoint that another server decodes, as a `LocalModel` that our stages run against."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from itertools import chain
+from typing import Any
+
+from router_backend.engines.conversation import (
+    Message,
+    around,
+    refused,
+    through_template,
+    without_template,
+)
+from router_backend.engines.upstream import probe
+from router_backend.engines.upstream.probe import Served, asked, response_format, usage_of
+from router_backend.engines.upstream.wire import Event, Wire
+from router_backend.errors import CandidateError, InvalidRequest, RouterError, UpstreamError
+from router_backend.remembered import Remembered
+from router_backend.types import Chunk, FinishReason, GenerateRequest, ModelInfo, Role, Timings, Turn, Upstream, Usage
+from router_backend.writing.grammar import allows, as_regex, problem_of
+
+_REASONS: dict[str, FinishReason] = {"stop": "stop", "eos": "stop", "length": "length"}
+# What a tokenizer may know as a special token. Where a server has no other way, it is cut in two to be text.
+_MARK = re.compile(r"<[^<>\s]{1,80}>|\[/?[A-Za-z_]{1,40}\]")
+_USUAL_MARKS = ("<|endoftext|>", "<|im_end|>", "</s>", "<eos>", "[INST]")
+
+
+class UpstreamModel:
+    """See the module. Thread-safe."""
+
+    def __init__(self, wire: Wire, served: Served, info: ModelInfo, prompt_format: str) -> None:
+        """
+        Raises:
+            CandidateError: a wanted chat template is missing or does not work, or the tokenizer cannot be asked.
+            RouterError: the server cannot be asked.
+        """
+        self._wire, self._served, self._info = wire, served, info
+        self._salt = secrets.token_bytes(32)
+        self._owners: dict[int, str] = {}  # whose text the prefix cache of each slot holds
+        self._remembered = Remembered.of_texts(self._ask_tokens if served.tokenizes else self._ask_count)
+        self._pieces = lru_cache(maxsize=64)(self._read_pieces)
+        self._parses, self._chat = False, False
+        if served.tokenizes:
+            template = "its own" if self._has_template() else None
+            self._chat, warnings = through_template(prompt_format, template, self._render)
+            self._info = replace(self._info, warnings=(*info.warnings, *warnings))
+            self._parses = self._parses_marks()
+        else:
+            self._base = self._ask_usage("a") - 1
+        wire.begin()
+
+    @property
+    def info(self) -> ModelInfo:
+        wire, served = self._wire, self._served
+        return replace(
+            self._info,
+            upstream=Upstream(
+                wire.url,
+                served.way.constraint,
+                served.way.field or None,
+                "tokenize" if served.tokenizes else "usage",
+                wire.calls,
+                wire.retries,
+                dict(wire.failures),
+                wire.breaker.is_open,
+            ),
+        )
+
+    def count_tokens(self, text: str) -> int:
+        if self._served.tokenizes:
+            return len(self._tokenize(text))
+        return self._remembered("", text)[0] if text else 0
+
+    def prompt_tokens(self, request: GenerateRequest) -> int:
+        if self._served.tokenizes:
+            return len(self._prompt_ids(request))
+        return self._base + sum(self._remembered(request.owner, turn.content)[0] for turn in request.turns)
+
+    def generate(self, request: GenerateRequest, cancelled: Callable[[], bool], slot: int = 0) -> Iterator[Chunk]:
+        sampling = request.sampling
+        if sampling.logprobs is not None:
+            raise InvalidRequest("the upstream engine gives no logprobs", param="logprobs")
+        if request.grammar is not None and (problem := problem_of(request.grammar, request.owner)):
+            raise InvalidRequest(f"the grammar does not compile: {problem}", param="grammar")
+        body, prompt_tokens = self._body(request, slot)
+        self._info.check_room(prompt_tokens, sampling.max_new_tokens)
+        return self._answer(body, prompt_tokens, request, cancelled)
+
+    def remember(self, text: str, owner: str = "") -> None:
+        """Nothing: drafts are the server's own business."""
+
+    def close(self) -> None:
+        self._wire.close()
+
+    def _body(self, request: GenerateRequest, slot: int) -> tuple[dict[str, Any], int]:
+        """What is sent, and the tokens of the prompt in it."""
+        served, sampling = self._served, request.sampling
+        prompt: str | tuple[int, ...]
+        if served.tokenizes:
+            prompt = (*self._prompt_ids(request), *self._tokenize(request.prefix))
+            prompt_tokens = len(prompt)
+        else:
+            prompt, prompt_tokens = request.prompt, self.prompt_tokens(request)
+        body = asked(
+            served.model,
+            served.route,
+            prompt,
+            sampling.max_new_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            seed=sampling.seed % 2**31,
+            stream=True,
+            stream_options={"include_usage": True},
+            **served.extras,
+        )
+        if sampling.stop:
+            body["stop"] = list(sampling.stop)
+        if isinstance(prompt, str) and "messages" in body:
+            body["messages"] = [{"role": turn.role, "content": turn.content} for turn in request.turns]
+        kept = None
+        if request.grammar is not None and served.stages:
+            lark = served.way.constraint == "lark"
+            kept = request.grammar if lark else as_regex(request.grammar, request.owner)
+        if kept is not None:
+            body |= served.way.fields(kept)
+        elif request.grammar is None and request.schema is not None and served.way.constraint != "none":
+            body |= response_format(request.schema)
+        if served.extras:
+            body |= self._apart(request.owner, slot)
+        return body, prompt_tokens
+
+    def _apart(self, owner: str, slot: int) -> dict[str, Any]:
+        """Fields that keep the prefix caches of owners apart: llama-server reads the first two, vLLM the other.
+
+        A slot's cache is used again by the owner alone that filled it.
+        """
+        before, self._owners[slot] = self._owners.get(slot, ""), owner
+        found: dict[str, Any] = {"id_slot": slot, "cache_prompt": before == owner}
+        return found | ({"cache_salt": self._secret(owner)} if owner else {})
+
+    def _secret(self, text: str) -> str:
+        """A name for a text that tells nothing of it, not even to who can guess it."""
+        return hmac.new(self._salt, text.encode(), hashlib.sha256).hexdigest()[:32]
+
+    def _answer(
+        self, body: dict[str, Any], prompt_tokens: int, request: GenerateRequest, cancelled: Callable[[], bool]
+    ) -> Iterator[Chunk]:
+        reason: FinishReason | None = None
+        usage: dict[str, Any] = {}
+        pieces: list[str] = []
+        began = time.monotonic()
+        first: float | None = None
+        # All stages of a plan are one session, so that a balancer sends them to the replica that has its prefix.
+        session = {"x-session-id": self._secret(f"{request.id} {request.owner}")}
+        for event in self._wire.stream(self._served.route, body, session, cancelled):
+            if event is None:
+                yield Chunk(finish_reason="cancelled")
+                return
+            self._is_ours(event)
+            usage = event.get("usage") or usage
+            text, ended = _piece(event)
+            reason = reason or ended
+            if text:
+                first = first or time.monotonic()
+                pieces.append(text)
+                yield Chunk(text)
+        if reason is None:
+            raise self._failed("the upstream closed the connection in the midst of its answer")
+        said = "".join(pieces)
+        decoded = usage.get("completion_tokens", 0) or len(pieces)
+        self._check(said, decoded, request)
+        cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+        first = first or time.monotonic()
+        yield Chunk(
+            finish_reason=reason,
+            usage=Usage(usage.get("prompt_tokens", prompt_tokens), decoded, cached),
+            timings=Timings(
+                prefill_seconds=first - began,
+                decode_seconds=time.monotonic() - first,
+                forward_passes=max(1, decoded),
+            ),
+        )
+
+    def _is_ours(self, event: Event) -> None:
+        """Raises UpstreamError where another model answers than was found at the start."""
+        model = event.get("model")
+        if model is not None and model != self._served.model:
+            raise self._failed(f"the upstream answers with another model: {str(model)[:80]!r}")
+
+    def _check(self, said: str, decoded: int, request: GenerateRequest) -> None:
+        """A server that once kept grammars and limits may be another one by now. Raises UpstreamError."""
+        if decoded > request.sampling.max_new_tokens:
+            raise self._failed(f"the upstream wrote {decoded} tokens, past the limit that it was given")
+        if request.grammar is None or self._served.way.constraint != "lark":
+            return
+        if not allows(request.grammar, said):
+            raise self._failed("the upstream wrote what the grammar does not allow: it ignores it by now")
+
+    def _failed(self, message: str) -> RouterError:
+        return self._wire.failed(UpstreamError(message))
+
+    # Tokens
+
+    def _render(self, messages: list[Message]) -> str:
+        """A conversation as the model reads it, by llama-server's way or vLLM's."""
+        thoughts = {"chat_template_kwargs": {"enable_thinking": False}}
+        chat = {"model": self._served.model, "messages": messages, "add_generation_prompt": True, **thoughts}
+        try:
+            if self._served.applies:
+                return str(self._wire.ask("apply-template", chat)["prompt"])
+            ids = probe.ids_in(self._wire.ask("tokenize", chat))
+            return str(self._wire.ask("detokenize", {"model": self._served.model, "tokens": ids})["prompt"])
+        except (UpstreamError, CandidateError, KeyError, TypeError) as error:
+            raise ValueError(str(error)) from None
+
+    def _has_template(self) -> bool:
+        try:
+            return bool(self._render([{"role": "user", "content": "x"}]))
+        except ValueError:
+            return False
+
+    def _parses_marks(self) -> bool:
+        """Whether what looks like a special token in a client's text becomes one."""
+        marks = set(_USUAL_MARKS)
+        if self._chat:
+            marks.update(*(_MARK.findall(piece) for piece in around(("user",), self._render)))
+        return any(len(self._remembered("", mark, False, False)) == 1 for mark in marks)
+
+    def _read_pieces(self, roles: tuple[Role, ...]) -> tuple[tuple[int, ...], ...]:
+        """Token ids before, between and after the texts of such turns."""
+        try:
+            head, *rest = around(roles, self._render) if self._chat else without_template(roles)
+        except ValueError:
+            raise refused(roles) from None
+        first = self._remembered("", head, True, True)
+        if first[:1] == first[1:2]:  # the template begins as the tokenizer does by itself
+            first = first[1:]
+        return (first, *(self._remembered("", piece, False, True) if piece else () for piece in rest))
+
+    def _prompt_ids(self, request: GenerateRequest) -> tuple[int, ...]:
+        """Token ids of the conversation, inside the chat template."""
+        return self.prompt_ids(request.prompt, request.history, request.owner)
+
+    def prompt_ids(self, prompt: str, history: Sequence[Turn] = (), owner: str = "") -> tuple[int, ...]:
+        head, *rest = self._pieces((*(turn.role for turn in history), "user"))
+        texts = [*(turn.content for turn in history), prompt]
+        told = zip(texts, rest, strict=True)
+        return (*head, *chain.from_iterable((*self._tokenize(text, owner), *after) for text, after in told))
+
+    def _tokenize(self, text: str, owner: str = "") -> tuple[int, ...]:
+        """Ids of a text, in which nothing is a special token."""
+        if not text:
+            return ()
+        parts = _cut(text) if self._parses else [text]
+        return tuple(chain.from_iterable(self._remembered(owner, part, False, False) for part in parts))
+
+    def _ask_tokens(self, owner: str, text: str, add_special: bool, special: bool) -> tuple[int, ...]:
+        return probe.tokens(self._wire, self._served.model, text, add_special=add_special, special=special)
+
+    def _ask_count(self, owner: str, text: str) -> tuple[int]:
+        """The tokens of a text, where nobody can be asked but the model."""
+        return (max(1, self._ask_usage(text) - self._base),)
+
+    def _ask_usage(self, text: str) -> int:
+        served = self._served
+        return usage_of(self._wire.ask(served.route, asked(served.model, served.route, text, 1, temperature=0)))
+
+
+def _cut(text: str) -> list[str]:
+    """The text in pieces, none of which holds a whole mark."""
+    ends = [match.start() + 1 for match in _MARK.finditer(text)]
+    return [text[begin:end] for begin, end in zip([0, *ends], [*ends, len(text)], strict=True)]
+
+
+def _piece(event: Event) -> tuple[str, FinishReason | None]:
+    """The text in an event of either route, and why it was the last one. Raises UpstreamError."""
+    choices = event.get("choices")
+    if not choices and "usage" in event:
+        return "", None
+    try:
+        choice = choices[0]  # type: ignore[index] # whatever it is
+        text = (choice.get("delta") or {}).get("content") if "delta" in choice else choice["text"]
+        reason = choice.get("finish_reason")
+    except (KeyError, IndexError, TypeError, AttributeError):
+        raise UpstreamError("the upstream streams no choices: it speaks another API than OpenAI's") from None
+    if reason is not None and reason not in _REASONS:
+        raise UpstreamError(f"the upstream ended its answer with {str(reason)[:40]!r}")
+    return str(text or ""), _REASONS[reason] if reason else None
