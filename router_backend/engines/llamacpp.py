@@ -24,6 +24,7 @@ import xllamacpp
 from llguidance import LLMatcher
 
 from router_backend.checkpoints import machine
+from router_backend.decisions.calibration import temperature_of
 from router_backend.engines.conversation import (
     Message,
     around,
@@ -41,7 +42,9 @@ from router_backend.types import (
     FinishReason,
     GenerateRequest,
     ModelInfo,
+    Odds,
     Role,
+    SamplingParams,
     Timings,
     TokenLogprob,
     Turn,
@@ -146,7 +149,8 @@ class LlamaCppModel:
         self._calls = ThreadPoolExecutor(settings.slots, thread_name_prefix="llamacpp")
         meta = self._http.get("/v1/models").json()["data"][0]["meta"]
         context = min(settings.context_length, meta["n_ctx_train"])
-        self.info = ModelInfo(name, strategy, "llamacpp", context, settings.slots, budget_line)
+        info = ModelInfo(name, strategy, "llamacpp", context, settings.slots, budget_line)
+        self.info = replace(info, temperature=temperature_of(path))
         # A plan counts and sends the same texts several times at each stage, the choices of a call the same prompt.
         self._remembered = Remembered.of_texts(self._ask_tokens)
         self._pieces = lru_cache(maxsize=64)(self._read_pieces)
@@ -193,6 +197,26 @@ class LlamaCppModel:
             check_grammar(request.grammar, request.owner)
             call["grammar"] = _GRAMMAR_MARK + request.grammar
         return self._answer(call, cancelled, request.owner)
+
+    def weigh(
+        self, request: GenerateRequest, answers: Sequence[str], cancelled: Callable[[], bool], slot: int = 0
+    ) -> Chunk:
+        """By a grammar of exactly an answer's tokens: llama.cpp tells what each was worth before the grammar."""
+        logs: list[float] = []
+        usage, timings = Usage(), Timings()
+        for answer in answers:
+            ids = self._tokenize(answer)
+            sampling = SamplingParams(len(ids), temperature=0.0, logprobs=0)
+            forced = f"start: {' '.join(f'<[{token}]>' for token in ids)}\n"
+            chunks = list(self.generate(replace(request, sampling=sampling, grammar=forced), cancelled, slot))
+            last, said = chunks[-1], [each.logprob for chunk in chunks for each in chunk.logprobs]
+            if last.finish_reason == "cancelled":
+                return Chunk(finish_reason="cancelled", usage=usage, timings=timings)
+            if len(said) != len(ids):
+                raise EngineError(f"llama.cpp told the probabilities of {len(said)} tokens out of {len(ids)}")
+            logs.append(sum(said))
+            usage, timings = usage.with_answer(last.usage), timings + last.timings
+        return Chunk(finish_reason="stop", usage=usage, timings=timings, odds=(Odds(tuple(answers), tuple(logs)),))
 
     def remember(self, text: str, owner: str = "") -> None:
         """Nothing: llama.cpp is given no drafts."""

@@ -156,6 +156,7 @@ class Listener:
     def __init__(self, model: LocalModel) -> None:
         self.info, self._model, self.prompts = model.info, model, set[str]()
         self.count_tokens, self.remember = model.count_tokens, model.remember
+        self.weigh = model.weigh
         self.prompt_tokens: Callable[[GenerateRequest], int] = self._heard
 
     def _heard(self, request: GenerateRequest) -> int:

