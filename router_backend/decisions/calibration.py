@@ -11,9 +11,12 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeAlias
 
 from router_backend.types import Odds
 
+# What a checkpoint makes of some options, and the one that was right.
+Right: TypeAlias = tuple[Odds, str]
 # What a temperature may be. Odds that are right about everything, or about nothing, have none.
 LOWEST, HIGHEST = 0.05, 20.0
 _STEPS = 60
@@ -43,7 +46,7 @@ def temperature_of(checkpoint: Path) -> float:
     return 1.0
 
 
-def fit(rows: Sequence[tuple[Odds, str]]) -> float:
+def fit(rows: Sequence[Right]) -> float:
     """The temperature at which the options that were right are likeliest, of odds with the option that was right.
 
     The mean of their negative logarithms is convex in 1/temperature, so that thirds find the least.
@@ -55,11 +58,11 @@ def fit(rows: Sequence[tuple[Odds, str]]) -> float:
     return 2 / (low + high)
 
 
-def at(rows: Iterable[tuple[Odds, str]], temperature: float) -> list[tuple[Odds, str]]:
+def at(rows: Iterable[Right], temperature: float) -> list[Right]:
     """The same rows at another temperature."""
     return [(replace(odds, temperature=temperature), right) for odds, right in rows]
 
 
-def surprise(rows: Sequence[tuple[Odds, str]]) -> float:
+def surprise(rows: Sequence[Right]) -> float:
     """The mean of -log p of the option that was right, in nats."""
     return math.fsum(-math.log(max(odds.of(right), 1e-300)) for odds, right in rows) / len(rows)
