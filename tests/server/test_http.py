@@ -190,7 +190,7 @@ def test_plan_answer(echo: App) -> None:
     assert body["report"]["budget"]["limit"] == 800 and body["report"]["seed"] == 3
     assert set(body["report"]) == {
         *("model", "strategy", "engine", "finish_reason"),
-        *("seed", "usage", "timings", "budget"),
+        *("seed", "usage", "timings", "budget", "route"),
     }
 
 
@@ -502,6 +502,7 @@ def test_openapi_holds_every_path(document: dict[str, Any]) -> None:
         ("/v1/plan", "post"),
         ("/v1/chat/completions", "post"),
         ("/v1/completions", "post"),
+        ("/v1/decisions", "post"),
         ("/v1/models", "get"),
         ("/v1/models/{model}", "get"),
         ("/health", "get"),

@@ -6,7 +6,7 @@ import hashlib
 import shutil
 import subprocess
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -49,12 +49,15 @@ def checkpoint(*, fetch: bool = False) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             with ExitStack() as stack:
                 merge(_base(stack, path.parent if fetch else None), ADAPTER, path, kind=KIND, expect=SHA256)
-            shutil.copyfile(CALIBRATION, calibration.place(path))
         except OSError as error:
             raise CandidateError(
                 f"cannot keep the embedded model in {path.parent} ({error.strerror or error}): "
                 "make room there, or let HF_HOME name another folder"
             ) from error
+    kept = calibration.place(path)
+    if not kept.exists():  # another one may have been fitted to other rows
+        with suppress(OSError):  # a place that cannot be written to
+            shutil.copyfile(CALIBRATION, kept)
     return path
 
 
