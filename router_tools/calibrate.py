@@ -1,4 +1,4 @@
-"""calibrate: finds the temperature at which a checkpoint's odds of a plan's first tool come true, and keeps it there."""
+"""calibrate: finds the temperature at which a checkpoint's odds of a plan's first tool come true, and keeps it."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class Confidence:
 
     Attributes:
         right: share of the rows whose likeliest option was the right one.
-        brier: mean over the rows of Σ (p - y)² over the options, y being 1 for the right one: 0 is perfect, 2 the worst.
+        brier: mean over the rows of Σ (p - y)² over the options, y being 1 for the right one; 0 is perfect.
         ece: expected calibration error: |said - right| of a bin, weighed by its rows.
         surprise: mean of -log p of the right option, in nats; an option that was not offered has p = 10⁻⁹.
         bins: those that have rows.

@@ -186,7 +186,7 @@ def _histogram(title: str, values: Sequence[int]) -> str:
 
 
 def _confidence(found: Confidence) -> str:
-    """A reliability diagram: how often the likeliest first tool was right (the bar), where it was said to be (the mark)."""
+    """A reliability diagram: how often the likeliest first tool was right (the bar), and was said to be (the mark)."""
     rows = (
         (
             f"{each.low:.1f}–{each.high:.1f}",

@@ -81,7 +81,9 @@ def test_temperature_is_found_and_survives_a_file(tmp_path: Path) -> None:
     assert calibration.place(tmp_path / "router.Q8_0.gguf").name == "router.Q8_0.calibration.json"
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"temperature": 0}', '{"temperature": "1"}', '{"temperature": NaN}'])
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"temperature": 0}', '{"temperature": "1"}', '{"temperature": NaN}']
+)
 def test_calibration_that_is_not_understood_changes_nothing(tmp_path: Path, content: str) -> None:
     calibration.place(tmp_path).write_text(content)
     assert calibration.temperature_of(tmp_path) == 1.0

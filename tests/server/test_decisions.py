@@ -80,15 +80,17 @@ def test_sdk_reads_all_kinds_of_answers(client: openai.OpenAI) -> None:
 @pytest.mark.real
 @pytest.mark.timeout(300)
 def test_order_of_the_choices_is_noise(client: openai.OpenAI) -> None:
-    def shares(values: list[str]) -> list[dict[str | bool, float]]:
-        choices = [{"value": each, "description": f"for {each}"} for each in values]
-        kinds = [{"type": "choice", "instructions": "Which field?", "choices": choices}]
-        routes = [{"type": "choice", "instructions": "Who?", "choices": [{"value": each} for each in TOOLS]}]
-        routes[0]["choices"].reverse() if values[0] == "law" else None  # type: ignore[attr-defined]
-        decision = client.decisions.create(model="router", input=PROOF, questions=[*kinds, *routes])  # type: ignore[list-item]
-        return [{each.value: each.probability for each in answer.probabilities} for answer in decision.answers]  # type: ignore[union-attr]
+    def shares(values: list[str], tools: tuple[str, ...]) -> list[dict[Any, float]]:
+        kinds = [{"value": each, "description": f"for {each}"} for each in values]
+        questions: Any = [
+            {"type": "choice", "instructions": "Which field?", "choices": kinds},
+            {"type": "choice", "instructions": "Who?", "choices": [{"value": each} for each in tools]},
+        ]
+        answers: Any = client.decisions.create(model="router", input=PROOF, questions=questions).answers
+        return [{each.value: each.probability for each in answer.probabilities} for answer in answers]
 
-    for one, other in zip(shares(["law", "maths", "art"]), shares(["art", "law", "maths"]), strict=True):
+    ones, others = shares(["law", "maths", "art"], TOOLS), shares(["art", "law", "maths"], TOOLS[::-1])
+    for one, other in zip(ones, others, strict=True):
         assert one == pytest.approx(other, abs=0.01)
 
 
@@ -142,7 +144,10 @@ def test_messages_calls_and_results_are_read(echo: App) -> None:
         ({"questions": [{**CHOICE, "choices": CHOICE["choices"][:1]}]}, "questions.0.choice.choices"),
         ({"questions": [{**CHOICE, "choices": [{"value": "a"}] * 2}]}, "questions.0.choice.choices"),
         ({"questions": [{**CHOICE, "type": "guess"}]}, "questions.0"),
-        ({"questions": [{"type": "score", "instructions": "?", "levels": [{"label": "a"}] * 2}]}, "questions.0.score.levels"),
+        (
+            {"questions": [{"type": "score", "instructions": "?", "levels": [{"label": "a"}] * 2}]},
+            "questions.0.score.levels",
+        ),
         ({"questions": [CHOICE] * 401}, "questions"),
         ({"input": [{"role": "user", "content": " "}]}, "input"),
         ({"temperature": 0.5}, "temperature"),
@@ -160,8 +165,7 @@ def test_other_models_and_images_are_refused(echo: App) -> None:
 
 
 def test_decision_counts_for_its_key_and_keeps_its_deadline() -> None:
-    keyed = {"router_api_keys": "a:secret-key-1", "key_requests_per_minute": 2}
-    with app(**keyed) as running:
+    with app(router_api_keys="a:secret-key-1", key_requests_per_minute=2) as running:
         head = {"Authorization": "Bearer secret-key-1"}
         body = {"input": "x", "questions": [CHOICE]}
         codes = [running.client.post("/v1/decisions", json=body, headers=head).status_code for _ in range(3)]

@@ -120,7 +120,17 @@ def test_details_of_a_plan(echo: App) -> None:
     body = echo.generate("one two", details=True, max_new_tokens=700).json()
     assert list(body) == ["text", "details"]
     details = body["details"]
-    assert list(details) == ["model", "strategy", "engine", "finish_reason", "seed", "usage", "timings", "budget", "route"]
+    assert list(details) == [
+        "model",
+        "strategy",
+        "engine",
+        "finish_reason",
+        "seed",
+        "usage",
+        "timings",
+        "budget",
+        "route",
+    ]
     budget = details["budget"]
     used = EchoModel().count_tokens(body["text"])
     assert (budget["limit"], budget["used"], budget["clipped"]) == (700, used, [])
