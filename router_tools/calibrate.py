@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from rich.progress import track
@@ -20,6 +20,15 @@ from router_tools.evaluate.local import Local
 from router_tools.evaluate.rows import GoldRow, read_gold
 
 FEWEST = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A temperature, and how far the probabilities can be trusted: as they are, and each half at the other's."""
+
+    temperature: float
+    before: Confidence
+    after: Confidence
 
 
 def calibrate(data: Path, candidate: str, say: Callable[[str], None]) -> float:
@@ -39,26 +48,32 @@ def calibrate(data: Path, candidate: str, say: Callable[[str], None]) -> float:
         if len(known) < FEWEST:
             raise InvalidRequest(f"{data} has {len(known)} rows that begin with one of {tools}; {FEWEST} are needed")
         question = Question("", tools, plan_budget=local.settings.max_new_tokens)
-        rows = [(row, _ask(local, row, question)) for row in track(known, "asking", transient=True)]
+        rows = [(row.prompt, _ask(local, row, question)) for row in track(known, "asking", transient=True)]
         path = calibration.place(local.place)
-    halves: list[list[Right]] = [[], []]
-    for row, answer in rows:
-        halves[hashlib.sha256(row.prompt.encode()).digest()[0] % 2].append(answer)
-    if not all(halves):
-        raise InvalidRequest(f"{data}: all rows fall into one half; more rows are needed")
-    fitted = [calibration.fit(half) for half in halves]
-    together = [*halves[0], *halves[1]]
-    temperature = calibration.fit(together)
-    before = _confidence(together)
-    after = _confidence([*calibration.at(halves[0], fitted[1]), *calibration.at(halves[1], fitted[0])])
-    say(f"before: {before}")
-    say(f"after:  {after} (temperatures {fitted[0]:.3f} and {fitted[1]:.3f}, each on the other half)")
-    if after.surprise >= before.surprise:
+    try:
+        found = fitted(rows)
+    except ValueError as error:
+        raise InvalidRequest(f"{data}: {error}") from None
+    say(f"before: {found.before}")
+    say(f"after:  {found.after}")
+    if found.after.surprise >= found.before.surprise:
         say("on rows that it was not fitted on, a temperature does not help: more rows may")
-    kept = {"temperature": round(temperature, 4), "rows": len(rows), "before": asdict(before), "after": asdict(after)}
-    path.write_text(json.dumps(kept, indent=2) + "\n", encoding="ascii")
-    say(f"temperature {temperature:.3f}, kept in {path}; a server reads it when it loads the checkpoint")
-    return temperature
+    path.write_text(json.dumps(asdict(found), indent=2) + "\n", encoding="ascii")
+    say(f"temperature {found.temperature}, kept in {path}; a server reads it when it loads the checkpoint")
+    return found.temperature
+
+
+def fitted(rows: Sequence[tuple[str, Right]]) -> Fitted:
+    """What is kept, of prompts with what was made of them. Raises ValueError where a half of them is empty."""
+    halves: list[list[Right]] = [[], []]
+    for prompt, answer in rows:
+        halves[hashlib.sha256(prompt.encode()).digest()[0] % 2].append(answer)
+    if not all(halves):
+        raise ValueError("all rows fall into one half; more rows are needed")
+    one, other = halves
+    crossed = [*calibration.at(one, calibration.fit(other)), *calibration.at(other, calibration.fit(one))]
+    together = [*one, *other]
+    return Fitted(round(calibration.fit(together), 4), _confidence(together), _confidence(crossed))
 
 
 def _ask(local: Local, row: GoldRow, question: Question) -> Right:

@@ -81,7 +81,7 @@ def test_calibrate_keeps_the_temperature_beside_the_checkpoint(tmp_path: Path, m
     temperature = calibrate(data, "echo", said.append)
     assert calibration.temperature_of(Path("echo")) == pytest.approx(temperature, abs=1e-4)
     kept = json.loads(Path("echo.calibration.json").read_text())
-    assert kept["rows"] == 30 and kept["before"]["right"] == pytest.approx(0.8)
+    assert kept["before"]["rows"] == 30 and kept["before"]["right"] == pytest.approx(0.8)
     assert kept["after"]["surprise"] < kept["before"]["surprise"]
     assert said[0].startswith("before: 30 rows") and said[1].startswith("after:  30 rows")
     assert temperature != 1
