@@ -80,13 +80,13 @@ class Question:
     """A question about a conversation, and the answers that are allowed.
 
     Attributes:
-        text: what the checkpoint reads after the conversation.
+        texts: what the checkpoint reads after the conversation: the same with the answers listed in other orders.
         answers: as the checkpoint would write them, ends included.
         plan_budget: it asks which tool comes first in a plan of this token budget, as such a plan begins, and `answers`
             are tools. None for any other question.
     """
 
-    text: str
+    texts: tuple[str, ...]
     answers: tuple[str, ...]
     plan_budget: int | None = None
 

@@ -47,7 +47,7 @@ def calibrate(data: Path, candidate: str, say: Callable[[str], None]) -> float:
         known = [row for row in gold if row.first in tools]
         if len(known) < FEWEST:
             raise InvalidRequest(f"{data} has {len(known)} rows that begin with one of {tools}; {FEWEST} are needed")
-        question = Question("", tools, plan_budget=local.settings.max_new_tokens)
+        question = Question(("",), tools, plan_budget=local.settings.max_new_tokens)
         rows = [(row.prompt, _ask(local, row, question)) for row in track(known, "asking", transient=True)]
         path = calibration.place(local.place)
     try:

@@ -33,7 +33,11 @@ class Decider:
         """
         if not self._model.info.weighs:
             raise InvalidRequest(f"the {self._model.info.engine} engine gives no probabilities", param="questions")
-        sizes = [self._model.prompt_tokens(self._asked(request, each)) for each in request.questions]
+        sizes = [
+            self._model.prompt_tokens(self._asked(request, each, text))
+            for each in request.questions
+            for text in each.texts
+        ]
         self._model.info.check_room(max(sizes), 1)
         return sum(sizes)
 
@@ -46,20 +50,24 @@ class Decider:
         for question in request.questions:
             routes = question.plan_budget is not None
             answers = [f"{tool}(" for tool in question.answers] if routes else question.answers
-            chunk = self._model.weigh(self._asked(request, question), answers, cancelled, slot)
-            usage, timings = usage + chunk.usage, timings + chunk.timings
-            if not chunk.odds:
-                yield Chunk(finish_reason="cancelled", usage=usage, timings=timings)
-                return
+            logs = [0.0] * len(answers)
+            for text in question.texts:
+                chunk = self._model.weigh(self._asked(request, question, text), answers, cancelled, slot)
+                usage, timings = usage + chunk.usage, timings + chunk.timings
+                if not chunk.odds:
+                    yield Chunk(finish_reason="cancelled", usage=usage, timings=timings)
+                    return
+                pairs = zip(logs, chunk.odds[0].logprobs, strict=True)
+                logs = [before + new / len(question.texts) for before, new in pairs]
             temperature = self._model.info.temperature if routes else 1.0
-            odds.append(replace(chunk.odds[0], options=question.answers, temperature=temperature))
+            odds.append(Odds(question.answers, tuple(logs), temperature))
         yield Chunk(finish_reason="stop", usage=usage, timings=timings, odds=tuple(odds))
 
-    def _asked(self, request: GenerateRequest, question: Question) -> GenerateRequest:
+    def _asked(self, request: GenerateRequest, question: Question, text: str) -> GenerateRequest:
         """As the model reads it: the conversation first, which all questions share, so that it is read once."""
         said = request.prompt
         if question.plan_budget is None:
-            return replace(request, prompt=f"{said}\n\n{question.text}" if said else question.text, prefix=ANSWERS)
+            return replace(request, prompt=f"{said}\n\n{text}" if said else text, prefix=ANSWERS)
         prompt = said if is_routers_own(said) else router_prompt(said)
         if self._model.info.budget_line:
             prompt = with_budget(prompt, question.plan_budget)

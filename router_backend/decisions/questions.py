@@ -10,17 +10,23 @@ from router_backend.types import Question
 
 # What an answer may be: a text, or a truth value, which is another than the text of its name.
 Value = str | bool
+# Of a choice, at the most: each costs a pass over the question.
+LISTINGS = 8
 
 
-def asks(instructions: str, answers: Mapping[Value, str | None]) -> Question:
-    """A question with these answers, each with what it means.
+def asks(instructions: str, answers: Mapping[Value, str | None], *, ranked: bool = False) -> Question:
+    """A question with these answers, each with what it means. Their odds come in the order that they have here.
 
-    The answers are shown in the order that they have here, and their odds come in it.
+    Small checkpoints love a place in a list more than any answer. So each answer is listed in each place once, up to
+    `LISTINGS` of them; `ranked` ones upwards and downwards.
     """
     spelt = {json.dumps(value, ensure_ascii=False): means for value, means in answers.items()}
-    shown = [f"- {value}: {means}" if means else f"- {value}" for value, means in spelt.items()]
-    text = "\n".join([instructions, "", f"Answer with {ANSWERS} …}}, where … is one of these:", *shown])
-    return Question(text, tuple(f" {value}}}" for value in spelt))
+    lines = [f"- {value}: {means}" if means else f"- {value}" for value, means in spelt.items()]
+    firsts = range(0, len(lines), -(-len(lines) // LISTINGS))
+    listings = [lines, lines[::-1]] if ranked else [lines[first:] + lines[:first] for first in firsts]
+    head = f"{instructions}\n\nAnswer with {ANSWERS} …}}, where … is one of these:"
+    texts = tuple("\n".join([head, *listing]) for listing in listings)
+    return Question(texts, tuple(f" {value}}}" for value in spelt))
 
 
 def states(statement: str) -> Question:
@@ -35,7 +41,7 @@ def chooses(instructions: str, choices: Mapping[Value, str | None], tools: Seque
     """
     named = {f"/{value.removeprefix('/')}" for value in choices if isinstance(value, str)}
     if len(named) == len(choices) and named <= set(tools):
-        return Question(instructions, tuple(sorted(named)), plan_budget=budget)
+        return Question(("",), tuple(sorted(named)), plan_budget=budget)
     return asks(instructions, {value: choices[value] for value in ordered(choices)})
 
 

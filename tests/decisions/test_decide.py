@@ -19,7 +19,7 @@ from router_backend.plan.write import PlanWriter
 from router_backend.types import Chunk, GenerateRequest, ModelInfo, Odds, Question, SamplingParams, Turn
 
 TOOLS = ("/general-search", "/math", "/code")
-FIRST = Question("", TOOLS, plan_budget=600)
+FIRST = Question(("",), TOOLS, plan_budget=600)
 NEWTON = "Derive the convergence rate of Newton's method and check it in Python."
 
 
@@ -44,14 +44,19 @@ def test_choices_are_asked_in_one_order_and_each_is_json_that_ends() -> None:
     other = questions.chooses("Which?", {True: None, "true": None, "a": None, "b": "last"}, (), 600)
     assert one == other
     assert one.answers == (' "a"}', ' "b"}', ' "true"}', " true}")
-    assert '- "b": last\n' in one.text and one.text.startswith("Which?\n")
+    assert '- "b": last\n' in one.texts[0] and one.texts[0].startswith("Which?\n")
+    listed = [[line for line in text.splitlines() if line.startswith("- ")] for text in one.texts]
+    assert all(len(set(places)) == 4 for places in zip(*listed, strict=True)), "each answer is in each place once"
+    many = questions.asks("Which?", dict.fromkeys(map(str, range(255))))
+    assert len(many.texts) <= questions.LISTINGS
+    assert len(questions.asks("Which?", dict.fromkeys("abc"), ranked=True).texts) == 2
     assert [json.loads('{"answer":' + each)["answer"] for each in one.answers] == ["a", "b", "true", True]
 
 
 def test_tools_of_the_router_are_asked_as_a_plan_begins() -> None:
     for names in (("math", "code"), ("/code", "/math")):
         assert questions.chooses("Who?", dict.fromkeys(names), TOOLS, 600) == Question(
-            "Who?", ("/code", "/math"), plan_budget=600
+            ("",), ("/code", "/math"), plan_budget=600
         )
     for others in (("/math", "/poet"), ("/math", "math"), ("/math", True)):
         assert questions.chooses("Who?", dict.fromkeys(others), TOOLS, 600).plan_budget is None
@@ -93,9 +98,8 @@ def test_calibration_that_is_not_understood_changes_nothing(tmp_path: Path, cont
 
 
 def test_echo_finds_likely_what_it_heard() -> None:
-    request = asked(questions.asks("Which?", {"left": None, "right": None}), prompt="Turn right.")
-    request = replace(request, questions=(replace(request.questions[0], text="Which?"),))
-    (odds,) = decide(EchoModel(), request).odds
+    question = Question(("Which?", "Say which."), (' "left"}', ' "right"}'))
+    (odds,) = decide(EchoModel(), asked(question, prompt="Turn right.")).odds
     assert odds.of(' "right"}') > 0.5
 
 

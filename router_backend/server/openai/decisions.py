@@ -162,7 +162,9 @@ class ScoreBody(Body):
         return levels
 
     def question(self, settings: Settings, *, routable: bool) -> Question:
-        return questions.asks(_said(self.instructions), {each.label: each.description for each in self.levels})
+        return questions.asks(
+            _said(self.instructions), {each.label: each.description for each in self.levels}, ranked=True
+        )
 
     def answer(self, odds: Odds) -> dict[str, Any]:
         shares = [
@@ -228,7 +230,9 @@ def _request(body: DecisionBody, request_id: str, settings: Settings) -> Generat
     routable = last.role == "user" and not is_blank(last.content)
     asked_for = tuple(each.question(settings, routable=routable) for each in body.questions)
     # What the queue reckons with: a pass for each token of each answer.
-    passes = sum(1 + len(answer) // _CHARACTERS_A_TOKEN for each in asked_for for answer in each.answers)
+    passes = sum(
+        len(each.texts) * (1 + len(answer) // _CHARACTERS_A_TOKEN) for each in asked_for for answer in each.answers
+    )
     return GenerateRequest(
         request_id,
         last.content,
