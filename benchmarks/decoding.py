@@ -30,6 +30,7 @@ from router_backend.engines.transformers.load import precision
 from router_backend.engines.transformers.model import DecodedModel
 from router_backend.engines.transformers.runner import cache_argument
 from router_backend.engines.transformers.tokens import Tokens
+from router_backend.errors import InvalidRequest
 from router_backend.jsonl import read_values
 from router_backend.plan.rules import validate
 from router_backend.plan.write import PlanWriter
@@ -193,13 +194,18 @@ class LibraryModel:
         self._tokens = Tokens(tokenizer, [], vocabulary=self._model.config.vocab_size)
         self._guides = Guides(self._tokens.grammar)
         self._cache, self._ids = DynamicCache(), []  # type: tuple[DynamicCache, list[int]]
-        self.info = ModelInfo("library", options.strategy, "library", 4096)
+        self.info = ModelInfo("library", options.strategy, "library", 4096, weighs=False)
 
     def count_tokens(self, text: str) -> int:
         return self._tokens.count(text)
 
     def prompt_tokens(self, request: GenerateRequest) -> int:
         return len(self._tokens.wrap(request.prompt))
+
+    def weigh(
+        self, request: GenerateRequest, answers: Sequence[str], cancelled: Callable[[], bool], slot: int = 0
+    ) -> Chunk:
+        raise InvalidRequest("the library's generate() weighs nothing")
 
     def remember(self, text: str, owner: str = "") -> None:
         """Nothing."""

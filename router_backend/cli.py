@@ -197,6 +197,17 @@ def evaluate(
 
 
 @app.command()
+def calibrate(
+    data: Annotated[Path, typer.Argument(help="JSONL rows with prompt and completion, none of them trained on.")],
+    candidate: Annotated[str, typer.Option(help="The checkpoint: embedded, a GGUF file, a folder, a hub repo.")],
+) -> None:
+    """Find the temperature at which a router's probabilities of tools come true, and keep it beside the checkpoint."""
+    from router_tools.calibrate import calibrate as run
+
+    run(data, candidate, typer.echo)
+
+
+@app.command()
 def smoke(
     url: Annotated[str | None, typer.Argument(envvar="HF_ROUTER_API", help="A deployed /v1/generate.")] = None,
     within: Annotated[float, typer.Option(min=0, help="Seconds that a plan may take.")] = 120,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
@@ -10,7 +11,7 @@ from typing import Literal
 from router_backend.errors import ContextOverflow
 
 FinishReason = Literal["stop", "length", "cancelled"]
-Output = Literal["plan", "json", "calls", "text"]
+Output = Literal["plan", "json", "calls", "text", "decision"]
 Role = Literal["system", "user", "assistant", "tool"]
 # Below it a temperature or a top_p leaves the likeliest token alone, and a float32 cannot divide by it for long.
 _COLDEST = 1e-6
@@ -75,6 +76,56 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True)
+class Question:
+    """A question about a conversation, and the answers that are allowed.
+
+    Attributes:
+        texts: what the checkpoint reads after the conversation: the same with the answers listed in other orders.
+        answers: as the checkpoint would write them, ends included.
+        plan_budget: it asks which tool comes first in a plan of this token budget, as such a plan begins, and `answers`
+            are tools. None for any other question.
+    """
+
+    texts: tuple[str, ...]
+    answers: tuple[str, ...]
+    plan_budget: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Odds:
+    """What a checkpoint makes of the answers that it may give.
+
+    Attributes:
+        options: the answers.
+        logprobs: of each, the natural logarithm of the probability that it is written, all of its tokens together.
+        temperature: what calibrates them; the logarithms are divided by it.
+    """
+
+    options: tuple[str, ...]
+    logprobs: tuple[float, ...]
+    temperature: float = 1.0
+
+    @property
+    def probabilities(self) -> tuple[float, ...]:
+        """Of each answer, given that it is one of these: they sum to 1."""
+        most = max(self.logprobs)
+        weights = [math.exp((each - most) / self.temperature) for each in self.logprobs]
+        return tuple(weight / math.fsum(weights) for weight in weights)
+
+    def of(self, option: str) -> float:
+        """The probability of one of the options."""
+        return self.probabilities[self.options.index(option)]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A step of a plan's route: the tool that was taken, and what the checkpoint made of all that could be."""
+
+    tool: str
+    odds: Odds
+
+
+@dataclass(frozen=True, slots=True)
 class GenerateRequest:
     """One request as an engine sees it.
 
@@ -82,7 +133,8 @@ class GenerateRequest:
         id: the request id, for logs.
         prompt: the user's text. Special tokens in it are text and nothing else.
         sampling: how to draw.
-        output: a whole plan, JSON that keeps `schema`, calls of `tools`, or the model's raw text.
+        output: a whole plan, JSON that keeps `schema`, calls of `tools`, the model's raw text, or no text at all: what
+            it makes of the answers to `questions`.
         history: the conversation before the prompt, whose texts are text as well.
         schema: a JSON Schema, as JSON text.
         tools: those that may be called.
@@ -92,6 +144,7 @@ class GenerateRequest:
         specialists: the tools that a plan in the answer may use, as `/name`; none for those of the server.
         prefix: the part of the answer that is already written; the engine goes on after it.
         grammar: llguidance grammar (Lark) that the continuation must keep, or None.
+        questions: about the conversation, answered by probabilities.
         owner: the API key that it counts for, by its name. What one owner's requests leave behind (prefixes, drafts,
             token ids) speeds up no other's: it would tell what they say.
         settle: what costs time to find out of it, as what its schemas ask for. It is called in the thread of a slot.
@@ -110,6 +163,7 @@ class GenerateRequest:
     parallel: bool = False
     specialists: tuple[str, ...] = ()
     result_of: str | None = None
+    questions: tuple[Question, ...] = ()
     owner: str = ""
     settle: Callable[[GenerateRequest], GenerateRequest] | None = None
 
@@ -143,6 +197,14 @@ class Usage:
     @property
     def total_tokens(self) -> int:
         return self.prompt_tokens + self.completion_tokens
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
+
+    def with_answer(self, other: Usage) -> Usage:
+        """With another answer after the same prompt, which counts once: as it was when it came first."""
+        first = self if self.prompt_tokens else other
+        return replace(first, completion_tokens=self.completion_tokens + other.completion_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +277,8 @@ class TokenLogprob:
 class Chunk:
     """A piece of an answer. The last one carries `finish_reason` and the sums; `info` says which model answers.
 
-    `call` names the tool that is called from here on: what follows are its arguments.
+    `call` names the tool that is called from here on: what follows are its arguments. `route` holds the steps of a plan
+    so far, `odds` what was made of answers: one for each question of a decision.
     """
 
     text: str = ""
@@ -226,6 +289,8 @@ class Chunk:
     logprobs: tuple[TokenLogprob, ...] = ()
     info: ModelInfo | None = None
     call: str | None = None
+    route: tuple[Step, ...] = ()
+    odds: tuple[Odds, ...] = ()
 
 
 Constraint = Literal["lark", "regex", "schema", "none"]
@@ -264,6 +329,8 @@ class ModelInfo:
         slots: requests that run at once.
         budget_line: it was trained to read its budget in the prompt (`plan.prompt.with_budget`).
         keeps_grammars: its engine writes what a grammar allows and nothing else.
+        weighs: its engine tells the probabilities of answers that it is given.
+        temperature: what calibrates the probabilities of a plan's tools (`decisions.calibration`).
         warnings: what of the checkpoint does not work, and what is done instead; what holds the engine up.
         upstream: the server that decodes, where that is another.
     """
@@ -275,6 +342,8 @@ class ModelInfo:
     slots: int = 1
     budget_line: bool = False
     keeps_grammars: bool = True
+    weighs: bool = True
+    temperature: float = 1.0
     warnings: tuple[str, ...] = ()
     upstream: Upstream | None = None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 from router_backend.types import Chunk, GenerateRequest, LentGpu, ModelInfo
@@ -34,6 +34,20 @@ class LocalModel(Protocol):
             InvalidRequest: the grammar does not compile.
             EngineLost: the engine's process ended; no call works any more.
             EngineError: the engine failed; the next call may work.
+        """
+        ...
+
+    def weigh(
+        self, request: GenerateRequest, answers: Sequence[str], cancelled: Callable[[], bool], slot: int = 0
+    ) -> Chunk:
+        """What it makes of these answers after `request.prefix`: `odds`, one for all, and the sums.
+
+        Nothing is drawn. The logarithms are those of the model's own logits, at temperature 1, over its whole
+        vocabulary. `finish_reason` is `cancelled`, and there are no odds, where it was.
+
+        Raises:
+            ContextOverflow, EngineError: as `generate` does.
+            InvalidRequest: the engine gives no probabilities.
         """
         ...
 

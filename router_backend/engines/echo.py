@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from router_backend.errors import EngineError, InvalidRequest
-from router_backend.types import Chunk, FinishReason, GenerateRequest, ModelInfo, Timings, Usage
+from router_backend.types import Chunk, FinishReason, GenerateRequest, ModelInfo, Odds, Timings, Usage
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -96,6 +96,24 @@ class EchoModel:
             )
         finally:
             self.active.discard(slot)
+
+    def weigh(
+        self, request: GenerateRequest, answers: Sequence[str], cancelled: Callable[[], bool], slot: int = 0
+    ) -> Chunk:
+        """It likes to say what it heard: each token of an answer that no turn has makes it e times less likely."""
+        heard = {token.strip() for turn in request.turns for token in self.tokenize(turn.content)}
+        spelt = [self.tokenize(answer) for answer in answers]
+        prompt = self.prompt_tokens(request) + self.count_tokens(request.prefix)
+        self.info.check_room(prompt, max(map(len, spelt)))
+        for _ in spelt:
+            if cancelled():
+                return Chunk(finish_reason="cancelled")
+            if self.stuck is not None:
+                self.stuck.wait()
+            time.sleep(self.seconds_per_token)
+        logs = tuple(-float(sum(token.strip() not in heard for token in tokens)) for tokens in spelt)
+        usage, timings = Usage(prompt, sum(map(len, spelt))), Timings(forward_passes=len(spelt))
+        return Chunk(finish_reason="stop", usage=usage, timings=timings, odds=(Odds(tuple(answers), logs),))
 
     def remember(self, text: str, owner: str = "") -> None:
         """Nothing: an echo needs no drafts."""

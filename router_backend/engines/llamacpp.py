@@ -19,6 +19,7 @@ import psutil
 from llguidance import LLMatcher
 
 from router_backend.checkpoints import machine
+from router_backend.decisions.calibration import temperature_of
 from router_backend.engines import llama_server
 from router_backend.engines.child import Child
 from router_backend.engines.conversation import (
@@ -38,7 +39,9 @@ from router_backend.types import (
     FinishReason,
     GenerateRequest,
     ModelInfo,
+    Odds,
     Role,
+    SamplingParams,
     Timings,
     TokenLogprob,
     Turn,
@@ -136,7 +139,9 @@ class LlamaCppModel:
         context = min(settings.context_length, meta["n_ctx_train"])
         budget_line = self._head["budget_line"]
         self._info = ModelInfo(
-            name, strategy, "llamacpp", context, settings.slots, budget_line, warnings=tuple(warnings)
+            *(name, strategy, "llamacpp", context, settings.slots, budget_line),
+            temperature=temperature_of(path),
+            warnings=tuple(warnings),
         )
         self._pace, self._busy = Pace(threads[0]), set[int]()
         self._owners: dict[int, str] = {}  # whose text the prefix cache of each slot holds
@@ -180,6 +185,26 @@ class LlamaCppModel:
             check_grammar(request.grammar, request.owner)
             call["grammar"] = _GRAMMAR_MARK + request.grammar
         return self._answer(call, cancelled, request.owner)
+
+    def weigh(
+        self, request: GenerateRequest, answers: Sequence[str], cancelled: Callable[[], bool], slot: int = 0
+    ) -> Chunk:
+        """By a grammar of exactly an answer's tokens: llama.cpp tells what each was worth before the grammar."""
+        logs: list[float] = []
+        usage, timings = Usage(), Timings()
+        for answer in answers:
+            ids = self._tokenize(answer)
+            sampling = SamplingParams(len(ids), temperature=0.0, logprobs=0)
+            forced = f"start: {' '.join(f'<[{token}]>' for token in ids)}\n"
+            chunks = list(self.generate(replace(request, sampling=sampling, grammar=forced), cancelled, slot))
+            last, said = chunks[-1], [each.logprob for chunk in chunks for each in chunk.logprobs]
+            if last.finish_reason == "cancelled":
+                return Chunk(finish_reason="cancelled", usage=usage, timings=timings)
+            if len(said) != len(ids):
+                raise EngineError(f"llama.cpp told the probabilities of {len(said)} tokens out of {len(ids)}")
+            logs.append(sum(said))
+            usage, timings = usage.with_answer(last.usage), timings + last.timings
+        return Chunk(finish_reason="stop", usage=usage, timings=timings, odds=(Odds(tuple(answers), tuple(logs)),))
 
     def remember(self, text: str, owner: str = "") -> None:
         """Nothing: llama.cpp is given no drafts."""

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
+from router_backend.decisions.decide import Decider
 from router_backend.engines.base import Perishable
 from router_backend.engines.daemon import failure, in_daemon_thread, tell
 from router_backend.plan.part import with_plans
@@ -41,6 +42,7 @@ class ThreadedEngine:
         self._writer = writer
         self._schemas = SchemaWriter(model, partial(with_plans, tools=writer.tools))
         self._calls = ToolWriter(model, writer.tools, self._schemas)
+        self._decider = Decider(model)
         self._threads = ThreadPoolExecutor(self.info.slots, thread_name_prefix="slot")
         self._signs_of_life: dict[int, float] = {}  # of each busy slot, when it last showed one
         self._free_slots = list(range(self.info.slots))  # the one that is free for longest first
@@ -131,9 +133,13 @@ class ThreadedEngine:
             return self._model.generate(request, alive, slot)
         return self._writer_of(request).write(request, alive, slot)
 
-    def _writer_of(self, request: GenerateRequest) -> Writer[Any]:
+    def _writer_of(self, request: GenerateRequest) -> Writer[Any] | Decider:
         """Who writes such an answer; raw text is written by nobody, and admitted as plans are."""
-        writers: dict[str, Writer[Any]] = {"json": self._schemas, "calls": self._calls}
+        writers: dict[str, Writer[Any] | Decider] = {
+            "json": self._schemas,
+            "calls": self._calls,
+            "decision": self._decider,
+        }
         return writers.get(request.output, self._writer)
 
     def _heard(self, cancelled: Callable[[], bool], slot: int) -> Callable[[], bool]:

@@ -124,3 +124,5 @@ def scaled(items: int, level: int) -> int:
 
 
 WHOLE = Form()
+# What a whole plan begins with: a tool is next.
+BEGINS = WHOLE.openings["route_plan"]

@@ -18,7 +18,7 @@ from router_backend.plan import budget, grammar
 from router_backend.plan.budget import LEVEL_FOR_MORE, STEPS_CHEAP, Costs, Pending
 from router_backend.plan.form import LEVELS, METRICS, OPTIONAL, Shape, closed, is_list
 from router_backend.plan.rules import QA
-from router_backend.types import FieldBudget
+from router_backend.types import FieldBudget, Step
 from router_backend.writing import clip
 from router_backend.writing.stages import JOIN, QUOTE, TRIES, Ask, Count, Reply, Script, Stages
 
@@ -49,6 +49,7 @@ class PlanScript(Script):
     clipped: list[str] = field(default_factory=list)
     fields: dict[str, FieldBudget] = field(default_factory=dict)
     route: list[str] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
     first: str | None = None
 
     def __post_init__(self) -> None:
@@ -80,7 +81,9 @@ class PlanScript(Script):
             # The marks around a name are written with what they share a token with: off its own tokens a tuned
             # checkpoint takes other tools.
             lead = ' "' if self.route else ""
-            call = yield from self._choose("route_plan", [f"{lead}{tool}(" for tool in options])
+            chosen = [f"{lead}{tool}(" for tool in options]
+            known = options if self.route or not self.first else []  # whoever gave the first one knows its odds
+            call = yield from self._choose("route_plan", chosen, tools=known)
             self.route.append(call[len(lead) : -1])
             self.text += call[:-1]
             name = f"route_plan[{len(self.route) - 1}]"

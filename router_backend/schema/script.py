@@ -31,6 +31,7 @@ from router_backend.schema.nodes import (
 )
 from router_backend.schema.read import MOST_DEPTH, within
 from router_backend.schema.size import CHARACTER, TEXT_LEAST, Sizes, Skeleton
+from router_backend.types import Step
 from router_backend.writing import clip
 from router_backend.writing.stages import JOIN, QUOTE, TRIES, Ask, Count, Reply, Script, Stages, tokens_of
 
@@ -70,6 +71,7 @@ class SchemaScript(Script):
     count: Count
     text: str = ""
     clipped: list[str] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._skeleton = Skeleton(self.count)

@@ -18,6 +18,7 @@ from router_backend.server.middleware.door import Door
 from router_backend.server.middleware.guard import Guard
 from router_backend.server.middleware.scope import HeadAsGet, Prefix
 from router_backend.server.native import native_router
+from router_backend.server.openai.decisions import decisions_router
 from router_backend.server.openai.routes import openai_router
 from router_backend.server.operations import admin_router, health_router
 from router_backend.server.pages import pages_router
@@ -61,6 +62,7 @@ def create_app(
     app.include_router(native_router(service))
     app.include_router(health_router(service, figures))
     app.include_router(openai_router(service))
+    app.include_router(decisions_router(service))
     app.include_router(admin_router(service))
     app.include_router(pages_router())
     mount_mcp(app, service)
@@ -76,7 +78,7 @@ def create_app(
             allow_origins=origins,
             allow_methods=["GET", "POST"],
             allow_headers=["*"],  # what is asked for is echoed: the clients of browsers send a dozen of their own
-            expose_headers=["x-request-id", "retry-after"],
+            expose_headers=["x-request-id", "retry-after", "x-router-route", "x-router-confidence"],
         )
     app.add_middleware(AccessLog, metrics=service.metrics, frame_ancestors=service.settings.frame_ancestors)
     app.add_middleware(Prefix, root_path=service.settings.root_path)

@@ -93,6 +93,9 @@ class Details(BaseModel):
     usage: dict[str, Any]
     timings: dict[str, float]
     budget: dict[str, Any] | None
+    route: list[dict[str, Any]] | None = Field(
+        description="Of a plan: each step's tool, and the probabilities of all that could be in its place."
+    )
 
 
 class GenerateAnswer(BaseModel):
@@ -143,6 +146,11 @@ def details(last: Chunk, seed: int, info: ModelInfo) -> dict[str, Any]:
             **{name: round(value, 6) for name, value in asdict(last.timings).items()},
         },
         "budget": asdict(last.budget) if last.budget else None,
+        "route": [
+            {"tool": step.tool, "probabilities": dict(zip(step.odds.options, step.odds.probabilities, strict=True))}
+            for step in last.route
+        ]
+        or None,
     }
 
 
@@ -204,6 +212,7 @@ async def _respond(
         return await unless_gone(request, stream(_events(request, service, work, body.details)))
     answer = await unless_gone(request, service.answer(work))
     access_log.note(request, answer.last, work.prompt if service.settings.log_prompts else None)
+    access_log.routed(request, answer.last)
     return JSONResponse(content(answer))
 
 
@@ -212,6 +221,7 @@ async def _events(
 ) -> AsyncGenerator[dict[str, object], None]:
     async with aclosing(service.generate(work)) as chunks:
         async for chunk in chunks:
+            access_log.routed(request, chunk)
             if chunk.text:
                 yield {"text": chunk.text}
             if chunk.finish_reason is not None:

@@ -86,9 +86,10 @@ class Loader:
         """
         name, needs = rung.candidate.name, rung.needs
         _log.info("loading %s [%s]", name, rung.strategy, extra={"reason": needs and str(needs)})
-        return engines.load(rung, self.settings, self._fetched(rung.candidate))
+        return engines.load(rung, self.settings, self.fetched(rung.candidate))
 
-    def _fetched(self, candidate: Candidate) -> Path:
+    def fetched(self, candidate: Candidate) -> Path:
+        """Where a candidate's file or folder is, once it is there. Raises CandidateError where it cannot be had."""
         if candidate.kind == "embedded":
             return embedded.checkpoint(fetch=not self.settings.hf_hub_offline)
         if candidate.kind == "hub-gguf":

@@ -11,7 +11,7 @@ from router_backend.checkpoints.ladder import Attempt, Loaded
 from router_backend.engines.base import Engine
 from router_backend.plan.prompt import router_prompt
 from router_backend.service.loader import Loader
-from router_backend.settings import Settings, load_settings
+from router_backend.settings import load_settings
 from router_backend.types import GenerateRequest, SamplingParams
 
 
@@ -24,7 +24,7 @@ async def answer_once(
         RouterError: as loading and generating do.
     """
     settings = load_settings(max_new_tokens=max_new_tokens, default_temperature=temperature)
-    loaded = load_once(settings)
+    loaded = load_with(Loader(settings))
     request = GenerateRequest(
         "cli",
         prompt if text else router_prompt(prompt),
@@ -42,11 +42,11 @@ async def answer_once(
         await loaded.model.close()
 
 
-def load_once(settings: Settings) -> Loaded[Engine]:
+def load_with(loader: Loader) -> Loaded[Engine]:
     """The first checkpoint that loads; each attempt is told to standard error. Raises NothingLoads."""
 
     def say(attempt: Attempt) -> None:
         print(f"{attempt.outcome}: {attempt.candidate} [{attempt.strategy}] {attempt.reason}", file=sys.stderr)  # noqa: T201
 
     with Console(stderr=True).status("loading a checkpoint"):  # on a terminal only
-        return Loader(settings).load(say)
+        return loader.load(say)

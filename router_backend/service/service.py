@@ -178,7 +178,8 @@ class GenerationService:
                     async for chunk in chunks:
                         if chunk.finish_reason is not None:
                             chunk = replace(chunk, timings=replace(chunk.timings, queue_seconds=waited))
-                            finished = True
+                            # A decision says nothing of how long tokens of an answer take.
+                            finished = request.output != "decision"
                         seen.chunk(chunk)
                         yield chunk
             finally:

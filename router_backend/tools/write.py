@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from router_backend.errors import AnswerError
+from router_backend.plan.form import BEGINS
 from router_backend.plan.part import with_plans
 from router_backend.remembered import Remembered
 from router_backend.schema.read import read
@@ -14,7 +15,7 @@ from router_backend.schema.script import SchemaScript
 from router_backend.schema.size import Sizes, measure
 from router_backend.schema.write import SchemaWriter, check, told
 from router_backend.tools.words import OPENS, TAIL, head
-from router_backend.types import Chunk, GenerateRequest, Tool, Usage
+from router_backend.types import Chunk, GenerateRequest, Step, Tool, Usage
 from router_backend.writing.grammar import choice, literals
 from router_backend.writing.stages import JOIN, Ask, Count, Reply, Script, Stages, tokens_of
 from router_backend.writing.writer import Writer
@@ -65,6 +66,7 @@ class CallsScript(Script):
     routes: bool
     text: str = ""
     clipped: list[str] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
     calls: list[tuple[Known, int, int | None]] = field(default_factory=list)
 
     def stages(self) -> Stages:
@@ -97,17 +99,18 @@ class CallsScript(Script):
     def since(self, at: int) -> Iterator[Chunk]:
         for known, begin, end in self.calls:
             if at <= begin < len(self.text):
-                yield Chunk(call=known.tool.name)
+                yield Chunk(call=known.tool.name, route=tuple(self.steps))
             if piece := self.text[max(at, begin) : end]:
-                yield Chunk(piece)
+                yield Chunk(piece, route=tuple(self.steps))
 
     def _tool(self, offered: Sequence[Known]) -> Generator[Ask, Reply, Known]:
         """One of the tools, by the checkpoint's own probabilities of their names."""
         if self.routes:
-            before, options = '{"route_plan": ["', [f"/{each.tool.name}(" for each in offered]
+            tools = [f"/{each.tool.name}" for each in offered]
+            before, options = BEGINS, [f"{tool}(" for tool in tools]
         else:
-            before, options = f'{OPENS}{{"name":', [f' "{each.tool.name}"' for each in offered]
-        said = yield from self._choose("tool_calls", options, said=before)
+            before, options, tools = f'{OPENS}{{"name":', [f' "{each.tool.name}"' for each in offered], []
+        said = yield from self._choose("tool_calls", options, said=before, tools=tools)
         return offered[options.index(said)]
 
     @property

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from router_backend.errors import RouterError
-from router_backend.types import Chunk
+from router_backend.types import Chunk, Odds, Step
 from router_backend.writing import clip, grammar
 
 Count = Callable[[str], int]
@@ -29,6 +29,7 @@ class Ask:
 
     Attributes:
         attempt: 0, or 1 where nothing usable came.
+        weighed: answers whose odds are asked for first.
         free_after: characters after which running in circles ends it; None where its grammar ends it by itself.
         options: what it is one of, where it is a choice.
     """
@@ -41,14 +42,19 @@ class Ask:
     said: str = ""
     free_after: int | None = None
     options: tuple[str, ...] = ()
+    weighed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What it wrote, without the stop text. `ended`: by itself, rather than by the limit or for repeating itself."""
+    """What it wrote, without the stop text. `ended`: by itself, rather than by the limit or for repeating itself.
+
+    `odds` are those of what was `weighed`; None where the engine has none.
+    """
 
     text: str
     ended: bool
+    odds: Odds | None = None
 
 
 Stages = Generator[Ask, Reply, None]
@@ -61,6 +67,7 @@ class Script(ABC):
         limit: its budget in tokens, as `count` counts them.
         text: what was written so far; never taken back.
         clipped: the texts in it that their limit stopped.
+        steps: of its plan's route, as far as their odds are known.
         failure: raised where the checkpoint gives nothing usable, twice.
     """
 
@@ -68,6 +75,7 @@ class Script(ABC):
     count: Count
     text: str
     clipped: list[str]
+    steps: list[Step]
     failure: ClassVar[type[RouterError]]
 
     @abstractmethod
@@ -77,11 +85,11 @@ class Script(ABC):
     def since(self, at: int) -> Iterator[Chunk]:
         """What was written after the first `at` characters, as it leaves."""
         if len(self.text) > at:
-            yield Chunk(self.text[at:])
+            yield Chunk(self.text[at:], route=tuple(self.steps))
 
     def _write_by(self, script: Script) -> Stages:
         """Lets another script go on, which begins with this one's text."""
-        stages = script.stages()
+        stages, script.steps = script.stages(), self.steps
         try:
             ask = next(stages)
             while True:
@@ -92,23 +100,31 @@ class Script(ABC):
         self.clipped += script.clipped
 
     def _choose(
-        self, field: str, options: Sequence[str], *, stop: str = "", said: str = ""
+        self, field: str, options: Sequence[str], *, stop: str = "", said: str = "", tools: Sequence[str] = ()
     ) -> Generator[Ask, Reply, str]:
         """One of the options; no stage at all where there is but one.
 
-        `stop` follows them all, and is not kept; nor is `said`, which the checkpoint reads before them.
+        `stop` follows them all, and is not kept; nor is `said`, which the checkpoint reads before them. `tools` that
+        the options stand for make it one of the `steps`.
         """
         if len(options) == 1:
+            self.steps += [Step(tool, Odds((tool,), (0.0,))) for tool in tools]
             return options[0]
         # Stopping before the last character that all options share saves the pass that would draw the end token.
         last = options[0][-1] if len({option[-1] for option in options}) == 1 and options[0][-1] in ":(" else ""
         ends = (stop or last,) if stop or last else ()
-        offered = [option + stop for option in options]
+        offered, odds = [option + stop for option in options], None
         for attempt in range(TRIES):
+            weighed = tuple(offered) if tools and not attempt else ()
             rules = grammar.choice(offered)
-            reply = yield Ask(field, tokens_of(offered), rules, ends, attempt, said, options=tuple(offered))
-            for option in options:
+            reply = yield Ask(
+                field, tokens_of(offered), rules, ends, attempt, said, options=tuple(offered), weighed=weighed
+            )
+            odds = reply.odds or odds
+            for at, option in enumerate(options):
                 if reply.text in (option, option + stop, option.removesuffix(last)):
+                    if odds is not None:
+                        self.steps.append(Step(tools[at], replace(odds, options=tuple(tools))))
                     return option
         raise self._chose_none(field)
 

@@ -69,11 +69,12 @@ class Writer(ABC, Generic[S]):
         self._check(script, request)
         if used > limit:
             raise script.failure(f"the {self.kind} has {used} tokens, its budget {limit}")
-        usage = Usage(prompt_tokens, used, min(run.cached, prompt_tokens))
+        usage = Usage(prompt_tokens, used, min(run.cached or 0, prompt_tokens))
         *rest, last = run.rest(script) or [Chunk()]
         yield from rest
         budget = self._done(script, used, run)
-        yield replace(last, finish_reason="stop", usage=usage, timings=run.timings, budget=budget)
+        route = tuple(script.steps)
+        yield replace(last, finish_reason="stop", usage=usage, timings=run.timings, budget=budget, route=route)
 
     @abstractmethod
     def _smallest(self, request: GenerateRequest) -> int:
@@ -104,7 +105,7 @@ class StageRun:
 
     Attributes:
         calls: of the model; `calls_again` of them asked a second time.
-        cached: tokens of the first call's prompt that were in the prefix cache.
+        cached: tokens of the first call's prompt that were in the prefix cache; None before it.
         cancelled: the client has left, and the script did not end.
         owner: as the request's.
     """
@@ -123,7 +124,8 @@ class StageRun:
         self._is_cancelled = cancelled
         self._sent = 0
         self.timings = Timings()
-        self.calls = self.calls_again = self.cached = 0
+        self.calls = self.calls_again = 0
+        self.cached: int | None = None
         self.cancelled = False
         self.owner = request.owner
 
@@ -157,6 +159,13 @@ class StageRun:
             seed=(self._request.sampling.seed + 1000 * self.calls) % 2**32,
         )
         stage = replace(self._request, sampling=sampling, prefix=prefix, grammar=ask.grammar, output="text")
+        odds = None
+        if ask.weighed and self._model.info.weighs:
+            weighed = self._model.weigh(stage, ask.weighed, self._is_cancelled, self._slot)
+            self._spend(weighed)
+            if not weighed.odds:
+                return None
+            odds = replace(weighed.odds[0], temperature=self._model.info.temperature)
         pieces: list[str] = []
         began = time.monotonic()
         for chunk in self._model.generate(stage, self._is_cancelled, self._slot):
@@ -165,17 +174,20 @@ class StageRun:
                 cut = clip.repeats(pieces, ask.free_after)
                 if cut is not None:
                     self._add(Chunk(timings=Timings(0.0, 0.0, time.monotonic() - began, len(pieces))), ask)
-                    return Reply("".join(pieces[:cut]), ended=False)
+                    return Reply("".join(pieces[:cut]), ended=False, odds=odds)
             if chunk.finish_reason == "cancelled":
                 return None
             if chunk.finish_reason is not None:
                 self._add(chunk, ask)
-                return Reply("".join(pieces), ended=chunk.finish_reason == "stop")
+                return Reply("".join(pieces), ended=chunk.finish_reason == "stop", odds=odds)
         return None
 
     def _add(self, chunk: Chunk, ask: Ask) -> None:
-        if not self.calls:
-            self.cached = chunk.usage.cached_tokens
+        self._spend(chunk)
         self.calls += 1
         self.calls_again += ask.attempt > 0
+
+    def _spend(self, chunk: Chunk) -> None:
+        if self.cached is None:
+            self.cached = chunk.usage.cached_tokens
         self.timings += chunk.timings

@@ -1,4 +1,4 @@
-"""Predictions of a checkpoint on this machine."""
+"""A checkpoint on this machine, and its predictions."""
 
 from __future__ import annotations
 
@@ -7,13 +7,58 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import aclosing, contextmanager
+from functools import cached_property
+from pathlib import Path
 
+from router_backend.checkpoints.ladder import Loaded
 from router_backend.engines.base import Engine
-from router_backend.service.once import load_once
-from router_backend.settings import check_name, load_settings
-from router_backend.types import GenerateRequest, SamplingParams
+from router_backend.service.loader import Loader
+from router_backend.service.once import load_with
+from router_backend.settings import Settings, check_name, load_settings
+from router_backend.types import Chunk, GenerateRequest, SamplingParams
+from router_tools.evaluate.confidence import odds_of
 from router_tools.evaluate.predictions import Prediction
 from router_tools.evaluate.run import EvaluateOptions
+
+
+class Local:
+    """A checkpoint that is loaded when it is first needed; for threads. What loads it raises LoadError."""
+
+    def __init__(self, candidate: str, slots: int) -> None:
+        check_name("--candidate", candidate)
+        self.settings: Settings = load_settings(model_repo=candidate, model_fallbacks="", slots=slots)
+        self._loader = Loader(self.settings)
+        self._lock = threading.Lock()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="local")
+        self._thread.start()
+
+    @cached_property
+    def _loaded(self) -> Loaded[Engine]:
+        return load_with(self._loader)
+
+    @property
+    def place(self) -> Path:
+        """The checkpoint's file or folder."""
+        return self._loader.fetched(self._loaded.rung.candidate)
+
+    def ask(self, request: GenerateRequest) -> list[Chunk]:
+        """All of an answer. Raises what the engine raises."""
+
+        async def answer(engine: Engine) -> list[Chunk]:
+            async with aclosing(engine.generate(request)) as chunks:
+                return [chunk async for chunk in chunks]
+
+        with self._lock:
+            engine = self._loaded.model
+        return asyncio.run_coroutine_threadsafe(answer(engine), self._loop).result()
+
+    def close(self) -> None:
+        if "_loaded" in self.__dict__:
+            asyncio.run_coroutine_threadsafe(self._loaded.model.close(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
 
 
 @contextmanager
@@ -22,20 +67,13 @@ def predictor(candidate: str, options: EvaluateOptions) -> Iterator[Callable[[st
 
     The function raises LoadError where the checkpoint does not load.
     """
-    check_name("--candidate", candidate)
-    settings = load_settings(model_repo=candidate, model_fallbacks="", slots=options.concurrency)
-    loaded: list[Engine] = []
-    lock = threading.Lock()
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, name="predictor")
-    thread.start()
-    sampling = SamplingParams(options.max_new_tokens, options.temperature, settings.default_top_p, options.seed)
+    local = Local(candidate, options.concurrency)
+    top_p = local.settings.default_top_p
+    sampling = SamplingParams(options.max_new_tokens, options.temperature, top_p, options.seed)
 
-    async def answer(engine: Engine, prompt: str) -> Prediction:
+    def predict(prompt: str) -> Prediction:
         began = time.monotonic()
-        request = GenerateRequest("evaluate", prompt, sampling, output=options.output)
-        async with aclosing(engine.generate(request)) as chunks:
-            pieces = [chunk async for chunk in chunks]
+        pieces = local.ask(GenerateRequest("evaluate", prompt, sampling, output=options.output))
         last = pieces[-1]
         return Prediction(
             text="".join(chunk.text for chunk in pieces),
@@ -43,19 +81,10 @@ def predictor(candidate: str, options: EvaluateOptions) -> Iterator[Callable[[st
             completion_tokens=last.usage.completion_tokens,
             clipped=last.budget.clipped if last.budget else None,
             finish_reason=last.finish_reason,
+            first=odds_of(last.route[0].odds) if last.route else None,
         )
-
-    def predict(prompt: str) -> Prediction:
-        with lock:
-            if not loaded:
-                loaded.append(load_once(settings).model)
-        return asyncio.run_coroutine_threadsafe(answer(loaded[0], prompt), loop).result()
 
     try:
         yield predict
     finally:
-        for engine in loaded:
-            asyncio.run_coroutine_threadsafe(engine.close(), loop).result()
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
+        local.close()

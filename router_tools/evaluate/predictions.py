@@ -31,6 +31,7 @@ class Prediction:
     Attributes:
         seconds: from the question to the whole answer.
         clipped: the texts that were stopped by their limit.
+        first: the probabilities of a plan's first tool; None where they are not known.
         error: why there is no text.
     """
 
@@ -39,6 +40,7 @@ class Prediction:
     completion_tokens: int | None = None
     clipped: tuple[str, ...] | None = None
     finish_reason: str | None = None
+    first: dict[str, float] | None = None
     error: str | None = None
 
 
@@ -77,13 +79,15 @@ def prediction_of(value: Mapping[str, Any]) -> Prediction:
     def typed(key: str, *types: type) -> Any:  # noqa: ANN401 - one of `types`
         return value.get(key) if isinstance(value.get(key), types) else None
 
-    clipped = typed("clipped", list, tuple)
+    clipped, first = typed("clipped", list, tuple), typed("first", dict)
+    known = first and all(isinstance(each, float | int) and 0 <= each <= 1 for each in first.values())
     return Prediction(
         text=typed("text", str) or "",
         seconds=typed("seconds", float, int),
         completion_tokens=typed("completion_tokens", int),
         clipped=None if clipped is None else tuple(map(str, clipped)),
         finish_reason=typed("finish_reason", str),
+        first={str(tool): float(each) for tool, each in first.items()} if known else None,
         error=typed("error", str),
     )
 
@@ -117,12 +121,15 @@ def predict_with(client: RouterClient, fields: Mapping[str, object]) -> Predict:
                 raise
             return Prediction(error=str(error))
         usage, budget = (_part(_part(body, "details"), key) for key in ("usage", "budget"))
+        route = _part(body, "details").get("route")
+        step = route[0] if isinstance(route, list) and route else None
         return prediction_of(
             {
                 "text": body["text"],
                 "completion_tokens": usage.get("completion_tokens"),
                 "clipped": budget.get("clipped"),
                 "finish_reason": _part(body, "details").get("finish_reason"),
+                "first": step.get("probabilities") if isinstance(step, dict) else None,
             }
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from html import escape
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from rich.text import Text
 
 from router_backend import __version__
 from router_backend.plan.prompt import INSTRUCTIONS
+from router_tools.evaluate.confidence import Confidence
 from router_tools.evaluate.metrics import BUCKETS, METRICS, quality, route_of
 from router_tools.evaluate.results import Evaluation, ScoredRow
 from router_tools.evaluate.thresholds import Verdict
@@ -44,6 +46,8 @@ def show(result: Evaluation, console: Console) -> None:
     if result.generation:
         told = ", ".join(f"{name} {value:.4g}" for name, value in result.generation.items())
         console.print(told, markup=False, highlight=False, soft_wrap=True)
+    if result.confidence:
+        console.print(f"first tool: {result.confidence}", markup=False, highlight=False, soft_wrap=True)
     failed = sum(verdict.passed is False for verdict in result.verdicts)
     measured = sum(verdict.passed is not None for verdict in result.verdicts)
     verdict = f"{failed} of {measured} thresholds FAILED" if failed else f"all {measured} thresholds passed"
@@ -79,6 +83,7 @@ def as_json(result: Evaluation) -> dict[str, object]:
             for verdict in result.verdicts
         ],
         "generation": result.generation,
+        "confidence": asdict(result.confidence) if result.confidence else None,
     }
 
 
@@ -96,6 +101,7 @@ def as_html(result: Evaluation) -> str:
         "<h2>Answers</h2>",
         _table(("figure", "value"), ((escape(name), f"{value:.4g}") for name, value in result.generation.items())),
         _histogram("Tokens of an answer", [each for each in tokens if each is not None]),
+        _confidence(result.confidence) if result.confidence else "",
         "<h2>Routes that differ</h2>",
         _routes(result.rows),
         "<h2>Worst rows</h2>",
@@ -179,6 +185,23 @@ def _histogram(title: str, values: Sequence[int]) -> str:
     return f"<h3>{escape(title)}</h3>" + _table(("tokens", "", "rows"), bars)
 
 
+def _confidence(found: Confidence) -> str:
+    """A reliability diagram: how often the likeliest first tool was right (the bar), and was said to be (the mark)."""
+    rows = (
+        (
+            f"{each.low:.1f}–{each.high:.1f}",
+            f'<div class="meter"><div class="bar" style="width:{20 * each.right:.2f}rem"></div>'
+            f'<i style="left:{20 * each.said:.2f}rem"></i></div>',
+            f"{each.said:.3f}",
+            f"{each.right:.3f}",
+            str(each.rows),
+        )
+        for each in found.bins
+    )
+    heads = ("probability", "", "said", "right", "rows")
+    return f"<h2>The first tool's probabilities</h2><p>{escape(str(found))}</p>" + _table(heads, rows)
+
+
 def _table(heads: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
     """Cells are HTML already."""
     head = "".join(f"<th>{each}</th>" for each in heads)
@@ -227,6 +250,8 @@ small {{ opacity: .8 }}
 .yes {{ color: var(--yes) }}
 .no {{ color: var(--no) }}
 .bar {{ background: var(--bar); height: 1rem }}
+.meter {{ position: relative; width: 20rem; outline: 1px solid var(--line) }}
+.meter i {{ position: absolute; top: -.15rem; width: 2px; height: 1.3rem; background: var(--no) }}
 details {{ border-bottom: 1px solid var(--line); padding: .4rem 0 }}
 summary {{ cursor: pointer }}
 pre {{ white-space: pre-wrap; overflow-wrap: anywhere; border-left: 3px solid var(--line); padding-left: .8rem }}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from router_backend.plan.rules import validate
+from router_tools.evaluate.confidence import Confidence
 from router_tools.evaluate.metrics import BucketScores, aggregate, read_plan, score_row
 from router_tools.evaluate.predictions import Prediction
 from router_tools.evaluate.rows import GoldRow
@@ -27,7 +28,10 @@ class ScoredRow:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """All that the reports tell. `generation` is what the answers cost, as far as that is known."""
+    """All that the reports tell. `generation` is what the answers cost, as far as that is known.
+
+    `confidence` is how far the probabilities of the first tool can be trusted; None where no answer had them.
+    """
 
     source: str
     sampling: dict[str, object]
@@ -35,6 +39,7 @@ class Evaluation:
     buckets: dict[str, BucketScores]
     verdicts: tuple[Verdict, ...]
     generation: dict[str, float]
+    confidence: Confidence | None = None
 
     @classmethod
     def of(
@@ -42,7 +47,9 @@ class Evaluation:
     ) -> Evaluation:
         buckets = aggregate((row.gold.plan, row.scores) for row in rows)
         verdicts = tuple(judge(buckets, thresholds))
-        return cls(source, sampling, tuple(rows), buckets, verdicts, _generation([row.prediction for row in rows]))
+        generation = _generation([row.prediction for row in rows])
+        told = [(row.prediction.first, row.gold.first) for row in rows if row.prediction.first]
+        return cls(source, sampling, tuple(rows), buckets, verdicts, generation, Confidence.of(told) if told else None)
 
     @property
     def passed(self) -> bool:

@@ -20,6 +20,11 @@ class GoldRow:
     prompt: str
     plan: dict[str, Any]
 
+    @property
+    def first(self) -> str:
+        """The tool of the first step."""
+        return str(route_of(self.plan)[0])
+
 
 def read_gold(path: Path, limit: int | None = None) -> list[GoldRow]:
     """The first `limit` rows `{"prompt", "completion"}`; further keys are ignored.

@@ -16,6 +16,7 @@ from huggingface_hub import constants
 
 from router_backend.checkpoints import embedded
 from router_backend.checkpoints.ladder import Candidate, Rung
+from router_backend.decisions import calibration
 from router_backend.engines.base import LocalModel
 from router_backend.engines.llamacpp import LlamaCppModel, load
 from router_backend.errors import CandidateError
@@ -50,7 +51,9 @@ def test_row_25_checkpoint_is_merged_once_and_again_where_it_is_damaged(
         file.write(b"damage")
     embedded.checkpoint()
     assert hashlib.sha256(path.read_bytes()).hexdigest() == embedded.SHA256
-    assert [each.name for each in path.parent.iterdir()] == [path.name], "nothing half-written is left"
+    kept = calibration.place(path)
+    assert {each.name for each in path.parent.iterdir()} == {path.name, kept.name}, "nothing half-written is left"
+    assert calibration.temperature_of(path) == json.loads(embedded.CALIBRATION.read_text())["temperature"]
 
 
 def test_what_cannot_be_merged_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,6 +159,7 @@ class Listener:
     def __init__(self, model: LocalModel) -> None:
         self.info, self._model, self.prompts = model.info, model, set[str]()
         self.count_tokens, self.remember = model.count_tokens, model.remember
+        self.weigh = model.weigh
         self.prompt_tokens: Callable[[GenerateRequest], int] = self._heard
 
     def _heard(self, request: GenerateRequest) -> int:

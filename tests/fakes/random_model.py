@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer
 from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 
-from router_backend.types import Chunk, FinishReason, GenerateRequest, ModelInfo, Usage
+from router_backend.types import Chunk, FinishReason, GenerateRequest, ModelInfo, Odds, Usage
 
 _BYTES = LLTokenizer("byte")
 
@@ -59,6 +60,13 @@ class RandomModel:
         finish: FinishReason = reason  # type: ignore[assignment]
         yield Chunk(said.decode(errors="ignore"))
         yield Chunk(finish_reason=finish, usage=Usage(self.prompt_tokens(request), len(said)))
+
+    def weigh(
+        self, request: GenerateRequest, answers: Sequence[str], cancelled: Callable[[], bool], slot: int = 0
+    ) -> Chunk:
+        """Each byte is as likely as any other."""
+        logs = tuple(-math.log(256) * len(answer.encode()) for answer in answers)
+        return Chunk(finish_reason="stop", odds=(Odds(tuple(answers), logs),))
 
     def remember(self, text: str, owner: str = "") -> None:
         """Nothing: there are no drafts."""

@@ -107,6 +107,7 @@ def test_details_of_text(echo: App) -> None:
             "prompt_tokens_details": {"cached_tokens": 0},
         },
         "budget": None,
+        "route": None,
     }
     tokens = ["prompt_tokens", "cached_tokens", "completion_tokens"]
     seconds = ["queue_seconds", "prefill_seconds", "decode_seconds"]
@@ -119,7 +120,17 @@ def test_details_of_a_plan(echo: App) -> None:
     body = echo.generate("one two", details=True, max_new_tokens=700).json()
     assert list(body) == ["text", "details"]
     details = body["details"]
-    assert list(details) == ["model", "strategy", "engine", "finish_reason", "seed", "usage", "timings", "budget"]
+    assert list(details) == [
+        "model",
+        "strategy",
+        "engine",
+        "finish_reason",
+        "seed",
+        "usage",
+        "timings",
+        "budget",
+        "route",
+    ]
     budget = details["budget"]
     used = EchoModel().count_tokens(body["text"])
     assert (budget["limit"], budget["used"], budget["clipped"]) == (700, used, [])
@@ -189,7 +200,7 @@ def test_plan_answer(echo: App) -> None:
     assert body["report"]["budget"]["limit"] == 800 and body["report"]["seed"] == 3
     assert set(body["report"]) == {
         *("model", "strategy", "engine", "finish_reason"),
-        *("seed", "usage", "timings", "budget"),
+        *("seed", "usage", "timings", "budget", "route"),
     }
 
 
@@ -502,6 +513,7 @@ def test_openapi_holds_every_path(document: dict[str, Any]) -> None:
         ("/v1/plan", "post"),
         ("/v1/chat/completions", "post"),
         ("/v1/completions", "post"),
+        ("/v1/decisions", "post"),
         ("/v1/models", "get"),
         ("/v1/models/{model}", "get"),
         ("/health", "get"),

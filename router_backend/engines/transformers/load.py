@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.utils.logging import disable_progress_bar
 
 from router_backend.checkpoints import footprint, machine
+from router_backend.decisions.calibration import temperature_of
 from router_backend.engines.conversation import instructions
 from router_backend.engines.transformers import drafter
 from router_backend.engines.transformers.model import DecodedModel, is_out_of_memory, release_memory
@@ -84,6 +85,7 @@ def _load(folder: Path, device: str, rung: Rung, settings: Settings, parts: dict
             "transformers",
             context,
             budget_line=bool(getattr(config, BUDGET_KEY, False)),
+            temperature=temperature_of(folder),
             warnings=tuple(tokens.warnings),
         ),
         tokens,

@@ -9,7 +9,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from router_backend.engines.transformers.drafts import Drafter, NgramTable, Pace
 from router_backend.engines.transformers.guide import Guides
@@ -18,7 +20,7 @@ from router_backend.engines.transformers.runner import Runner
 from router_backend.engines.transformers.sampler import Sampler
 from router_backend.engines.transformers.tokens import Tokens
 from router_backend.errors import ContextOverflow, InvalidRequest, OutOfMemory
-from router_backend.types import Chunk, GenerateRequest, ModelInfo, Timings, Usage
+from router_backend.types import Chunk, GenerateRequest, ModelInfo, Odds, Timings, Usage
 
 _DRAFTERS = 8  # of so many owners, each with a table of 2**history_bits n-grams (18 MB)
 
@@ -92,24 +94,60 @@ class DecodedModel:
     def generate(self, request: GenerateRequest, cancelled: Callable[[], bool], slot: int = 0) -> Iterator[Chunk]:
         if request.sampling.logprobs is not None:
             raise InvalidRequest("the transformers engine gives no logprobs", param="logprobs")
-        prompt = [
-            *self._tokens.wrap(request.prompt, request.history, request.owner),
-            *self._tokens.encode(request.prefix),
-        ]
         sampling = request.sampling
-        self.info.check_room(len(prompt), sampling.max_new_tokens)
-        if not prompt:
-            raise ContextOverflow("the prompt has no tokens at all", param="prompt")
+        prompt = self._prompt(request, sampling.max_new_tokens)
         guide = None if request.grammar is None else self._guides.begin(request.grammar, request.owner)
-        self._runner.turn_to(request.owner)
-        if not self._prefix_cache and request.id != self._latest_id:
-            self._runner.forget()
-        self._latest_id = request.id
+        self._turn_to(request)
         self._loop.drafter, _ = self._drafter_of(request.owner)
         sampler = Sampler(sampling.temperature, sampling.top_p, sampling.seed)
         count = Count()
         ids = self._loop.decode(prompt, guide, sampler, sampling.max_new_tokens, self._tokens.ends, cancelled, count)
         return self._answer(ids, prompt, sampling.stop, count)
+
+    def weigh(
+        self, request: GenerateRequest, answers: Sequence[str], cancelled: Callable[[], bool], slot: int = 0
+    ) -> Chunk:
+        """Teacher-forced: the prompt's pass has an answer's tokens behind it, all later ones go on from its cache."""
+        spelt = [list(self._tokens.encode(answer)) for answer in answers]
+        prompt = self._prompt(request, max(map(len, spelt)))
+        self._turn_to(request)
+        began, passes, full = time.monotonic(), 0, False
+        cached = min(self._runner.cached(prompt), len(prompt) - 1)
+        logs: list[float] = []
+        try:
+            for ids in spelt:
+                passes += self._runner.run(prompt, ids[:-1], cancelled)
+                rows = [self._runner.row([*prompt, *ids[:at]]) for at in range(len(ids))]
+                if cancelled() or any(row is None for row in rows):
+                    return Chunk(finish_reason="cancelled")
+                logs.append(sum(log_share(row, token) for row, token in zip(rows, ids, strict=True) if row is not None))
+        except Exception as error:
+            self._runner.forget()  # what it keeps may be half of a pass
+            full = is_out_of_memory(error)
+            if not full:
+                raise
+        if full:
+            raise dropped()
+        usage = Usage(len(prompt), sum(map(len, spelt)), cached)
+        timings = Timings(prefill_seconds=time.monotonic() - began, forward_passes=passes)
+        return Chunk(finish_reason="stop", usage=usage, timings=timings, odds=(Odds(tuple(answers), tuple(logs)),))
+
+    def _prompt(self, request: GenerateRequest, room: int) -> list[int]:
+        """Ids of prompt and prefix. Raises ContextOverflow where there is no room behind them for so many tokens."""
+        prompt = [
+            *self._tokens.wrap(request.prompt, request.history, request.owner),
+            *self._tokens.encode(request.prefix),
+        ]
+        self.info.check_room(len(prompt), room)
+        if not prompt:
+            raise ContextOverflow("the prompt has no tokens at all", param="prompt")
+        return prompt
+
+    def _turn_to(self, request: GenerateRequest) -> None:
+        self._runner.turn_to(request.owner)
+        if not self._prefix_cache and request.id != self._latest_id:
+            self._runner.forget()
+        self._latest_id = request.id
 
     def close(self) -> None:
         """Gives the memory back, the weights' too: the next rung may need it."""
@@ -142,8 +180,7 @@ class DecodedModel:
             if not full:
                 raise
         if full:  # only here is the traceback gone, and with it the tensors in its frames
-            release_memory()
-            raise OutOfMemory("out of memory during this request; it was dropped", retry_after=2)
+            raise dropped()
         now = time.monotonic()
         yield Chunk(
             text.rest(),
@@ -158,6 +195,19 @@ class DecodedModel:
                 forced=count.forced,
             ),
         )
+
+
+def log_share(row: NDArray[np.float32], token: int) -> float:
+    """The logarithm of a token's probability, out of the logits `(vocabulary,)` in its place."""
+    wide = row.astype(np.float64)
+    most = wide.max()
+    return float(wide[token] - most - np.log(np.exp(wide - most).sum()))
+
+
+def dropped() -> OutOfMemory:
+    """The error, once what the request took was given back."""
+    release_memory()
+    return OutOfMemory("out of memory during this request; it was dropped", retry_after=2)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -53,5 +53,6 @@ def _info(served: Served, strategy: str, settings: Settings) -> ModelInfo:
         min(settings.slots, served.slots or settings.slots),
         settings.upstream_budget_line,
         keeps_grammars=served.stages,
+        weighs=False,
         warnings=() if served.stages else (told,),
     )

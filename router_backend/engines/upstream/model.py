@@ -95,6 +95,12 @@ class UpstreamModel:
         self._info.check_room(prompt_tokens, sampling.max_new_tokens)
         return self._answer(body, prompt_tokens, request, cancelled)
 
+    def weigh(
+        self, request: GenerateRequest, answers: Sequence[str], cancelled: Callable[[], bool], slot: int = 0
+    ) -> Chunk:
+        """Raises InvalidRequest: servers tell the probabilities of what they write, and not of every answer."""
+        raise InvalidRequest("a server upstream gives no probabilities of answers")
+
     def remember(self, text: str, owner: str = "") -> None:
         """Nothing: drafts are the server's own business."""
 

@@ -7,7 +7,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from fastapi import Request
@@ -22,7 +22,7 @@ from router_backend.server.middleware.scope import first_of_each, is_ui, path_of
 from router_backend.service import tracing
 from router_backend.service.caller import Caller, caller
 from router_backend.service.metrics import Metrics
-from router_backend.types import Chunk
+from router_backend.types import Chunk, Step
 
 _log = logging.getLogger("router_backend.access")
 _ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
@@ -43,6 +43,12 @@ def note(request: Request, last: Chunk, prompt: str | None = None) -> None:
         "decode_seconds": last.timings.decode_seconds,
         **({"prompt": prompt} if prompt is not None else {}),
     }
+
+
+def routed(request: Request, chunk: Chunk) -> None:
+    """Remembers a plan's route, as far as it stands, for the headers of the answer."""
+    if chunk.route:
+        request.scope["state"]["route"] = chunk.route
 
 
 class AccessLog:
@@ -76,6 +82,7 @@ class AccessLog:
                 more = [
                     (b"x-request-id", state["request_id"].encode()),
                     *_careful(message["headers"], self._frame_ancestors),
+                    *_route(state.get("route", ())),
                 ]
                 message["headers"] = [*message["headers"], *more]
             await send(message)
@@ -113,6 +120,15 @@ class AccessLog:
                     **state.get("note", {}),
                 }
                 _log.log(level, "request", extra=fields)
+
+
+def _route(steps: Sequence[Step]) -> list[tuple[bytes, bytes]]:
+    """The tools of a plan, and the probability that the checkpoint gave the first of them."""
+    if not steps:
+        return []
+    route, first = " -> ".join(step.tool for step in steps), steps[0]
+    confidence = f"{first.odds.of(first.tool):.4f}"
+    return [(b"x-router-route", route.encode("ascii", "replace")), (b"x-router-confidence", confidence.encode())]
 
 
 def _careful(headers: Iterable[tuple[bytes, bytes]], frame_ancestors: str) -> list[tuple[bytes, bytes]]:

@@ -162,6 +162,8 @@ class _Answer:
         return whole
 
     def _new(self, index: int, chunk: Chunk) -> Choice:
+        if index == 0:
+            access_log.routed(self._request, chunk)
         if chunk.finish_reason is not None:
             self._ended[index] = chunk
         logprobs = chunk.logprobs if self._with_logprobs and chunk.logprobs else None
