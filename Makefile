@@ -46,6 +46,7 @@ test-newest: test-setup ## Run the tests on the newest packages that pyproject.t
 # The ends of the ranges, in an environment of their own. The environment variables of `make` reach the tests.
 define test-on
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)/$(1); \
+	ln -s ../litellm $(VENV)/$(1)/litellm; \
 	$(BIN)/uv pip install --quiet --python $(VENV)/$(1) --resolution $(1) --editable '.[$(EXTRAS)]'; \
 	$(BIN)/uv pip install --quiet --python $(VENV)/$(1) --no-deps --require-hashes --requirement requirements/embedded.txt; \
 	$(BIN)/uv pip list --quiet --python $(VENV)/$(1) --format freeze > $(VENV)/$(1).txt; \

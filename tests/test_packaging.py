@@ -21,6 +21,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
 HASHED = [path for path in LOCKS if "constraints" not in path.name]
+OF_PACKAGES = [path for path in HASHED if path.name != "tools.txt"]
 DECLARED = {canonicalize_name(Requirement(line).name): Requirement(line) for line in requires("router-backend") or []}
 
 
@@ -98,7 +99,7 @@ def test_the_workflow_is_valid() -> None:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A checkout whose lock names one package, which a folder beside it holds."""
+    """A checkout whose locks name one package, which a folder beside it holds; but for those of the installer."""
     wheel = tmp_path / "wheels/tiny_package-1.0-py3-none-any.whl"
     wheel.parent.mkdir()
     info = "tiny_package-1.0.dist-info"
@@ -109,14 +110,15 @@ def checkout(tmp_path: Path) -> Path:
         archive.writestr(f"{info}/RECORD", "")
     shutil.copytree(ROOT / "requirements", tmp_path / "requirements")
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    (tmp_path / "requirements/server.txt").write_text(f"tiny-package==1.0 --hash=sha256:{digest}\n")
+    for lock in OF_PACKAGES:
+        (tmp_path / "requirements" / lock.name).write_text(f"tiny-package==1.0 --hash=sha256:{digest}\n")
     (tmp_path / ".venv/bin").mkdir(parents=True)
     (tmp_path / ".venv/bin/uv").symlink_to(Path(sys.executable).with_name("uv"))
     (tmp_path / ".venv/bin/python").symlink_to(sys.executable)
     return tmp_path
 
 
-def install(checkout: Path) -> subprocess.CompletedProcess[str]:
+def install(checkout: Path, lock: str = "server.txt") -> subprocess.CompletedProcess[str]:
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("UV_", "PYTHON", "VIRTUAL_ENV"))},
         "VENV": str(checkout / "target"),
@@ -126,7 +128,7 @@ def install(checkout: Path) -> subprocess.CompletedProcess[str]:
     }
     (checkout / "uv.toml").write_text(f"no-index = true\nfind-links = ['{checkout / 'wheels'}']\n")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment["VENV"]], check=True)
-    command = [str(checkout / "requirements/install.sh"), "server.txt"]
+    command = [str(checkout / "requirements/install.sh"), lock]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
 
 
@@ -136,15 +138,16 @@ def test_a_lock_installs_what_it_names(checkout: Path) -> None:
     assert list((checkout / "target").rglob("tiny_package.py"))
 
 
-def test_a_changed_hash_is_one_line(checkout: Path) -> None:
-    lock = checkout / "requirements/server.txt"
+@pytest.mark.parametrize("name", [path.name for path in OF_PACKAGES])
+def test_a_changed_hash_is_one_line(checkout: Path, name: str) -> None:
+    lock = checkout / "requirements" / name
     text = lock.read_text()
     lock.write_text(text[:-2] + ("0" if text[-2] != "0" else "1") + "\n")
-    done = install(checkout)
+    done = install(checkout, name)
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr == (
-        "make: the hash of tiny-package==1.0 is not the one in requirements/server.txt: restore the file "
-        "(git checkout requirements/server.txt), or run make lock if you changed it on purpose\n"
+        f"make: the hash of tiny-package==1.0 is not the one in requirements/{name}: restore the file "
+        f"(git checkout requirements/{name}), or run make lock if you changed it on purpose\n"
     )
 
 

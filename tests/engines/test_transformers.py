@@ -20,7 +20,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from router_backend.checkpoints import hub
 from router_backend.checkpoints.ladder import Candidate, Loaded, Rung
 from router_backend.engines.transformers import load as engine
+from router_backend.engines.transformers.drafts import Pace
 from router_backend.engines.transformers.model import DecodedModel
+from router_backend.engines.transformers.runner import TorchRunner
 from router_backend.errors import (
     CandidateError,
     ContextOverflow,
@@ -51,9 +53,10 @@ def never() -> bool:
 def load(
     folder: Path, strategy: str = "cpu", parts: dict[str, object] | None = None, **settings: object
 ) -> DecodedModel:
+    """With drafts whatever they cost: a busy machine may measure that none is worth its time."""
     chosen: dict[str, object] = {"model_device": "cpu", "threads": 1, "slots": 2, **settings}
     candidate, told = Candidate(str(folder), "folder"), load_settings(**chosen)
-    return engine.load(Rung(candidate, strategy), told, hub.fetch(candidate, told), **parts or {})
+    return engine.load(Rung(candidate, strategy), told, hub.fetch(candidate, told), **{"pace": None, **(parts or {})})
 
 
 def load_exact(folder: Path, parts: dict[str, object] | None = None, **settings: object) -> DecodedModel:
@@ -335,6 +338,16 @@ def test_each_part_can_be_switched_off(folders: dict[str, Path]) -> None:
         none = cost(**off).timings
         assert none.drafted == none.accepted == 0
         assert none.forward_passes > everything.timings.forward_passes
+
+
+@pytest.mark.parametrize(("pace", "drafts"), [(Pace(), True), (Pace(slope=9.0), False)])
+def test_drafts_are_what_the_measured_pace_makes_worth(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, pace: Pace, drafts: bool
+) -> None:
+    monkeypatch.setattr(TorchRunner, "pace", lambda self, most: pace)
+    candidate, told = Candidate(str(folders["llama31"]), "folder"), load_settings(model_device="cpu", threads=1)
+    model = engine.load(Rung(candidate, "cpu"), told, folders["llama31"])
+    assert (write(model, "Add two numbers.", 8)[1].timings.drafted > 0) is drafts
 
 
 def test_repeatable_answers_use_neither_drafts_nor_the_prefix_cache(folders: dict[str, Path]) -> None:
