@@ -45,7 +45,7 @@ class _Body(BaseModel):
 
 
 class CallBody(_Body):
-    data: Annotated[list[Value], Field(max_length=16)]
+    data: Annotated[list[Value], Field(max_length=32)]
 
 
 class JoinBody(CallBody):
