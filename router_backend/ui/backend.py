@@ -23,6 +23,7 @@ from router_backend.types import GenerateRequest, is_blank
 Said = tuple[str, "dict[str, Any] | None"]  # the text so far; with the last of it the answer's details
 _SECONDS_BETWEEN_UPDATES = 0.2
 _PATIENCE = 5.0
+_DIGITS = 12
 
 
 class Backend(Protocol):
@@ -160,13 +161,15 @@ def body_of(query: object, output: object = "plan", tags: object = "", **fields:
     """The API's own body for what a page sent; texts that are empty were not sent. Raises InvalidRequest."""
     if isinstance(query, str) and is_blank(query):
         raise InvalidRequest("write a request first", param="prompt")
-    given = {name: _whole(value) for name, value in fields.items() if value != ""}
+    given = {name: _whole(value) for name, value in fields.items() if value not in ("", None)}
     if output != "plan":
         sampling = {name: value for name, value in given.items() if name in Sampling.model_fields}
         return checked(GenerateBody, prompt=query, output=output, **sampling)
-    return checked(PlanBody, query=query, tags=list(split_list(checked(_Tags, tags=tags).tags)) or None, **given)
+    return checked(PlanBody, query=query, tags=list(split_list(checked(_Tags, tags=tags or "").tags)) or None, **given)
 
 
 def _whole(value: object) -> object:
-    """What JavaScript and Python send for the same whole number."""
+    """A whole number, however JavaScript, Python and people write it."""
+    if isinstance(value, str) and value.isdecimal() and value.isascii() and len(value) < _DIGITS:
+        return int(value)
     return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -86,11 +86,11 @@ def _recent(recent: list[Recent] | None) -> str:
     if recent is None:
         return "<p>The last requests are shown at the backend's own page.</p>"
     heads = ("at", "key", "outcome", "seconds", "tokens", "request")
-    rows = [
-        (time.strftime("%H:%M:%S", time.localtime(each.at)), each.key or "–", each.outcome, f"{each.seconds:.1f}")
-        + (each.tokens, "not kept (LOG_PROMPTS)" if each.prompt is None else each.prompt[-_EXCERPT:])
-        for each in recent
-    ]
+    rows = []
+    for each in recent:
+        at, asked = time.strftime("%H:%M:%S", time.localtime(each.at)), (each.prompt or "")[-_EXCERPT:]
+        figures = each.key or "–", each.outcome, f"{each.seconds:.1f}", each.tokens
+        rows.append((at, *figures, "not kept (LOG_PROMPTS)" if each.prompt is None else asked))
     return table("The last requests", heads, rows)
 
 

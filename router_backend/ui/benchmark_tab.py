@@ -35,6 +35,10 @@ def benchmark_tab(backend: Backend) -> None:
     if importlib.util.find_spec("router_tools") is None:
         gr.HTML('<p class="rb-empty">Benchmarks need the package router_tools, which a Space does not have.</p>')
         return
+    gr.HTML(
+        '<p class="rb-intro">Asks for the plans of 24 requests from twelve fields, and compares them with gold plans as '
+        "<code>router-backend evaluate</code> does.</p>"
+    )
     most = backend.settings.max_body_bytes // 3
     with gr.Accordion("Rows of your own, or answers to judge", open=False):
         gold = _file("Gold rows: prompt, completion (JSONL). Empty: the 24 bundled ones", "gold", most)
@@ -53,7 +57,7 @@ def benchmark_tab(backend: Backend) -> None:
         rows: str, answers: str, first: float, tokens: float, temperature: float
     ) -> AsyncIterator[dict[Any, Any]]:
         from router_tools.evaluate.results import Evaluation, score
-        from router_tools.evaluate.rows import read_gold
+        from router_tools.evaluate.rows import BUNDLED, read_gold
         from router_tools.evaluate.run import MISSING
         from router_tools.evaluate.thresholds import load_thresholds
 
@@ -95,9 +99,6 @@ def benchmark_tab(backend: Backend) -> None:
         on_run, inputs=[gold, kept, limit, budget, heat], outputs=[notice, progress, report, kept, run, stop], **HIDDEN
     )
     stop.click(on_stop, outputs=[notice, run, stop], cancels=[running], **HIDDEN)
-
-
-BUNDLED = Path(__file__).parents[2] / "router_tools" / "evaluate" / "gold.jsonl"
 
 
 class _Files(Body):
@@ -153,7 +154,7 @@ async def _predict(backend: Backend, body: GenerateBody, room: asyncio.Semaphore
         began, text, told = time.monotonic(), "", None
         try:
             async with aclosing(backend.answer(body)) as answer:
-                async for text, told in answer:
+                async for text, told in answer:  # noqa: B007 - the last one is the answer
                     pass
         except Exception as error:
             return Prediction(error=trouble_of(error))

@@ -204,7 +204,7 @@ async def _values(made: Any) -> AsyncGenerator[Any, None]:  # noqa: ANN401 - wha
             async for value in values:
                 yield value
     else:
-        yield made
+        yield await made if inspect.isawaitable(made) else made
 
 
 def changes(before: Sequence[object], after: Sequence[object]) -> list[list[list[object]]]:

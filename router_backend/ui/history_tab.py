@@ -11,7 +11,7 @@ import gradio as gr
 from router_backend.errors import InvalidRequest
 from router_backend.plan.rules import validate
 from router_backend.ui.backend import Backend
-from router_backend.ui.plan_tab import HIDDEN, NO_PLAN_YET, PlanTab
+from router_backend.ui.plan_tab import HIDDEN, PlanTab
 from router_backend.ui.plan_view import render_plan
 from router_backend.ui.status import alert, plan_in
 
@@ -20,7 +20,8 @@ _KEY, _MOST = "router-history", 100
 _READ = f"(old, ...rest) => [localStorage.getItem('{_KEY}') ?? '[]', ...rest]"
 _READ_ALONE = f"() => localStorage.getItem('{_KEY}') ?? '[]'"
 _WRITE = f"(text) => {{ if (text) localStorage.setItem('{_KEY}', text); }}"
-_THUMBS = [("👍 good", "good"), ("👎 bad", "bad")]
+_THUMBS = [("Good", "good"), ("Bad", "bad")]
+_NONE_YET = '<p class="rb-empty">Choose one of the earlier plans. They are kept in this browser alone.</p>'
 
 
 def history_tab(backend: Backend, page: gr.Blocks, plan: PlanTab) -> None:
@@ -28,7 +29,7 @@ def history_tab(backend: Backend, page: gr.Blocks, plan: PlanTab) -> None:
     kept = gr.Textbox(visible="hidden", label="History", elem_id="history")
     pick = gr.Dropdown([], label="Earlier plans", info="Type to search", elem_id="pick")
     with gr.Row(equal_height=False):
-        view = gr.HTML(NO_PLAN_YET, elem_id="earlier", elem_classes="rb-card")
+        view = gr.HTML(_NONE_YET, elem_id="earlier", elem_classes="rb-card")
         with gr.Column():
             thumb = gr.Radio(_THUMBS, label="Judgement")
             correction = gr.Textbox(label="Corrected plan (JSON)", lines=12, max_lines=24, elem_id="correction")

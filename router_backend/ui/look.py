@@ -61,9 +61,11 @@ footer { display: none !important; }
 .rb-sums b { color: var(--body-text-color); font-weight: 600; }
 .rb-card { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: 14px 16px !important;
   background: var(--block-background-fill); }
+.html-container { padding: 0 !important; }
+.rb-card .rb-card { border: 0; padding: 0 !important; background: none; min-height: 0 !important; }
 .rb-answer:not(:has(.rp, .rb-alert, .rb-sums)) { display: none; }
 #plan { min-height: 22rem; }
-.knobs { align-items: stretch; }
+.knobs { align-items: end; }
 .rb-card h3, #backend h3 { font-size: .76rem; font-weight: 650; text-transform: uppercase; letter-spacing: .055em;
   margin: 16px 0 6px; color: var(--body-text-color-subdued); }
 .rb-verdict { margin: 0 0 8px; font-weight: 600; }
@@ -73,7 +75,8 @@ footer { display: none !important; }
 .rb-table { border-collapse: collapse; width: 100%; font-size: .86rem; font-variant-numeric: tabular-nums; }
 .rb-table caption { text-align: left; font-weight: 600; padding: 4px 0 8px; }
 .rb-table th, .rb-table td { text-align: left; vertical-align: top; padding: 5px 14px 5px 0;
-  border-bottom: 1px solid var(--border-color-primary); }
+  border: solid var(--border-color-primary) !important; border-width: 0 0 1px !important; }
+.rb-table, .rb-table thead, .rb-table tr { border: 0 !important; background: none !important; }
 .rb-budget th { font-weight: 400; } .rb-budget td:last-child { white-space: nowrap; }
 .rb-bar { position: relative; min-width: 90px; width: 45%; }
 .rb-bar i, .rb-bar b { position: absolute; left: 0; top: 9px; height: 10px; border-radius: 3px; }
@@ -86,6 +89,7 @@ footer { display: none !important; }
 .rb-copy button { float: right; border: 1px solid var(--border-color-primary); border-radius: 6px; padding: 1px 10px;
   font-size: .8rem; color: var(--body-text-color); background: var(--background-fill-secondary); }
 .rb-tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(165px, 1fr)); gap: 10px; margin: 0; }
+.rb-intro { margin: 0; color: var(--body-text-color-subdued); }
 .rb-tiles div { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: 8px 12px; }
 .rb-tiles dt { font-size: .8rem; color: var(--body-text-color-subdued); } .rb-tiles dd { margin: 0; font-weight: 600; }
 .rb-file { color: var(--link-text-color); text-decoration: underline; }
@@ -130,7 +134,8 @@ footer { display: none !important; }
 .rp-waits { height: .8em; width: 60%; border-radius: 4px; background: var(--border-color-primary); opacity: .6; }
 .rp .rp-chips { min-height: 1.8em; }
 .rp-odds { font-size: .78rem; color: var(--body-text-color-subdued); }
-.rp-diff { border-radius: 4px; padding: 0 6px; font-size: .7rem; font-weight: 600; background: #e0e7ff; color: #3730a3; }
+.rp-diff { border-radius: 4px; padding: 0 6px; font-size: .7rem; font-weight: 600; background: #e0e7ff;
+  color: #3730a3; }
 .dark .rp-diff { background: #312e81; color: #e0e7ff; }
 .rp-clip { display: inline-block; border-radius: 4px; padding: 0 6px; font-size: .7rem; font-weight: 600;
   line-height: 1.55; text-transform: none; letter-spacing: 0; background: #fef3c7; color: #854d0e;

@@ -105,7 +105,7 @@ def plan_tab(backend: Backend, status: gr.HTML, here: gr.Textbox) -> PlanTab:
             0, 2, value=settings.default_temperature, step=0.05, label="Temperature", info="0 is greedy"
         )
         top_p = gr.Slider(0.01, 1, value=settings.default_top_p, step=0.01, label="Top-p", info="1 keeps all")
-        seed = gr.Number(value=None, precision=0, label="Seed", info="Empty: a new one each time", min_width=150)
+        seed = gr.Textbox(label="Seed", info="Empty: a new one each time", min_width=150)
     with gr.Row(elem_id="buttons"):
         generate = gr.Button("Generate", variant="primary", elem_id="generate", scale=3)
         stop = gr.Button("Stop", interactive=False, elem_id="stop", scale=1, min_width=110)

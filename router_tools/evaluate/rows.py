@@ -11,6 +11,9 @@ from router_backend.errors import InvalidRequest
 from router_backend.jsonl import read_values
 from router_tools.evaluate.metrics import read_plan, route_of
 
+# 24 requests of our own from twelve fields, from introductory to advanced.
+BUNDLED = Path(__file__).with_name("gold.jsonl")
+
 
 @dataclass(frozen=True, slots=True)
 class GoldRow:
