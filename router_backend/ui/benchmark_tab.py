@@ -36,7 +36,7 @@ def benchmark_tab(backend: Backend) -> None:
         gr.HTML('<p class="rb-empty">Benchmarks need the package router_tools, which a Space does not have.</p>')
         return
     gr.HTML(
-        '<p class="rb-intro">Asks for the plans of 24 requests from twelve fields, and compares them with gold plans as '
+        '<p class="rb-intro">Asks for the plans of 24 requests from twelve fields, and compares them with gold ones as '
         "<code>router-backend evaluate</code> does.</p>"
     )
     most = backend.settings.max_body_bytes // 3
