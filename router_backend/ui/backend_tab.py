@@ -56,7 +56,7 @@ async def _facts(backend: Backend) -> str:
     now = await backend.health()
     values = dict(_values(await backend.metrics()))
     queue, recent = now["queue"], backend.recent()
-    why = [f"<h3>Why this one</h3><p>{html.escape(now['reason'])}</p>"]
+    why = [f"<h2>Why this one</h2><p>{html.escape(now['reason'])}</p>"]
     why += [alert("Warning", each, "note") for each in now["warnings"]]
     steps = [(each["candidate"], each["strategy"], each["outcome"], each["reason"], f"{each['seconds']:.1f}")
              for each in now["attempts"]]  # fmt: skip

@@ -35,7 +35,7 @@ def compare_tab(backend: Backend) -> None:
                     budget = gr.Number(settings.max_new_tokens, precision=0, label=f"Budget {name}", min_width=110)
                     heat = gr.Number(min(2.0, 0.3 * at), label=f"Temperature {name}", step=0.1, min_width=110)
                     seed = gr.Number(1, precision=0, label=f"Seed {name}", min_width=110)
-                    output = gr.Radio(["plan", "text"], value="plan", label=f"Output {name}", min_width=110)
+                    output = gr.Radio(["plan", "text"], value="plan", label=f"Output {name}", min_width=180)
                 views.append(gr.HTML("", elem_classes="rb-card rb-answer", elem_id=f"answer-{name}"))
             knobs += [budget, heat, seed, output]
             columns.append(column)

@@ -23,7 +23,7 @@ def theme() -> gr.themes.Base:
         button_primary_background_fill_hover="*primary_700",
         button_primary_text_color="white",
         button_primary_background_fill_dark="*primary_600",
-        button_primary_background_fill_hover_dark="*primary_500",
+        button_primary_background_fill_hover_dark="*primary_700",
         button_primary_text_color_dark="white",
         block_info_text_color="*neutral_600",
         block_info_text_color_dark="*neutral_400",
@@ -66,7 +66,7 @@ footer { display: none !important; }
 .rb-answer:not(:has(.rp, .rb-alert, .rb-sums)) { display: none; }
 #plan { min-height: 22rem; }
 .knobs { align-items: end; }
-.rb-card h3, #backend h3 { font-size: .76rem; font-weight: 650; text-transform: uppercase; letter-spacing: .055em;
+.rb-card h2, #backend h2 { font-size: .76rem; font-weight: 650; text-transform: uppercase; letter-spacing: .055em;
   margin: 16px 0 6px; color: var(--body-text-color-subdued); }
 .rb-verdict { margin: 0 0 8px; font-weight: 600; }
 .rb-verdict.yes { color: #166534; } .rb-verdict.no { color: #b3261e; }
@@ -75,7 +75,8 @@ footer { display: none !important; }
 .rb-table { border-collapse: collapse; width: 100%; font-size: .86rem; font-variant-numeric: tabular-nums; }
 .rb-table caption { text-align: left; font-weight: 600; padding: 4px 0 8px; }
 .rb-table th, .rb-table td { text-align: left; vertical-align: top; padding: 5px 14px 5px 0;
-  border: solid var(--border-color-primary) !important; border-width: 0 0 1px !important; }
+  border-width: 0 0 1px !important; }
+.gradio-container .rb-table :is(th, td) { border-color: var(--border-color-primary) !important; }
 .rb-table, .rb-table thead, .rb-table tr { border: 0 !important; background: none !important; }
 .rb-budget th { font-weight: 400; } .rb-budget td:last-child { white-space: nowrap; }
 .rb-bar { position: relative; min-width: 90px; width: 45%; }
@@ -92,20 +93,22 @@ footer { display: none !important; }
 .rb-intro { margin: 0; color: var(--body-text-color-subdued); }
 .rb-tiles div { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: 8px 12px; }
 .rb-tiles dt { font-size: .8rem; color: var(--body-text-color-subdued); } .rb-tiles dd { margin: 0; font-weight: 600; }
-.rb-file { color: var(--link-text-color); text-decoration: underline; }
+.rb-file { color: #4338ca; text-decoration: underline; } .dark .rb-file { color: #a5b4fc !important; }
 .rb-report { width: 100%; height: 44rem; border: 1px solid var(--border-color-primary); border-radius: 8px;
   background: Canvas; }
 .rb-pick { display: block; font-size: .88rem; color: var(--body-text-color); } .rb-pick input { display: block; }
+.rb-pick ::file-selector-button { border: 1px solid var(--border-color-primary); border-radius: 6px; padding: 4px 10px;
+  color: var(--body-text-color); background: var(--background-fill-secondary); }
 .rb-empty { color: var(--body-text-color-subdued); padding: 28px 8px; text-align: center; }
 
 .rp { font-size: .94rem; line-height: 1.5; color: var(--body-text-color); overflow-wrap: anywhere; }
 .rp section { margin: 0; padding: 12px 0; border-top: 1px solid var(--border-color-primary); }
 .rp > :first-child { border-top: 0; padding-top: 0; }
 .rp .rp-chips + section { border-top: 0; padding-top: 8px; }
-.rp h3 { font-size: .76rem; font-weight: 650; text-transform: uppercase; letter-spacing: .055em; margin: 0 0 8px;
+.rp h2 { font-size: .76rem; font-weight: 650; text-transform: uppercase; letter-spacing: .055em; margin: 0 0 8px;
   color: var(--body-text-color-subdued); }
-.rp h4 { font-size: .88rem; font-weight: 600; margin: 8px 0 2px; text-transform: capitalize; }
-.rp h4:first-of-type { margin-top: 0; }
+.rp h3 { font-size: .88rem; font-weight: 600; margin: 8px 0 2px; text-transform: capitalize; }
+.rp h3:first-of-type { margin-top: 0; }
 .rp p { margin: 0; }
 .rp ul, .rp ol { list-style: none; margin: 0; padding: 0; }
 .rp li { margin: 0; padding: 0; }

@@ -227,9 +227,13 @@ async def status_of(backend: Backend) -> str:
 
 
 def odds_of(details: Mapping[str, Any]) -> list[float | None]:
-    """The probability of each step's tool, where the report tells it."""
-    found = details.get("tool_probabilities")
-    return [each if isinstance(each, float) else None for each in found] if isinstance(found, list) else []
+    """The probability of each step's tool, where the report tells it; of a backend elsewhere it may be anything."""
+    steps = details.get("route")
+    found = [each.get("probabilities") if isinstance(each, dict) else None for each in steps or ()]
+    odds = [
+        odd.get(step["tool"]) if isinstance(odd, dict) else None for odd, step in zip(found, steps or (), strict=True)
+    ]
+    return [each if isinstance(each, float) else None for each in odds]
 
 
 def aside_of(plan: dict[str, Any], details: dict[str, Any], body: Sampling, address: str, valid: bool) -> str:
@@ -244,7 +248,7 @@ def aside_of(plan: dict[str, Any], details: dict[str, Any], body: Sampling, addr
     return (
         f'<p class="rb-verdict {"yes" if valid else "no"}">{verdict}</p>'
         f"{render_budget(details['budget']) if details.get('budget') else ''}"
-        f"<h3>Hand-offs</h3>{copies(handoffs(plan))}<h3>Copy as</h3>{copies(taken)}"
+        f"<h2>Hand-offs</h2>{copies(handoffs(plan))}<h2>Copy as</h2>{copies(taken)}"
     )
 
 

@@ -151,12 +151,12 @@ class _View:
         for name, value in metrics.items():
             key = f"metrics.{name}"
             title = html.escape(str(name).replace("_", " "))
-            parts.append(f"<h4>{title}{self._mark(key)}</h4>{self._list(_texts(value), key, _bullet, 'rp-list')}")
+            parts.append(f"<h3>{title}{self._mark(key)}</h3>{self._list(_texts(value), key, _bullet, 'rp-list')}")
         return self._section("Metrics", "".join(parts), self._mark("metrics"))
 
     def _section(self, title: str, body: str, mark: str) -> str:
         body = body or (_WAITS if self._waits else "")
-        return f"<section><h3>{title}{mark}</h3>{body}</section>" if body else ""
+        return f"<section><h2>{title}{mark}</h2>{body}</section>" if body else ""
 
     def _list(self, texts: Sequence[str], key: str, show: Callable[[str, str], str], style: str) -> str:
         rows = [f"<li>{show(text, self._mark(key, index))}</li>" for index, text in enumerate(texts)]
@@ -173,7 +173,7 @@ class _View:
 
 def _findings(findings: Sequence[str]) -> str:
     rows = "".join(f"<li>{html.escape(text)}</li>" for text in findings)
-    return f'<section class="rp-findings"><h3>Findings of the check</h3><ul>{rows}</ul></section>' if rows else ""
+    return f'<section class="rp-findings"><h2>Findings of the check</h2><ul>{rows}</ul></section>' if rows else ""
 
 
 def _texts(value: object) -> list[str]:

@@ -22,6 +22,7 @@ from router_backend.server.native import PlanBody
 from router_backend.settings import load_settings
 from router_backend.ui.backend import RemoteBackend
 from router_backend.ui.compare_tab import differences
+from router_backend.ui.plan_tab import odds_of
 from router_backend.ui.plan_view import handoffs, render_budget, render_plan, so_far
 from router_tools.evaluate.metrics import route_of
 from router_tools.evaluate.rows import BUNDLED, read_gold
@@ -91,6 +92,14 @@ def test_each_specialist_is_told_its_task_its_todos_and_its_neighbours() -> None
 def test_the_budget_is_shown_by_field() -> None:
     shown = render_budget({"fields": {"tags": {"given": 40, "used": 10}}, "clipped": ["tags[0]", "tags[2]", "other"]})
     assert "10 of 40" in shown and "2 truncated" in shown and 'style="width:25.0%"' in shown
+
+
+def test_the_probability_of_each_tool_is_shown_where_the_report_tells_it() -> None:
+    route = [{"tool": "/math", "probabilities": {"/math": 0.914, "/code": 0.086}}, {"tool": "/code"}, None]
+    odds = odds_of({"route": route})
+    assert odds == [0.914, None, None] and odds_of({"route": None}) == odds_of({}) == []
+    shown = render_plan({"route_plan": ["/math(a)", "/code(b)"]}, odds=odds)
+    assert "91% sure" in shown and shown.count("sure") == 1
 
 
 def test_what_differs_between_plans() -> None:
