@@ -54,7 +54,7 @@ def benchmark_tab(backend: Backend) -> None:
     report = gr.HTML("", elem_id="report")
 
     async def on_run(
-        rows: str, answers: str, first: float, tokens: float, temperature: float
+        rows: str | None, answers: str | None, first: float, tokens: float, temperature: float
     ) -> AsyncIterator[dict[Any, Any]]:
         from router_tools.evaluate.results import Evaluation, score
         from router_tools.evaluate.rows import BUNDLED, read_gold
@@ -64,7 +64,7 @@ def benchmark_tab(backend: Backend) -> None:
         ready = {run: gr.Button(interactive=True), stop: gr.Button(interactive=False)}
         yield {notice: gr.HTML(visible=False), run: gr.Button(interactive=False), stop: gr.Button(interactive=True)}
         try:
-            said = checked(_Files, gold=rows, answers=answers)
+            said = checked(_Files, gold=rows or "", answers=answers or "")
             wanted = (
                 read_gold(_GOLD, int(first), said.gold.encode())
                 if said.gold.strip()

@@ -231,7 +231,8 @@ def odds_of(details: Mapping[str, Any]) -> list[float | None]:
     steps = details.get("route")
     found = [each.get("probabilities") if isinstance(each, dict) else None for each in steps or ()]
     odds = [
-        odd.get(step["tool"]) if isinstance(odd, dict) else None for odd, step in zip(found, steps or (), strict=True)
+        odd.get(step.get("tool")) if isinstance(odd, dict) else None
+        for odd, step in zip(found, steps or (), strict=True)
     ]
     return [each if isinstance(each, float) else None for each in odds]
 
