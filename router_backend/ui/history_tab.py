@@ -85,7 +85,7 @@ def history_tab(backend: Backend, page: gr.Blocks, plan: PlanTab) -> None:
     for event in (remembered, saved):
         event.then(None, inputs=[kept], js=_WRITE, api_visibility="private")
     pick.input(on_pick, inputs=[kept, pick], outputs=[view, thumb, correction, told], js=_READ, **HIDDEN)
-    correction.input(on_edit, inputs=[correction], outputs=[checked], trigger_mode="always_last", **HIDDEN)
+    correction.change(on_edit, inputs=[correction], outputs=[checked], trigger_mode="always_last", **HIDDEN)
 
 
 def _rows(text: str) -> list[dict[str, Any]]:
