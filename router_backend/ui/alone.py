@@ -58,7 +58,7 @@ def serve_page(url: str, api_key: str | None, *, host: str | None = None, port: 
     backend = RemoteBackend(settings, url, api_key)
     listening = bind(settings.host, settings.port)
     address = f"http://{settings.host}:{listening.getsockname()[1]}"
-    _log.info("serving on %s/gradio, for the backend at %s", address, backend.client.url)
+    _log.info("serving on %s (UI at /gradio), for the backend at %s", address, backend.client.url)
     with logs.captured():
         uvicorn.Server(configuration(create_page(settings, backend))).run(sockets=[listening])
     return 0
