@@ -57,6 +57,7 @@ def serve_page(url: str, api_key: str | None, *, host: str | None = None, port: 
     logs.configure(settings)
     backend = RemoteBackend(settings, url, api_key)
     listening = bind(settings.host, settings.port)
+    listening.listen()  # who comes before the server is ready waits for it
     address = f"http://{settings.host}:{listening.getsockname()[1]}"
     _log.info("serving on %s (UI at /gradio), for the backend at %s", address, backend.client.url)
     with logs.captured():
