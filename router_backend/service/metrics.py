@@ -81,7 +81,7 @@ class Metrics:
         self.reloads = counter("router_reloads", "Reloads of a checkpoint.", "outcome")
         self.http = counter("router_http_requests", "HTTP requests.", "method", "route", "status")
 
-        ProcessCollector(registry=registry)
+        ProcessCollector("router", registry=registry)
         self.recent: deque[Recent] = deque(maxlen=_RECENT)
         self._of: dict[str, _OfModel] = {}
         self._http: dict[tuple[str, str, int], Counter] = {}

@@ -67,7 +67,7 @@ async def _facts(backend: Backend) -> str:
         "answer": _mean(values, "vllm:e2e_request_latency_seconds", "s on average"),
         "plans": f"{values.get('router_plans_total{valid}', 0):.0f} valid, "
         f"{values.get('router_plans_total{invalid}', 0):.0f} not",
-        "memory": _memory(values.get("process_resident_memory_bytes")),
+        "memory": _memory(values.get("router_process_resident_memory_bytes")),
         "router-backend": now["version"],
     }
     if recent is not None:
