@@ -89,7 +89,7 @@ cluster-test: test-setup $(VENV)/cluster/.installed ## Two nodes of a Ray cluste
 vllm-test: test-setup $(VENV)/vllm/.installed ## Set up vLLM for processors and run the upstream engine's tests against it (needs the index, minutes)
 	@$(BIN)/python -m tests.vllm
 
-screenshots: test-setup ## Take the picture of the UI that the README shows
+screenshots: test-setup ## Take the three pictures of the UI that the README shows
 	@$(BIN)/python benchmarks/screenshots.py
 
 docs: test-setup ## Make docs/settings.md and .env.example out of the settings

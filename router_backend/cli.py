@@ -125,6 +125,21 @@ def serve(
 
 
 @app.command()
+def ui(
+    url: Annotated[str, typer.Argument(envvar="HF_ROUTER_API", help="The backend, or its /v1/generate.")],
+    host: Annotated[str | None, typer.Option(help="Address to bind; wins over HOST.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; wins over PORT. 0: any free one.")] = None,
+    api_key: Annotated[str | None, typer.Option(envvar="ROUTER_API_KEY", help="Better in the environment.")] = None,
+    ask_key: Annotated[bool, typer.Option("--ask-key", help="Ask for the backend's key here.")] = False,
+) -> int:
+    """Serve the page alone, as a client of a backend elsewhere."""
+    from router_backend.ui.alone import serve_page
+
+    key = typer.prompt("The backend's key", hide_input=True, err=True) if ask_key else api_key
+    return serve_page(url, key, host=host, port=port)
+
+
+@app.command()
 def generate(
     prompt: Annotated[str, typer.Argument(help="The prompt, a file that holds it, or - for standard input.")],
     text: Annotated[bool, typer.Option("--text", help="The model's raw text instead of a plan.")] = False,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from types import TracebackType
@@ -193,6 +193,49 @@ class RouterClient:
             reason = self.clean(str(error)) or type(error).__name__
             raise ClientError(None, f"the connection to {self.url} broke: {reason}") from None
         return Reply(answer.status_code, answer.headers, bytes(received), time.monotonic() - began)
+
+    async def stream(self, path: str, body: Mapping[str, object]) -> AsyncGenerator[dict[str, Any], None]:
+        """Yields the events of an answer as they come. Closing it hangs up, which cancels the request.
+
+        Raises:
+            ClientError: any status but 200, an error in mid-stream, or a stream that ends before its answer does.
+        """
+        began, sent, whole = time.monotonic(), {**body, "stream": True}, False
+        patience = httpx.Timeout(self.timeout, connect=min(self.timeout, _CONNECT))
+        try:
+            async with (
+                httpx.AsyncClient(headers=self._http.headers, auth=self._http.auth, timeout=patience) as http,
+                http.stream("POST", self.url + path, json=sent) as answer,
+            ):
+                if answer.status_code != 200:
+                    content = await answer.aread()
+                    raise self.error_of(Reply(answer.status_code, answer.headers, content, time.monotonic() - began))
+                async for line in answer.aiter_lines():
+                    data = line.removeprefix("data: ")
+                    if whole := data == "[DONE]":
+                        break
+                    if data != line:
+                        yield self._event(data)
+        except httpx.ConnectError as error:
+            raise Unreachable(None, f"cannot connect to {self.url}: {self.clean(str(error))}") from None
+        except httpx.TimeoutException:
+            raise TimedOut(None, f"no answer from {self.url}{path} in {self.timeout:g} s") from None
+        except httpx.RequestError as error:
+            reason = self.clean(str(error)) or type(error).__name__
+            raise ClientError(None, f"the connection to {self.url} broke: {reason}") from None
+        if not whole:
+            raise ClientError(None, f"{self.url} ended the stream before its answer was complete")
+
+    def _event(self, data: str) -> dict[str, Any]:
+        try:
+            value = json.loads(data)
+        except (ValueError, RecursionError):
+            value = None
+        if not isinstance(value, dict):
+            raise ClientError(200, f"an event of the stream is not a JSON object: {self.clean(data)!r}")
+        if isinstance(error := value.get("error"), dict):
+            raise ClientError(None, self.clean(str(error.get("message"))))
+        return value
 
     def _post(self, path: str, body: dict[str, object], key: str) -> dict[str, Any]:
         for attempt in range(self.retries + 1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,14 +13,14 @@ from router_backend.errors import InvalidRequest
 _BOM = b"\xef\xbb\xbf"
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Line numbers, from 1, and lines, without the blank ones.
+def read_lines(path: Path, content: bytes | None = None) -> Iterator[tuple[int, bytes]]:
+    """Line numbers, from 1, and lines, without the blank ones. What is there as `content` has the path as its name.
 
     Raises:
         InvalidRequest: the file cannot be read.
     """
     try:
-        with path.open("rb") as file:
+        with path.open("rb") if content is None else io.BytesIO(content) as file:
             for number, line in enumerate(file, 1):
                 text = line.removeprefix(_BOM) if number == 1 else line
                 if text.strip():
@@ -28,13 +29,13 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
         raise InvalidRequest(f"{path}: {error.strerror or 'cannot be read'}") from None
 
 
-def read_values(path: Path) -> Iterator[tuple[int, Any]]:
+def read_values(path: Path, content: bytes | None = None) -> Iterator[tuple[int, Any]]:
     """Line numbers and the values of the lines.
 
     Raises:
         InvalidRequest: the file cannot be read, or a line is not valid JSON in UTF-8; the message names both.
     """
-    for number, line in read_lines(path):
+    for number, line in read_lines(path, content):
         yield number, parse(line, f"{path}, line {number}")
 
 

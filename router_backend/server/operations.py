@@ -77,7 +77,7 @@ def health_router(service: GenerationService, figures: Callable[[], Awaitable[by
     async def health() -> JSONResponse:
         """What is served and why. 200 while `ok` or `idle`, 503 while `loading`, `failed` or `stopping`."""
         now = service.health()
-        return JSONResponse(_health_body(now), 200 if now.status in ("ok", "idle") else 503)
+        return JSONResponse(health_body(now), 200 if now.status in ("ok", "idle") else 503)
 
     @router.get("/livez", response_model=Probe, responses=UNAVAILABLE)
     async def livez() -> JSONResponse:
@@ -129,7 +129,8 @@ def _probe(now: Health) -> dict[str, Any]:
     return {"state": now.status, "phase": now.phase, "detail": detail, "elapsed_seconds": now.elapsed_seconds}
 
 
-def _health_body(now: Health) -> dict[str, Any]:
+def health_body(now: Health) -> dict[str, Any]:
+    """What `/health` says, as JSON."""
     return {
         "status": now.status,
         "model": now.model,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
@@ -21,7 +23,20 @@ SECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320)
 TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 SHARES = (0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
 STATES = ("idle", "loading", "ok", "failed", "stopping")
+_RECENT = 20  # requests that are remembered
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+@dataclass(frozen=True, slots=True)
+class Recent:
+    """A request that has ended. `at`: seconds since 1970; `prompt`: only where the operator lets prompts be kept."""
+
+    at: float
+    key: str
+    outcome: str
+    seconds: float
+    tokens: int
+    prompt: str | None
 
 
 class Metrics:
@@ -66,6 +81,8 @@ class Metrics:
         self.reloads = counter("router_reloads", "Reloads of a checkpoint.", "outcome")
         self.http = counter("router_http_requests", "HTTP requests.", "method", "route", "status")
 
+        ProcessCollector("router", registry=registry)
+        self.recent: deque[Recent] = deque(maxlen=_RECENT)
         self._of: dict[str, _OfModel] = {}
         self._http: dict[tuple[str, str, int], Counter] = {}
 
@@ -80,9 +97,9 @@ class Metrics:
         self.registry.register(_Gauges(health))
 
     @contextmanager
-    def request(self, key: str) -> Iterator[Seen]:
-        """Around one request for an answer; counts what became of it."""
-        seen = Seen(self)
+    def request(self, key: str, prompt: str | None = None) -> Iterator[Seen]:
+        """Around one request for an answer; counts and remembers what became of it, and its `prompt` where given."""
+        seen, began = Seen(self), time.monotonic()
         try:
             yield seen
         except RouterError as error:
@@ -97,7 +114,9 @@ class Metrics:
             seen.outcome = "internal_error"
             raise
         finally:
-            self.requests.labels(key, seen.outcome or "cancelled").inc()
+            outcome = seen.outcome or "cancelled"
+            self.requests.labels(key, outcome).inc()
+            self.recent.append(Recent(time.time(), key, outcome, time.monotonic() - began, seen.tokens, prompt))
 
     def http_request(self, method: str, route: str, status: int) -> None:
         key = method if method in METHODS else "other", route, status
@@ -126,6 +145,7 @@ class Seen:
         self._first = False
         self._of: _OfModel | None = None
         self.outcome: str | None = None
+        self.tokens = 0
 
     def begins(self, info: ModelInfo, waited: float) -> None:
         self._of = self._metrics.of(info.model)
@@ -139,6 +159,7 @@ class Seen:
             self._of.first_token.observe(time.monotonic() - self._arrived)
         if chunk.finish_reason is not None:
             self.outcome = chunk.finish_reason
+            self.tokens = chunk.usage.completion_tokens
             if chunk.finish_reason != "cancelled":
                 self._end(self._of, chunk)
 

@@ -158,7 +158,7 @@ class GenerationService:
         who, tokens = caller.get(), request.sampling.max_new_tokens
         key = who.key
         request = replace(request, owner=who.owner)
-        with self.metrics.request(key) as seen:
+        with self.metrics.request(key, request.prompt if self.settings.log_prompts else None) as seen:
             self._admit()
             ticket = self.admission.enter(key, tokens, deadline)
             self._quiet.clear()

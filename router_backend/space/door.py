@@ -27,6 +27,7 @@ from router_backend.service import tracing
 from router_backend.service.service import GenerationService
 from router_backend.settings import load_settings, outdated
 from router_backend.space.placing import Placing
+from router_backend.ui.backend import LocalBackend
 from router_backend.ui.blocks import build_blocks
 from router_backend.ui.boundary import PATH, boundary
 from router_backend.ui.look import options
@@ -69,8 +70,8 @@ def launch(service: GenerationService, placing: Placing) -> None:
     running: list[asyncio.AbstractEventLoop] = []
     app = create_app(service, ui=False)
 
-    blocks = build_blocks(service)
-    calls = calls_of(blocks, service)
+    blocks = build_blocks(LocalBackend(service))
+    calls = calls_of(blocks, settings)
 
     @contextlib.asynccontextmanager
     async def lifespan(gradio: FastAPI) -> AsyncIterator[None]:

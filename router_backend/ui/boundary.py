@@ -33,6 +33,8 @@ PATH, API = "/gradio", "/gradio_api"
 _FILES = ("/", "/config", "/theme.css", "/favicon.ico", "/assets/{path:path}", "/static/{path:path}", f"{API}/info")
 _TOLD = frozenset({b"host", b"x-forwarded-proto", b"x-forwarded-host", b"accept", b"accept-encoding", b"if-none-match"})
 _BEAT_SECONDS = 15.0
+# A page that does not know yet that its stream was closed waits on it for the answer to its next call.
+_LINGER = 3.0
 
 Value = str | int | Annotated[float, Field(allow_inf_nan=False)] | bool | None
 Name = Annotated[str, Field(min_length=1, max_length=128)]
@@ -45,7 +47,7 @@ class _Body(BaseModel):
 
 
 class CallBody(_Body):
-    data: Annotated[list[Value], Field(max_length=16)]
+    data: Annotated[list[Value], Field(max_length=32)]
 
 
 class JoinBody(CallBody):
@@ -95,13 +97,13 @@ def boundary(blocks: gr.Blocks, gradio: ASGIApp, calls: Calls, max_body_bytes: i
         calls.cancel(caller.get().key, body.session_hash, body.event_id)
         return JSONResponse({"success": True})
 
-    def messages(name: str | None) -> AsyncGenerator[Message, None]:
+    def messages(name: str | None, linger: float = 0.0) -> AsyncGenerator[Message, None]:
         if name is None or not calls.knows(caller.get().key, name):
             raise HTTPException(404)
-        return calls.read(caller.get().key, name)
+        return calls.read(caller.get().key, name, linger)
 
     async def data(request: Request) -> Response:
-        return _stream(_session(messages(request.query_params.get("session_hash"))))
+        return _stream(_session(messages(request.query_params.get("session_hash"), _LINGER)))
 
     async def answer(request: Request) -> Response:
         return _stream(_plain(messages(request.path_params["event"])))

@@ -89,8 +89,11 @@ class Calls:
     def knows(self, key: str, name: str) -> bool:
         return (key, name) in self._sessions
 
-    async def read(self, key: str, name: str) -> AsyncGenerator[Message, None]:
-        """Yields a session's messages until its calls have ended. Closing it ends them."""
+    async def read(self, key: str, name: str, linger: float = 0.0) -> AsyncGenerator[Message, None]:
+        """Yields a session's messages until its calls have ended, and for `linger` seconds no other began.
+
+        Closing it ends them.
+        """
         owner = key, name
         session = self._sessions[owner]
         reader = session.reader = object()
@@ -99,7 +102,11 @@ class Calls:
             session.unread.cancel()
         begun: set[str] = set()
         try:
-            while session.calls and session.reader is reader:
+            while session.reader is reader:
+                if not session.calls:
+                    session.news.clear()
+                    if not linger or not await _comes(session.news, linger):
+                        break
                 if not session.messages:
                     session.news.clear()
                     if not await _comes(session.news, _BEAT_SECONDS):
@@ -204,7 +211,7 @@ async def _values(made: Any) -> AsyncGenerator[Any, None]:  # noqa: ANN401 - wha
             async for value in values:
                 yield value
     else:
-        yield made
+        yield await made if inspect.isawaitable(made) else made
 
 
 def changes(before: Sequence[object], after: Sequence[object]) -> list[list[list[object]]]:

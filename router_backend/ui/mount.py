@@ -14,8 +14,10 @@ from starlette.responses import HTMLResponse, RedirectResponse
 from starlette.routing import Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from router_backend.server.middleware.scope import path_of
+from router_backend.server.middleware.scope import first_of_each, path_of
 from router_backend.service.service import GenerationService
+from router_backend.settings import Settings
+from router_backend.ui.backend import Backend, LocalBackend
 from router_backend.ui.boundary import API, PATH, boundary
 from router_backend.ui.calls import Calls
 
@@ -24,6 +26,23 @@ if TYPE_CHECKING:
 
 _PATIENCE = 1.0  # seconds without a byte
 _log = logging.getLogger(__name__)
+# A browser gets a page at once; what is written there goes along into the whole page.
+_SOON = """<!doctype html><html lang="en"><meta charset="utf-8">
+<meta name="viewport" content="width=device-width,initial-scale=1"><meta name="color-scheme" content="light dark">
+<title>Router</title>
+<style>body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:6vh auto;padding:0 1.25rem}
+textarea{width:100%;box-sizing:border-box;font:inherit;padding:.6rem}</style>
+<main><h1>Router</h1><p role="status">The page is starting. Write your request meanwhile.</p>
+<label>Request<textarea rows="6" autofocus></textarea></label></main>
+<script>
+const box = document.querySelector("textarea");
+box.addEventListener("input", () => sessionStorage.setItem("router-request", box.value));
+(async () => {
+  while (!(await fetch("config").then((answer) => answer.ok && answer.json(), () => false)))
+    await new Promise((go) => setTimeout(go, 500));
+  location.reload();
+})();
+</script></html>"""
 _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">
 <meta name="viewport" content="width=device-width,initial-scale=1"><meta name="color-scheme" content="light dark">
 <title>Router</title>
@@ -33,9 +52,9 @@ code{{font-family:ui-monospace,monospace}}</style>
 <p>The <a href="{console}">console</a> needs nothing more, and the API works as ever.</p></html>"""
 
 
-def mount_ui(app: FastAPI, service: GenerationService) -> LazyUI:
+def mount_ui(app: FastAPI, service: GenerationService | Backend) -> LazyUI:
     """Adds the UI to an app, at `/gradio` and below. Await its `close` before the service's."""
-    ui = LazyUI(service)
+    ui = LazyUI(LocalBackend(service) if isinstance(service, GenerationService) else service)
     attach(app, ui)
     return ui
 
@@ -57,8 +76,8 @@ async def _to_folder(request: Request) -> RedirectResponse:
 class LazyUI:
     """ASGI app: starts Gradio with the first request (or `warm`), which waits until it is there."""
 
-    def __init__(self, service: GenerationService) -> None:
-        self._service = service
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
         self._ready: asyncio.Task[ASGIApp] | None = None
         self._calls: Calls | None = None
 
@@ -66,6 +85,8 @@ class LazyUI:
         ready = self._started()
         if path_of(scope) == "/config" and not (await asyncio.wait({ready}, timeout=_PATIENCE))[0]:
             await _config_later(ready, scope, receive, send)
+        elif path_of(scope) == "/" and not ready.done() and b"text/html" in first_of_each(scope).get(b"accept", b""):
+            await HTMLResponse(_SOON, headers={"Cache-Control": "no-store"})(scope, receive, send)
         else:
             await (await asyncio.shield(ready))(scope, receive, send)
 
@@ -87,7 +108,7 @@ class LazyUI:
 
     async def _start(self) -> ASGIApp:
         try:
-            inner = await asyncio.to_thread(_build, self._service)
+            inner = await asyncio.to_thread(_build, self._backend)
         except ImportError as error:
             missing = isinstance(error, ModuleNotFoundError) and error.name == "gradio"
             _log.log(logging.INFO if missing else logging.ERROR, "no UI: %s", error)
@@ -96,13 +117,13 @@ class LazyUI:
             _log.exception("no UI")
             return _unavailable("Gradio could not be started; the server's log says why.")
         blocks = inner.get_blocks()
-        self._calls = calls_of(blocks, self._service)
-        return boundary(blocks, inner, self._calls, self._service.settings.max_body_bytes)
+        self._calls = calls_of(blocks, self._backend.settings)
+        return boundary(blocks, inner, self._calls, self._backend.settings.max_body_bytes)
 
 
-def calls_of(blocks: gr.Blocks, service: GenerationService) -> Calls:
+def calls_of(blocks: gr.Blocks, settings: Settings) -> Calls:
     """A key may have as many calls open as the server holds requests, and some whose answer is not read yet."""
-    return Calls(blocks, 2 * (service.settings.slots + service.settings.queue_limit))
+    return Calls(blocks, 2 * (settings.slots + settings.queue_limit))
 
 
 async def _config_later(ready: asyncio.Task[ASGIApp], scope: Scope, receive: Receive, send: Send) -> None:
@@ -121,7 +142,7 @@ async def _config_later(ready: asyncio.Task[ASGIApp], scope: Scope, receive: Rec
     await ready.result()({**scope, "headers": plain}, receive, rest)
 
 
-def _build(service: GenerationService) -> Any:  # noqa: ANN401 - Gradio is not imported yet
+def _build(backend: Backend) -> Any:  # noqa: ANN401 - Gradio is not imported yet
     """Gradio's own app. Blocks."""
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     import gradio as gr
@@ -131,7 +152,7 @@ def _build(service: GenerationService) -> Any:  # noqa: ANN401 - Gradio is not i
 
     outer = FastAPI(openapi_url=None)
     with _loop_of_its_own():
-        gr.mount_gradio_app(outer, build_blocks(service), PATH, **options())
+        gr.mount_gradio_app(outer, build_blocks(backend), PATH, **options())
     return next(route for route in outer.routes if isinstance(route, Mount)).app
 
 

@@ -92,14 +92,14 @@ def prediction_of(value: Mapping[str, Any]) -> Prediction:
     )
 
 
-def read_predictions(path: Path) -> dict[str, Prediction]:
-    """Prompt → prediction, out of rows `{"prompt", "text"}`; the last one of a prompt holds.
+def read_predictions(path: Path, content: bytes | None = None) -> dict[str, Prediction]:
+    """Prompt → prediction, out of rows `{"prompt", "text"}`; the last one of a prompt holds. As `read_lines` reads.
 
     Raises:
         InvalidRequest: no such file, or a row that is wrong.
     """
     found: dict[str, Prediction] = {}
-    for line, value in json_lines(path):
+    for line, value in json_lines(path, content):
         if not isinstance(value.get("prompt"), str) or not isinstance(value.get("text"), str):
             raise InvalidRequest(f"{path}, line {line}: must have prompt and text, both texts")
         found[value["prompt"]] = prediction_of(value)

@@ -11,6 +11,9 @@ from router_backend.errors import InvalidRequest
 from router_backend.jsonl import read_values
 from router_tools.evaluate.metrics import read_plan, route_of
 
+# 24 requests of our own from twelve fields, from introductory to advanced.
+BUNDLED = Path(__file__).with_name("gold.jsonl")
+
 
 @dataclass(frozen=True, slots=True)
 class GoldRow:
@@ -26,14 +29,14 @@ class GoldRow:
         return str(route_of(self.plan)[0])
 
 
-def read_gold(path: Path, limit: int | None = None) -> list[GoldRow]:
-    """The first `limit` rows `{"prompt", "completion"}`; further keys are ignored.
+def read_gold(path: Path, limit: int | None = None, content: bytes | None = None) -> list[GoldRow]:
+    """The first `limit` rows `{"prompt", "completion"}`; further keys are ignored. `content`: as in `read_lines`.
 
     Raises:
         InvalidRequest: no such file, no row, or a row that is wrong.
     """
     rows: list[GoldRow] = []
-    for line, value in json_lines(path):
+    for line, value in json_lines(path, content):
         where = f"{path}, line {line}"
         prompt, completion = value.get("prompt"), value.get("completion")
         if not isinstance(prompt, str) or not prompt.strip():
@@ -53,13 +56,13 @@ def read_gold(path: Path, limit: int | None = None) -> list[GoldRow]:
     return rows
 
 
-def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def json_lines(path: Path, content: bytes | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line numbers and JSON objects.
 
     Raises:
         InvalidRequest: no such file, or a line that is not a JSON object.
     """
-    for line, value in read_values(path):
+    for line, value in read_values(path, content):
         if not isinstance(value, dict):
             raise InvalidRequest(f"{path}, line {line}: must be a JSON object")
         yield line, value

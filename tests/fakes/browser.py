@@ -8,8 +8,9 @@ import shutil
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
-from playwright.sync_api import Browser, Page, Playwright, Request, sync_playwright
+from playwright.sync_api import Browser, Page, Playwright, Request, expect, sync_playwright
 
 from router_backend.engines.echo import EchoModel
 from tests.fakes.running import Served, says_plans, served
@@ -40,6 +41,7 @@ def launch(playwright: Playwright) -> Browser:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    expect.set_options(timeout=60_000)  # for what would never come: a busy machine takes its time
     with sync_playwright() as playwright:
         browser = launch(playwright)
         yield browser
@@ -49,6 +51,7 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def running() -> Iterator[Served]:
     with served(EchoModel(), ui=True, drain_timeout=2) as server:
+        httpx.get(f"{server.url}/gradio/config", timeout=60).raise_for_status()  # the page is there, not its forerunner
         yield server
 
 
@@ -87,7 +90,7 @@ def watched(browser: Browser, width: int, height: int, **options: Any) -> Iterat
 
     with browser.new_context(viewport={"width": width, "height": height}, **options) as context:
         page = context.new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(60_000)
         page.on("request", note)
         page.on("pageerror", lambda error: failures.append(str(error)))
         yield page

@@ -18,10 +18,14 @@ from playwright.sync_api import Locator, Page, expect
 
 from router_backend.engines.echo import EchoModel
 from router_backend.plan.prompt import INSTRUCTIONS, router_prompt
+from router_backend.server.native import details
+from router_backend.server.operations import health_body
 from router_backend.settings import load_settings
 from router_backend.types import Chunk, LentGpu, ModelInfo, Timings
+from router_backend.ui.backend import LocalBackend
 from router_backend.ui.mount import LazyUI, mount_ui
 from router_backend.ui.plan_view import render_plan
+from router_backend.ui.status import head, sums
 from tests.fakes.browser import browser, overflow, page, phone, running, server
 from tests.fakes.running import Served, echo_model, echo_service, plan_words, until
 
@@ -160,14 +164,14 @@ def test_starts_once_leads_to_its_folder_and_leaves_no_task() -> None:
 
 def test_closes_though_it_was_never_asked_for() -> None:
     service, _ = echo_service(EchoModel(), load_settings())
-    in_a_loop(LazyUI(service).close)
+    in_a_loop(LazyUI(LocalBackend(service)).close)
 
 
 @pytest.mark.parametrize(
     ("missing", "said"), [("gradio", "router-backend[ui]"), ("gradio.blocks", "cannot be imported")]
 )
 def test_says_what_to_install_without_gradio(monkeypatch: pytest.MonkeyPatch, missing: str, said: str) -> None:
-    def refuse(service: object) -> None:
+    def refuse(backend: object) -> None:
         raise ModuleNotFoundError("gone", name=missing)
 
     monkeypatch.setattr("router_backend.ui.mount._build", refuse)
@@ -187,7 +191,7 @@ def test_says_what_to_install_without_gradio(monkeypatch: pytest.MonkeyPatch, mi
 
 
 def ask(page: Page, text: str) -> None:
-    page.get_by_label("Request").fill(text)
+    page.get_by_label("Request", exact=True).fill(text)
     page.get_by_role("button", name="Generate").click()
 
 
@@ -201,7 +205,7 @@ def test_writes_a_plan_and_shows_it_to_read_and_as_json(page: Page, server: Serv
     page.goto(f"{server.url}/gradio/")
     expect(page.locator("#head")).to_contain_text("echo · strategy native · engine echo")
     page.get_by_text("Spectral gap and mixing").click()
-    request = page.get_by_label("Request")
+    request = page.get_by_label("Request", exact=True)
     expect(request).to_have_value(re.compile("^Prove that the mixing time"))
     page.keyboard.press("Control+Enter")
     plan = page.locator("#plan .rp")
@@ -211,8 +215,8 @@ def test_writes_a_plan_and_shows_it_to_read_and_as_json(page: Page, server: Serv
     assert {seen.prompt for seen in server.model.seen} == {router_prompt(request.input_value())}
     written = json.loads(written_in(page).input_value())
     assert next(iter(written)) == "route_plan"
-    page.get_by_role("tab", name="JSON").click()
-    expect(page.locator("#json")).to_contain_text('"route_plan"')
+    page.locator("summary", has_text="JSON").click()
+    expect(page.locator("#aside details[open] pre")).to_contain_text('"route_plan": [')
     assert page.locator(".rb-alert").count() == 0
 
 
@@ -231,7 +235,7 @@ def test_text_output_is_sent_as_it_is(page: Page, server: Served) -> None:
 def test_a_whole_router_prompt_is_not_wrapped_again(page: Page, server: Served) -> None:
     page.goto(f"{server.url}/gradio/")
     ask(page, INSTRUCTIONS + "count to three\n")
-    expect(page.locator("#plan .rp")).to_be_visible()
+    expect(page.locator("#sums")).to_contain_text("finish: stop")
     assert {seen.prompt for seen in server.model.seen} == {INSTRUCTIONS + "count to three\n"}
 
 
@@ -285,28 +289,28 @@ def test_an_error_stands_near_the_result_and_the_text_stays(page: Page, server: 
     assert "Traceback" not in page.content()
 
 
-@pytest.mark.browser
 def test_the_head_says_what_a_plan_costs_and_that_a_stand_in_answers() -> None:
-    from router_backend.ui.blocks import _head, _sums
-
     service, _ = echo_service(echo_model(slots=1), load_settings())
     info = ModelInfo("acme/<b>", "8bit", "transformers", 4096)
     gpu = LentGpu("large", 48, "granted", None, 20, seconds=30.2, plans=3, seconds_per_plan=9.9)
-    now = replace(service.health(), status="ok", info=info, gpu=gpu)
-    assert "9.9 GPU seconds per plan (large)" in _head(now) and "rb-alert" not in _head(now)
+    now = replace(service.health(), status="ok", model=info.model, info=info, gpu=gpu)
+    assert "9.9 GPU seconds per plan (large, quota granted)" in head(health_body(now))
+    assert "rb-alert" not in head(health_body(now)) and "acme/&lt;b&gt;" in head(health_body(now))
     why = "a stand-in answers: the embedded model, since no checkpoint of the list loads here (a/<i>: gated)"
-    said = _head(replace(now, gpu=None, stand_in=True, reason=why))
+    said = head(health_body(replace(now, gpu=None, stand_in=True, reason=why)))
     assert (
         "A stand-in answers</b>It is the embedded model, since no checkpoint" in said and "a/&lt;i&gt;: gated" in said
     )
-    last = Chunk(finish_reason="stop", timings=Timings(gpu_seconds=7.25))
-    assert "<b>7.2</b> GPU seconds" in _sums(last, 8.0) and "GPU" not in _sums(Chunk(finish_reason="stop"), 8.0)
+    held = details(Chunk(finish_reason="stop", timings=Timings(gpu_seconds=7.25)), 1, info)
+    assert "<b>7.2</b> GPU seconds" in sums(held, 8.0)
+    assert "GPU" not in sums(details(Chunk(finish_reason="stop"), 1, info), 8.0)
 
 
+@pytest.mark.browser
 def test_fits_a_phone(phone: Page, server: Served) -> None:
     phone.goto(f"{server.url}/gradio/")
     expect(phone.get_by_role("button", name="Generate")).to_be_visible()
     assert overflow(phone) == 0
     ask(phone, "x" * 200)
-    expect(phone.locator("#plan .rp")).to_be_visible()
+    expect(phone.locator("#sums")).to_contain_text("finish: stop")
     assert overflow(phone) == 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from contextlib import AbstractContextManager
+from typing import Protocol
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -12,15 +14,23 @@ from router_backend.server.errors import respond
 from router_backend.server.middleware.connection import Limits
 from router_backend.server.middleware.guard import ALWAYS_PUBLIC
 from router_backend.server.middleware.scope import is_ui, path_of
-from router_backend.service.service import GenerationService
 
 _OPEN = (ALWAYS_PUBLIC - {"/"}) | {"/metrics"}
+
+
+class Drains(Protocol):
+    """What the door asks of a service: whether it stops, and to be told of each request that is let in."""
+
+    @property
+    def is_stopping(self) -> bool: ...
+
+    def accepted(self) -> AbstractContextManager[None]: ...
 
 
 class Door:
     """ASGI middleware."""
 
-    def __init__(self, app: ASGIApp, service: GenerationService, limits: Limits) -> None:
+    def __init__(self, app: ASGIApp, service: Drains, limits: Limits) -> None:
         self._app = app
         self._service = service
         self._limits = limits

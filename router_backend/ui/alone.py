@@ -1,0 +1,65 @@
+"""The page alone, as a client of a backend elsewhere: no model here, and of that backend its public API only."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+
+import uvicorn
+from fastapi import FastAPI
+
+from router_backend import logs
+from router_backend.server import errors
+from router_backend.server.middleware.access_log import AccessLog
+from router_backend.server.middleware.connection import Limits
+from router_backend.server.middleware.door import Door
+from router_backend.server.middleware.guard import Guard
+from router_backend.server.middleware.scope import HeadAsGet, Prefix
+from router_backend.server.pages import pages_router
+from router_backend.server.serve import bind, configuration
+from router_backend.service.metrics import Metrics
+from router_backend.settings import Settings, load_settings
+from router_backend.ui.backend import RemoteBackend
+from router_backend.ui.mount import mount_ui
+
+_log = logging.getLogger(__name__)
+
+
+def create_page(settings: Settings, backend: RemoteBackend) -> FastAPI:
+    """The page behind the same middleware as the whole server: names, keys, limits and log are those of `serve`."""
+    limits = Limits()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await page.close()
+
+    app = FastAPI(openapi_url=None, redirect_slashes=False, lifespan=lifespan)
+    errors.install(app)
+    app.include_router(pages_router())
+    page = mount_ui(app, backend)
+    app.add_middleware(HeadAsGet)
+    app.add_middleware(Door, service=backend, limits=limits)
+    app.add_middleware(Guard, settings=settings, limits=limits)
+    app.add_middleware(AccessLog, metrics=Metrics(), frame_ancestors=settings.frame_ancestors)
+    app.add_middleware(Prefix, root_path=settings.root_path)
+    return app
+
+
+def serve_page(url: str, api_key: str | None, *, host: str | None = None, port: int | None = None) -> int:
+    """Serves the page until SIGTERM or SIGINT; returns 0.
+
+    Raises:
+        SettingsError: a variable, the URL or the key is wrong, or the address cannot be bound.
+    """
+    settings = load_settings(host=host, port=port)
+    logs.configure(settings)
+    backend = RemoteBackend(settings, url, api_key)
+    listening = bind(settings.host, settings.port)
+    listening.listen()  # who comes before the server is ready waits for it
+    address = f"http://{settings.host}:{listening.getsockname()[1]}"
+    _log.info("serving on %s (UI at /gradio), for the backend at %s", address, backend.client.url)
+    with logs.captured():
+        uvicorn.Server(configuration(create_page(settings, backend))).run(sockets=[listening])
+    return 0

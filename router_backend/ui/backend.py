@@ -1,0 +1,175 @@
+"""Backends that the page can ask: the service of this process, or a router elsewhere by its public API."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator
+from contextlib import AbstractContextManager, aclosing
+from typing import Any, Protocol
+
+from router_backend.client import ClientError, RouterClient
+from router_backend.errors import InvalidRequest, RouterError, SettingsError
+from router_backend.server.body import Body, Text, checked
+from router_backend.server.native import GenerateBody, PlanBody, Sampling, details, sampling_params
+from router_backend.server.operations import health_body
+from router_backend.service.caller import caller
+from router_backend.service.metrics import Recent
+from router_backend.service.service import GenerationService
+from router_backend.settings import Settings, split_list
+from router_backend.types import GenerateRequest, is_blank
+
+Said = tuple[str, "dict[str, Any] | None"]  # the text so far; with the last of it the answer's details
+_SECONDS_BETWEEN_UPDATES = 0.2
+_PATIENCE = 5.0
+_DIGITS = 12
+
+
+class Backend(Protocol):
+    """`settings` are the page's own: its limits, and the tools that plans are checked with."""
+
+    settings: Settings
+
+    def answer(self, body: Sampling) -> AsyncGenerator[Said, None]:
+        """The text as it grows. Closing it ends the request. Raises RouterError."""
+
+    async def health(self) -> dict[str, Any]:
+        """What `/health` says. Raises RouterError."""
+
+    async def metrics(self) -> str:
+        """What `/metrics` says. Raises RouterError."""
+
+    def recent(self) -> list[Recent] | None:
+        """The last requests that the caller may know of; None where the backend keeps them to itself."""
+
+
+class LocalBackend:
+    """The service of this process."""
+
+    def __init__(self, service: GenerationService) -> None:
+        self.service, self.settings = service, service.settings
+
+    async def answer(self, body: Sampling) -> AsyncGenerator[Said, None]:
+        if isinstance(body, PlanBody):
+            prompt, plain = body.prompt(), False
+        else:
+            assert isinstance(body, GenerateBody)
+            prompt, plain = body.prompt, body.output == "text"
+        sampling = sampling_params(body, self.service)
+        request = GenerateRequest(caller.get().request_id, prompt, sampling, output="text" if plain else "plan")
+        written = ""
+        async with aclosing(self.service.generate(request)) as chunks:
+            async for chunk in chunks:
+                written += chunk.text
+                ended = chunk.finish_reason is not None and chunk.info is not None
+                yield written, details(chunk, sampling.seed, chunk.info) if ended and chunk.info else None
+
+    async def health(self) -> dict[str, Any]:
+        now = self.service.health()
+        return {**health_body(now), "phase": now.phase, "elapsed_seconds": now.elapsed_seconds}
+
+    async def metrics(self) -> str:
+        from prometheus_client import generate_latest
+
+        return generate_latest(self.service.metrics.registry).decode()
+
+    def recent(self) -> list[Recent]:
+        who = caller.get()
+        everything = who.admin or not self.settings.api_keys
+        return [each for each in reversed(self.service.metrics.recent) if everything or each.key == who.key]
+
+
+class RemoteBackend:
+    """A router elsewhere. The page's own door never closes: there is nothing that it could drain.
+
+    Raises:
+        SettingsError: the URL or the key cannot be used.
+    """
+
+    is_stopping = False
+
+    def __init__(self, settings: Settings, url: str, api_key: str | None) -> None:
+        try:
+            self.client = RouterClient(url, api_key, timeout=settings.request_timeout)
+        except ValueError as error:
+            raise SettingsError(f"HF_ROUTER_API={url}: {error}") from None
+        self.settings = settings
+
+    def accepted(self) -> AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    async def answer(self, body: Sampling) -> AsyncGenerator[Said, None]:
+        path = "/v1/plan" if isinstance(body, PlanBody) else "/v1/generate"
+        written = ""
+        try:
+            asked = {**body.model_dump(exclude_none=True), "details": True}
+            async with aclosing(self.client.stream(path, asked)) as events:
+                async for event in events:
+                    written += str(event.get("text", ""))
+                    yield written, event.get("details")
+        except ClientError as error:
+            raise RouterError(_told(error), retry_after=error.retry_after) from None
+
+    async def health(self) -> dict[str, Any]:
+        try:
+            return await asyncio.to_thread(self.client.health)
+        except ClientError as error:
+            raise RouterError(_told(error)) from None
+
+    async def metrics(self) -> str:
+        try:
+            reply = await asyncio.to_thread(self.client.send, "GET", "/metrics", timeout=_PATIENCE)
+            if reply.status != 200:
+                raise self.client.error_of(reply)
+        except ClientError as error:
+            raise RouterError(_told(error)) from None
+        return reply.content.decode("utf-8", "replace")
+
+    def recent(self) -> None:
+        return None
+
+
+def _told(error: ClientError) -> str:
+    if error.status == 401:
+        return f"{error}. Start the page with the backend's key in ROUTER_API_KEY."
+    return f"{error}. Is the backend running?" if error.status is None else str(error)
+
+
+async def paced(answer: AsyncGenerator[Said, None]) -> AsyncGenerator[Said, None]:
+    """A few times a second what an answer has come to, and at its end, also where that is an error."""
+    said: Said = "", None
+    shown = time.monotonic()
+    async with aclosing(answer) as pieces:
+        try:
+            async for said in pieces:
+                if time.monotonic() - shown >= _SECONDS_BETWEEN_UPDATES:
+                    shown = time.monotonic()
+                    yield said
+        except RouterError:
+            if said[0]:
+                yield said
+            raise
+    yield said
+
+
+class _Tags(Body):
+    tags: Text
+
+
+def body_of(query: object, output: object = "plan", tags: object = "", **fields: object) -> Sampling:
+    """The API's own body for what a page sent; texts that are empty were not sent. Raises InvalidRequest."""
+    if isinstance(query, str) and is_blank(query):
+        raise InvalidRequest("write a request first", param="prompt")
+    given = {name: _whole(value) for name, value in fields.items() if value not in ("", None)}
+    if output != "plan":
+        sampling = {name: value for name, value in given.items() if name in Sampling.model_fields}
+        return checked(GenerateBody, prompt=query, output=output, **sampling)
+    return checked(PlanBody, query=query, tags=list(split_list(checked(_Tags, tags=tags or "").tags)) or None, **given)
+
+
+def _whole(value: object) -> object:
+    """A whole number, however JavaScript, Python and people write it."""
+    if isinstance(value, str) and value.isdecimal() and value.isascii() and len(value) < _DIGITS:
+        return int(value)
+    return int(value) if isinstance(value, float) and value.is_integer() else value

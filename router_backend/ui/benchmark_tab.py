@@ -1,0 +1,201 @@
+"""The tab where a file of gold plans is run against the backend and judged as `router-backend evaluate` judges."""
+
+from __future__ import annotations
+
+import asyncio
+import html
+import importlib.util
+import json
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from router_backend.server.body import Body, Text, checked
+from router_backend.server.native import GenerateBody
+from router_backend.ui.backend import Backend
+from router_backend.ui.history_tab import download
+from router_backend.ui.plan_tab import HIDDEN
+from router_backend.ui.plan_view import table
+from router_backend.ui.status import alert, line, trouble_of
+
+if TYPE_CHECKING:
+    from router_tools.evaluate import Prediction
+    from router_tools.evaluate.results import Evaluation
+
+_GOLD, _ANSWERS = Path("the gold rows"), Path("the answers")
+_HEADS = ("bucket", "rows", "figure", "value", "threshold", "")
+
+
+def benchmark_tab(backend: Backend) -> None:
+    if importlib.util.find_spec("router_tools") is None:
+        gr.HTML('<p class="rb-empty">Benchmarks need the package router_tools, which a Space does not have.</p>')
+        return
+    gr.HTML(
+        '<p class="rb-intro">Asks for the plans of 24 requests from twelve fields, and compares them with gold ones as '
+        "<code>router-backend evaluate</code> does.</p>"
+    )
+    most = backend.settings.max_body_bytes // 3
+    with gr.Accordion("Rows of your own, or answers to judge", open=False):
+        gold = _file("Gold rows: prompt, completion (JSONL). Empty: the 24 bundled ones", "gold", most)
+        kept = _file("Answers: prompt, text (JSONL). What is here is not asked again", "answers", most)
+    with gr.Row(elem_classes="knobs"):
+        limit = gr.Number(24, precision=0, label="Rows", minimum=1, min_width=110)
+        budget = gr.Number(backend.settings.max_new_tokens, precision=0, label="Budget of a row", min_width=110)
+        heat = gr.Number(0, label="Temperature of all", step=0.1, min_width=110)
+        run = gr.Button("Run, or go on", variant="primary", elem_id="run", scale=2)
+        stop = gr.Button("Stop the run", interactive=False, min_width=110)
+    notice = gr.HTML(visible=False)
+    progress = gr.HTML(line(), elem_id="progress")
+    report = gr.HTML("", elem_id="report")
+
+    async def on_run(
+        rows: str | None, answers: str | None, first: float, tokens: float, temperature: float
+    ) -> AsyncIterator[dict[Any, Any]]:
+        from router_tools.evaluate.results import Evaluation, score
+        from router_tools.evaluate.rows import BUNDLED, read_gold
+        from router_tools.evaluate.run import MISSING
+        from router_tools.evaluate.thresholds import load_thresholds
+
+        ready = {run: gr.Button(interactive=True), stop: gr.Button(interactive=False)}
+        yield {notice: gr.HTML(visible=False), run: gr.Button(interactive=False), stop: gr.Button(interactive=True)}
+        try:
+            said = checked(_Files, gold=rows or "", answers=answers or "")
+            wanted = (
+                read_gold(_GOLD, int(first), said.gold.encode())
+                if said.gold.strip()
+                else read_gold(BUNDLED, int(first))
+            )
+            found = _answers(said.answers)
+            knobs: dict[str, object] = {"max_new_tokens": tokens and int(tokens), "temperature": temperature, "seed": 0}
+            bodies = {row.prompt: checked(GenerateBody, prompt=row.prompt, **knobs) for row in wanted}
+            began, had = time.monotonic(), len(found)
+            async with aclosing(_predicted(backend, bodies, found)) as steps:
+                async for prompt, answer in steps:
+                    found[prompt] = answer
+                    told = sum(row.prompt in found for row in wanted)
+                    pace = (time.monotonic() - began) / max(1, len(found) - had)
+                    yield {progress: _progress(told, len(wanted), pace), kept: _lines(found)}
+            scored = [score(row, found.get(row.prompt, MISSING), backend.settings.tools) for row in wanted]
+            name = (await backend.health())["model"] or "the backend"
+            judged = Evaluation.of(scored, load_thresholds(), source=name, sampling=knobs)
+            yield {progress: _progress(len(wanted), len(wanted), 0), report: _report(judged), **ready}
+        except Exception as error:
+            yield {notice: gr.HTML(alert("The run ended", trouble_of(error)), visible=True), **ready}
+
+    def on_stop() -> dict[Any, Any]:
+        what = alert("Stopped", "Run again to go on: what was answered is kept under the answers.", "note")
+        return {
+            notice: gr.HTML(what, visible=True),
+            run: gr.Button(interactive=True),
+            stop: gr.Button(interactive=False),
+        }
+
+    running = run.click(
+        on_run, inputs=[gold, kept, limit, budget, heat], outputs=[notice, progress, report, kept, run, stop], **HIDDEN
+    )
+    stop.click(on_stop, outputs=[notice, run, stop], cancels=[running], **HIDDEN)
+
+
+class _Files(Body):
+    gold: Text
+    answers: Text
+
+
+def _file(label: str, name: str, most: int) -> gr.Textbox:
+    """A text that is typed, or read from a file by the browser: nothing is uploaded but the text itself."""
+    with gr.Row(equal_height=True):
+        text = gr.Textbox(label=label, lines=2, max_lines=4, elem_id=name, scale=3)
+        gr.HTML(
+            f'<label class="rb-pick">From a file <input type="file" accept=".jsonl,.json,.txt" data-into="{name}" '
+            f'data-most="{most}"></label><p role="status"></p>',
+            min_width=200,
+        )
+    return text
+
+
+def _answers(text: str) -> dict[str, Prediction]:
+    from router_tools.evaluate.predictions import read_predictions
+
+    if not text.strip():
+        return {}
+    read = read_predictions(_ANSWERS, text.encode())
+    return {prompt: answer for prompt, answer in read.items() if answer.error is None}
+
+
+async def _predicted(
+    backend: Backend, bodies: dict[str, GenerateBody], found: dict[str, Prediction]
+) -> AsyncGenerator[tuple[str, Prediction], None]:
+    """Answers to what is not answered yet, as they come; as many at once as there are slots. Closing it ends all."""
+    slots = max(1, int((await backend.health())["queue"]["slots"]))
+    room = asyncio.Semaphore(slots)
+    tasks = {asyncio.ensure_future(_predict(backend, body, room)): prompt
+             for prompt, body in bodies.items() if prompt not in found}  # fmt: skip
+    try:
+        left = set(tasks)
+        while left:
+            done, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                yield tasks[task], task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _predict(backend: Backend, body: GenerateBody, room: asyncio.Semaphore) -> Prediction:
+    from router_tools.evaluate import Prediction
+
+    async with room:
+        began, text, told = time.monotonic(), "", None
+        try:
+            async with aclosing(backend.answer(body)) as answer:
+                async for text, told in answer:  # noqa: B007 - the last one is the answer
+                    pass
+        except Exception as error:
+            return Prediction(error=trouble_of(error))
+        budget = (told or {}).get("budget") or {}
+        tokens = (told or {}).get("usage", {}).get("completion_tokens")
+        return Prediction(text, time.monotonic() - began, tokens, tuple(budget.get("clipped", ())))
+
+
+def _lines(found: dict[str, Prediction]) -> str:
+    return "".join(json.dumps({"prompt": prompt, **asdict(each)}) + "\n" for prompt, each in found.items())
+
+
+def _progress(done: int, all_of_them: int, pace: float) -> str:
+    left = f"{(all_of_them - done) * pace / 60:.1f} minutes left" if done < all_of_them else "done"
+    bar = f'<progress aria-label="Rows answered" max="{all_of_them}" value="{done}"></progress>'
+    return line(bar, f"<b>{done}</b> of <b>{all_of_them}</b> rows", left)
+
+
+def _report(judged: Evaluation) -> str:
+    """The verdicts, the whole report in a frame of its own, and both to take along."""
+    from router_tools.evaluate.report import as_html, as_json
+
+    words = {True: "pass", False: "FAIL", None: "no row"}
+    rows = [
+        (
+            of.bucket,
+            judged.buckets[of.bucket].rows,
+            of.metric,
+            "–" if value is None else f"{value:.2f}",
+            of,
+            words[passed],
+        )
+        for of, value, passed in ((each.threshold, each.value, each.passed) for each in judged.verdicts)
+    ]
+    failed = sum(verdict.passed is False for verdict in judged.verdicts)
+    whole = as_html(judged)
+    verdict = f"{failed} thresholds failed" if failed else "All thresholds passed"
+    return (
+        f'<p class="rb-verdict {"no" if failed else "yes"}">{verdict}</p>'
+        f"{download('report.html', whole, 'all figures, routes that differ, worst rows', 'text/html')}"
+        f"{download('scores.json', json.dumps(as_json(judged), indent=2), 'for programs', 'application/json')}"
+        f"{table('Thresholds', _HEADS, rows)}"
+        f'<iframe class="rb-report" sandbox title="The whole report" srcdoc="{html.escape(whole)}"></iframe>'
+    )

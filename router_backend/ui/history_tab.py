@@ -1,0 +1,151 @@
+"""The tab of earlier plans. They are kept in the browser alone: what is done with them comes and goes as one text."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import gradio as gr
+
+from router_backend.errors import InvalidRequest
+from router_backend.plan.rules import validate
+from router_backend.ui.backend import Backend
+from router_backend.ui.plan_tab import HIDDEN, PlanTab
+from router_backend.ui.plan_view import render_plan
+from router_backend.ui.status import alert, plan_in
+
+_KEY, _MOST = "router-history", 100
+# Read anew each time, not held as `gr.BrowserState` holds it: another tab of the browser may have written meanwhile.
+_READ = f"(old, ...rest) => [localStorage.getItem('{_KEY}') ?? '[]', ...rest]"
+_READ_ALONE = f"() => localStorage.getItem('{_KEY}') ?? '[]'"
+_WRITE = f"(text) => {{ if (text) localStorage.setItem('{_KEY}', text); }}"
+_THUMBS = [("Good", "good"), ("Bad", "bad")]
+_NONE_YET = '<p class="rb-empty">Choose one of the earlier plans. They are kept in this browser alone.</p>'
+
+
+def history_tab(backend: Backend, page: gr.Blocks, plan: PlanTab) -> None:
+    settings = backend.settings
+    kept = gr.Textbox(visible="hidden", label="History", elem_id="history")
+    pick = gr.Dropdown([], label="Earlier plans", info="Type to search", elem_id="pick")
+    with gr.Row(equal_height=False):
+        view = gr.HTML(_NONE_YET, elem_id="earlier", elem_classes="rb-card")
+        with gr.Column():
+            thumb = gr.Radio(_THUMBS, label="Judgement")
+            correction = gr.Textbox(label="Corrected plan (JSON)", lines=12, max_lines=24, elem_id="correction")
+            checked = gr.HTML("", elem_id="checked")
+            save = gr.Button("Save judgement and correction", variant="primary")
+            told = gr.HTML("", elem_id="saved")
+            links = gr.HTML("", elem_id="export")
+
+    def on_kept(text: str, record: str = "") -> dict[Any, Any]:
+        """The list and its exports, with a new row where there is one."""
+        rows = _rows(text)
+        if record:
+            rows = [*_rows(f"[{record}]"), *rows][:_MOST]
+        return {
+            kept: _packed(rows, settings.max_body_bytes // 2),
+            pick: gr.Dropdown(_choices(rows)),
+            links: _export(rows),
+        }
+
+    def on_pick(text: str, chosen: str) -> dict[Any, Any]:
+        row = _find(_rows(text), chosen)
+        plan = plan_in(_plan_text(row)) or {}
+        pretty = json.dumps(plan, ensure_ascii=False, indent=2)
+        return {
+            view: render_plan(plan, findings=_findings(plan)),
+            thumb: row.get("thumb"),
+            correction: pretty,
+            told: "",
+        }
+
+    def on_edit(text: str) -> str:
+        found = _findings(_read(text))
+        return alert("Not a plan yet", "; ".join(found), "note") if found else alert("Keeps the rules", "", "note")
+
+    def on_save(text: str, chosen: str, judged: str | None, corrected: str) -> dict[Any, Any]:
+        rows = _rows(text)
+        row = _find(rows, chosen)
+        value = _read(corrected)
+        if found := _findings(value):
+            return {told: alert("Not saved", "; ".join(found))}
+        row["thumb"] = judged if judged in ("good", "bad") else None
+        if value != plan_in(row["text"]):
+            row["correction"] = json.dumps(value, ensure_ascii=False)
+        packed = _packed(rows, settings.max_body_bytes // 2)
+        return {kept: packed, links: _export(rows), told: alert("Saved", "It is in the export for training.", "note")}
+
+    def _findings(plan: object) -> list[str]:
+        return [str(each) for each in validate(plan, settings.tools)[1]]
+
+    page.load(on_kept, inputs=[kept], outputs=[kept, pick, links], js=_READ_ALONE, **HIDDEN)
+    remembered = plan.done.then(on_kept, inputs=[kept, plan.record], outputs=[kept, pick, links], js=_READ, **HIDDEN)
+    saved = save.click(on_save, inputs=[kept, pick, thumb, correction], outputs=[kept, links, told], js=_READ, **HIDDEN)
+    for event in (remembered, saved):
+        event.then(None, inputs=[kept], js=_WRITE, api_visibility="private")
+    pick.input(on_pick, inputs=[kept, pick], outputs=[view, thumb, correction, told], js=_READ, **HIDDEN)
+    correction.change(on_edit, inputs=[correction], outputs=[checked], trigger_mode="always_last", **HIDDEN)
+
+
+def _rows(text: str) -> list[dict[str, Any]]:
+    """The rows that a browser kept; what is not one of ours is left out."""
+    try:
+        rows = json.loads(text) if text else []
+    except (ValueError, RecursionError):
+        rows = []
+    texts = ("at", "query", "prompt", "text")
+    found = rows if isinstance(rows, list) else []
+    return [row for row in found if isinstance(row, dict) and all(isinstance(row.get(key), str) for key in texts)]
+
+
+def _packed(rows: list[dict[str, Any]], most: int) -> str:
+    """The rows as one text, without the oldest where it would be too long to be sent."""
+    while len((text := json.dumps(rows, ensure_ascii=False)).encode()) > most and rows:
+        rows.pop()
+    return text
+
+
+def _find(rows: list[dict[str, Any]], chosen: object) -> dict[str, Any]:
+    for row in rows:
+        if _name(row) == chosen:
+            return row
+    raise InvalidRequest("choose one of the earlier plans first")
+
+
+def _name(row: dict[str, Any]) -> str:
+    return f"{row['at']} · {' '.join(row['query'].split())[:90]}"
+
+
+def _choices(rows: list[dict[str, Any]]) -> list[str]:
+    return [_name(row) for row in rows]
+
+
+def _read(text: str) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _plan_text(row: dict[str, Any]) -> str:
+    return str(row.get("correction") or row["text"])
+
+
+def _export(rows: list[dict[str, Any]]) -> str:
+    """Two files: all that is kept, and what `router-backend train` reads: corrections, and plans that were good."""
+    good = [row for row in rows if row.get("correction") or row.get("thumb") == "good"]
+    trains = [{"prompt": row["prompt"], "completion": _plan_text(row)} for row in good]
+    return download("history.jsonl", _lines(rows), f"{len(rows)} plans") + download(
+        "training.jsonl", _lines(trains), f"{len(trains)} rows for router-backend train"
+    )
+
+
+def _lines(rows: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def download(name: str, text: str, what: str, kind: str = "application/jsonl") -> str:
+    """A link to a file that the page holds itself: none is kept on the server."""
+    held = base64.b64encode(text.encode("utf-8", "replace")).decode()
+    return f'<a class="rb-file" download="{name}" href="data:{kind};base64,{held}">{name}</a> <span>{what}</span><br>'
