@@ -57,10 +57,10 @@ class Child:
     ) -> None:
         """Raises RungError where no process can be started."""
         self.patience = patience
-        temporary = tempfile.gettempdir()
-        self._folder = Path(
-            tempfile.mkdtemp(prefix="router-", dir=temporary if len(temporary) < _LONGEST_FOLDER else "/tmp")  # noqa: S108
-        )
+        place = tempfile.gettempdir()
+        if len(place) > _LONGEST_FOLDER:
+            place = "/tmp"  # noqa: S108 # nosec B108
+        self._folder = Path(tempfile.mkdtemp(prefix="router-", dir=place))
         self._socket = self._folder / "server.sock"
         orders = {**orders, "socket": str(self._socket), "parent": os.getpid()}
         inherited = {name: value for name, value in os.environ.items() if name not in _SECRETS}
