@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+import signal
+from collections.abc import AsyncIterator, Iterator
 
 import uvicorn
 from fastapi import FastAPI
@@ -24,6 +25,19 @@ from router_backend.ui.backend import RemoteBackend
 from router_backend.ui.mount import mount_ui
 
 _log = logging.getLogger(__name__)
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, for which to be told to stop is a success: its own raises the signal again at the end."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, was in before.items():
+                signal.signal(number, was)
 
 
 def create_page(settings: Settings, backend: RemoteBackend) -> FastAPI:
@@ -61,5 +75,5 @@ def serve_page(url: str, api_key: str | None, *, host: str | None = None, port: 
     address = f"http://{settings.host}:{listening.getsockname()[1]}"
     _log.info("serving on %s (UI at /gradio), for the backend at %s", address, backend.client.url)
     with logs.captured():
-        uvicorn.Server(configuration(create_page(settings, backend))).run(sockets=[listening])
+        Server(configuration(create_page(settings, backend))).run(sockets=[listening])
     return 0

@@ -39,7 +39,7 @@ QUERY = "Derive the period of a pendulum and simulate it in Python."
 @pytest.fixture(scope="module")
 def real(embedded: LlamaCppModel) -> Iterator[Served]:
     """A server of the embedded router."""
-    with served(Kept(embedded), ui=True, admin_key=ADMIN, request_timeout=280) as server:  # type: ignore[arg-type]
+    with served(Kept(embedded), ui=True, request_timeout=280) as server:  # type: ignore[arg-type]
         httpx.get(f"{server.url}/gradio/config", timeout=60).raise_for_status()
         yield server
 
@@ -212,9 +212,16 @@ def test_a_benchmark_runs_and_is_judged(page: Page, real: Served, tmp_path: Path
 
 @pytest.mark.browser
 @pytest.mark.real
-def test_the_backend_shows_its_ladder_and_reloads_for_the_admin_alone(page: Page, real: Served) -> None:
-    page.goto(f"{real.url}/gradio/")
+def test_the_backend_shows_its_ladder_and_reloads_for_the_admin_alone(page: Page, embedded: LlamaCppModel) -> None:
+    with served(Kept(embedded), ui=True, admin_key=ADMIN) as server:  # type: ignore[arg-type]
+        _look_and_reload(page, server)
+
+
+def _look_and_reload(page: Page, server: Served) -> None:
+    httpx.post(f"{server.url}/v1/plan", json={"query": QUERY, "max_new_tokens": 215}, timeout=280).raise_for_status()
+    page.goto(f"{server.url}/gradio/")
     tab(page, "Backend")
+    expect(page.get_by_role("region", name="The last requests")).to_contain_text("not kept (LOG_PROMPTS)")
     expect(page.locator("#backend")).to_contain_text("of 4 slots")
     expect(page.get_by_role("region", name="The ladder")).to_be_visible()
     expect(page.locator("#backend")).to_contain_text("GB in this process")
