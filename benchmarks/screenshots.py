@@ -58,7 +58,7 @@ def main() -> None:
         for name, (work, height) in PICTURES.items():
             with watched(browser, 1280, height) as page:
                 page.goto(f"{url}/gradio/")
-                expect(page.locator("#head")).to_contain_text("embedded")
+                expect(page.locator("#head")).to_contain_text("embedded", timeout=PATIENCE)
                 work(page)
                 picture = page.screenshot()
             if len(picture) > LIMIT:

@@ -161,15 +161,15 @@ def body_of(query: object, output: object = "plan", tags: object = "", **fields:
     """The API's own body for what a page sent; texts that are empty were not sent. Raises InvalidRequest."""
     if isinstance(query, str) and is_blank(query):
         raise InvalidRequest("write a request first", param="prompt")
-    given = {name: _whole(value) for name, value in fields.items() if value not in ("", None)}
+    given = {name: whole(value) for name, value in fields.items() if value not in ("", None)}
     if output != "plan":
         sampling = {name: value for name, value in given.items() if name in Sampling.model_fields}
         return checked(GenerateBody, prompt=query, output=output, **sampling)
     return checked(PlanBody, query=query, tags=list(split_list(checked(_Tags, tags=tags or "").tags)) or None, **given)
 
 
-def _whole(value: object) -> object:
-    """A whole number, however JavaScript, Python and people write it."""
+def whole(value: object) -> object:
+    """A whole number, however JavaScript, Python and people write it; all else as it is, for a body to judge."""
     if isinstance(value, str) and value.isdecimal() and value.isascii() and len(value) < _DIGITS:
         return int(value)
     return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -11,13 +11,14 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import gradio as gr
+from pydantic import Field
 
 from router_backend.server.body import Body, Text, checked
 from router_backend.server.native import GenerateBody
-from router_backend.ui.backend import Backend
+from router_backend.ui.backend import Backend, whole
 from router_backend.ui.history_tab import download
 from router_backend.ui.plan_tab import HIDDEN
 from router_backend.ui.plan_view import table
@@ -64,14 +65,11 @@ def benchmark_tab(backend: Backend) -> None:
         ready = {run: gr.Button(interactive=True), stop: gr.Button(interactive=False)}
         yield {notice: gr.HTML(visible=False), run: gr.Button(interactive=False), stop: gr.Button(interactive=True)}
         try:
-            said = checked(_Files, gold=rows or "", answers=answers or "")
-            wanted = (
-                read_gold(_GOLD, int(first), said.gold.encode())
-                if said.gold.strip()
-                else read_gold(BUNDLED, int(first))
-            )
+            said = checked(_Wish, gold=rows or "", answers=answers or "", rows=whole(first))
+            own = said.gold.encode() if said.gold.strip() else None
+            wanted = read_gold(_GOLD if own else BUNDLED, said.rows, own)
             found = _answers(said.answers)
-            knobs: dict[str, object] = {"max_new_tokens": tokens and int(tokens), "temperature": temperature, "seed": 0}
+            knobs: dict[str, object] = {"max_new_tokens": whole(tokens), "temperature": temperature, "seed": 0}
             bodies = {row.prompt: checked(GenerateBody, prompt=row.prompt, **knobs) for row in wanted}
             began, had = time.monotonic(), len(found)
             async with aclosing(_predicted(backend, bodies, found)) as steps:
@@ -101,9 +99,10 @@ def benchmark_tab(backend: Backend) -> None:
     stop.click(on_stop, outputs=[notice, run, stop], cancels=[running], **HIDDEN)
 
 
-class _Files(Body):
+class _Wish(Body):
     gold: Text
     answers: Text
+    rows: Annotated[int, Field(ge=1)]
 
 
 def _file(label: str, name: str, most: int) -> gr.Textbox:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Annotated, Any
 
 import gradio as gr
+from pydantic import Field
 
 from router_backend.plan.rules import validate
+from router_backend.server.body import Body, checked
 from router_backend.server.native import Sampling
 from router_backend.server.sse import merged
-from router_backend.ui.backend import Backend, Said, body_of, paced
+from router_backend.ui.backend import Backend, Said, body_of, paced, whole
 from router_backend.ui.plan_tab import HIDDEN
 from router_backend.ui.plan_view import render_plan, so_far, table
 from router_backend.ui.status import alert, line, plan_in, trouble_of
@@ -47,8 +49,8 @@ def compare_tab(backend: Backend) -> None:
 
     async def on_compare(text: str, many: int, *wishes: object) -> AsyncIterator[dict[Any, Any]]:
         ready: dict[Any, Any] = {run: gr.Button(interactive=True), stop: gr.Button(interactive=False)}
-        number = min(max(int(many), 2), len(_NAMES))
         try:
+            number = checked(_Columns, columns=whole(many)).columns
             chosen = [wishes[at * _KNOBS : (at + 1) * _KNOBS] for at in range(number)]
             bodies = [
                 body_of(text, output, max_new_tokens=limit, temperature=heat, seed=seed)
@@ -78,13 +80,18 @@ def compare_tab(backend: Backend) -> None:
         return {figures: line("Stopped."), run: gr.Button(interactive=True), stop: gr.Button(interactive=False)}
 
     def on_count(many: int) -> list[Any]:
-        return [gr.Column(visible=at < many) for at in range(len(_NAMES))]
+        number = checked(_Columns, columns=whole(many)).columns
+        return [gr.Column(visible=at < number) for at in range(len(_NAMES))]
 
     count.change(on_count, inputs=[count], outputs=columns, **HIDDEN)
     running = run.click(
         on_compare, inputs=[query, count, *knobs], outputs=[notice, figures, *views, run, stop], **HIDDEN
     )
     stop.click(on_stop, outputs=[figures, run, stop], cancels=[running], **HIDDEN)
+
+
+class _Columns(Body):
+    columns: Annotated[int, Field(ge=2, le=len(_NAMES))]
 
 
 async def _safely(backend: Backend, body: Sampling) -> AsyncGenerator[tuple[str, dict[str, Any] | None, str], None]:
