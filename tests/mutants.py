@@ -108,24 +108,25 @@ MUTANTS = (
         "server/test_hostile.py::test_row_01_empty_or_broken_json",
     ),
     _mutant(
-        *(2, "the content type is looked at", "read_body"),
+        *(2, "the content type is looked at", "read_json"),
         *('raise UnsupportedMediaType("send JSON with Content-Type: application/json")', "pass"),
         "server/test_hostile.py::test_row_02_wrong_content_type",
     ),
     _mutant(
-        *(3, "the declared length is enough", "read_body"),
+        *(3, "the declared length is enough", "read_json"),
         *("if declared.isdecimal() and int(declared) > limit:", "if False:"),
         "server/test_hostile.py::test_row_03_the_declared_length_is_enough",
     ),
     _mutant(
-        *(3, "reading ends at the limit", "read_body"),
+        *(3, "reading ends at the limit", "read_json"),
         "        raw += piece\n        if len(raw) > limit:\n            raise too_large\n",
         "        raw += piece\n    if len(raw) > limit:\n        raise too_large\n",
         "server/test_hostile.py::test_row_03_chunked_without_a_length",
     ),
     _mutant(
         *(4, "a parser whose depth is bounded", "read_body"),
-        *("model.model_validate_json(bytes(raw))", 'model.model_validate(__import__("json").loads(raw))'),
+        "model.model_validate_json(await read_json(request, limit))",
+        'model.model_validate(__import__("json").loads(await read_json(request, limit)))',
         "server/test_hostile.py::test_row_04_deep_nesting",
     ),
     _mutant(
@@ -162,8 +163,8 @@ MUTANTS = (
         "server/test_hostile.py::test_row_09_prompt_longer_than_the_context",
     ),
     _mutant(
-        *(9, "and before the transformers engine decodes", "DecodedModel.generate"),
-        *("self.info.check_room(len(prompt), sampling.max_new_tokens)", "pass"),
+        *(9, "and before the transformers engine decodes", "DecodedModel._prompt"),
+        *("self.info.check_room(len(prompt), room)", "pass"),
         "engines/test_transformers.py::test_row_09_context_overflow_names_both_counts",
     ),
     _mutant(
@@ -513,12 +514,12 @@ MUTANTS = (
         "server/test_attacks.py::test_row_28_a_list_of_messages_ends_at_its_first_mistake",
     ),
     _mutant(
-        *(28, "the share is looked at first", "asked"),
+        *(28, "the share is looked at first", "charged"),
         *("service.admission.check(key)", "pass"),
         "server/test_attacks.py::test_row_28_a_key_without_a_share_makes_no_work",
     ),
     _mutant(
-        *(28, "what is refused counts", "asked"),
+        *(28, "what is refused counts", "charged"),
         *("service.admission.count(key)", "pass"),
         "server/test_attacks.py::test_row_28_a_key_without_a_share_makes_no_work",
     ),
