@@ -217,6 +217,9 @@ def calibrate(
     candidate: Annotated[str, typer.Option(help="The checkpoint: embedded, a GGUF file, a folder, a hub repo.")],
 ) -> None:
     """Find the temperature at which a router's probabilities of tools come true, and keep it beside the checkpoint."""
+    from router_backend.settings import load_settings
+
+    load_settings()  # what is wrong in it is told before the long imports
     from router_tools.calibrate import calibrate as run
 
     run(data, candidate, typer.echo)

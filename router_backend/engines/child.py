@@ -57,10 +57,7 @@ class Child:
     ) -> None:
         """Raises RungError where no process can be started."""
         self.patience = patience
-        place = tempfile.gettempdir()
-        if len(place) > _LONGEST_FOLDER:
-            place = "/tmp"  # noqa: S108 # nosec B108
-        self._folder = Path(tempfile.mkdtemp(prefix="router-", dir=place))
+        self._folder = _folder()
         self._socket = self._folder / "server.sock"
         orders = {**orders, "socket": str(self._socket), "parent": os.getpid()}
         inherited = {name: value for name, value in os.environ.items() if name not in _SECRETS}
@@ -164,3 +161,15 @@ class Child:
         if self._ended.wait(1):  # the connection breaks a moment before the process is gone
             return EngineLost(f"the engine's process ended ({self._end()})", retry_after=1)
         return EngineError(f"the engine broke off: {type(error).__name__}")
+
+
+def _folder() -> Path:
+    """A folder for the socket, that nobody else may open. Raises RungError where none can be made."""
+    with suppress(OSError):
+        place = tempfile.gettempdir()
+        if len(place) <= _LONGEST_FOLDER:
+            return Path(tempfile.mkdtemp(prefix="router-", dir=place))
+    for place in ("/tmp", "/dev/shm"):  # noqa: S108 # nosec B108
+        with suppress(OSError):
+            return Path(tempfile.mkdtemp(prefix="router-", dir=place))
+    raise RungError("there is no place for llama.cpp's socket: let TMPDIR name a folder that can be written to")

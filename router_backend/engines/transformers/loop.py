@@ -47,6 +47,7 @@ class DecodeLoop:
         self._draft_tokens = draft_tokens
         self._forcing = forcing
         self._seen = 0  # length of the sequence whose row was asked for last
+        self._foreseen = 0  # length of the longest one whose row a draft may have given
 
     def decode(
         self,
@@ -98,8 +99,9 @@ class DecodeLoop:
             draft = [] if self.drafter is None else self.drafter.propose(sequence, self._draft_tokens)
             count.passes += self._runner.run(sequence, draft, cancelled)
             count.drafted += len(draft)
+            self._foreseen = len(sequence) + len(draft)
             row = self._runner.row(sequence)
-        elif len(sequence) > self._seen:  # else it was asked for before, and no draft was needed
+        elif self._seen < len(sequence) <= self._foreseen:  # else it was asked for before, or answers were weighed
             count.accepted += 1
         self._seen = len(sequence)
         return row
