@@ -36,6 +36,8 @@ from router_backend.errors import (
     Unauthorized,
     UnknownModel,
     UnsupportedMediaType,
+    UpstreamDown,
+    UpstreamError,
     UrlTooLong,
     WrongHost,
 )
@@ -62,6 +64,8 @@ TABLE: list[tuple[type[RouterError], type[Exception], int, str, str]] = [
     (EngineError, RouterError, 500, "server_error", "engine_error"),
     (OutOfMemory, EngineError, 503, "server_error", "out_of_memory"),
     (EngineLost, EngineError, 503, "server_error", "engine_lost"),
+    (UpstreamError, EngineError, 502, "server_error", "upstream_failed"),
+    (UpstreamDown, EngineError, 503, "server_error", "upstream_down"),
     (PlanError, RouterError, 502, "server_error", "invalid_plan"),
     (AnswerError, RouterError, 502, "server_error", "invalid_answer"),
     (GpuAborted, RouterError, 502, "server_error", "gpu_aborted"),

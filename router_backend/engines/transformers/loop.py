@@ -47,7 +47,7 @@ class DecodeLoop:
         self._draft_tokens = draft_tokens
         self._forcing = forcing
         self._seen = 0  # length of the sequence whose row was asked for last
-        self._foreseen = 0  # length of the longest one whose row a draft may have given
+        self.weighed = 0  # rows up to this length are there because answers were weighed
 
     def decode(
         self,
@@ -99,9 +99,9 @@ class DecodeLoop:
             draft = [] if self.drafter is None else self.drafter.propose(sequence, self._draft_tokens)
             count.passes += self._runner.run(sequence, draft, cancelled)
             count.drafted += len(draft)
-            self._foreseen = len(sequence) + len(draft)
+            self.weighed = 0
             row = self._runner.row(sequence)
-        elif self._seen < len(sequence) <= self._foreseen:  # else it was asked for before, or answers were weighed
+        elif len(sequence) > max(self._seen, self.weighed):  # else it was asked for before, and no draft was needed
             count.accepted += 1
         self._seen = len(sequence)
         return row

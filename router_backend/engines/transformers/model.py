@@ -128,6 +128,7 @@ class DecodedModel:
                 raise
         if full:
             raise dropped()
+        self._loop.weighed = len(prompt) + max(map(len, spelt))
         usage = Usage(len(prompt), sum(map(len, spelt)), cached)
         timings = Timings(prefill_seconds=time.monotonic() - began, forward_passes=passes)
         return Chunk(finish_reason="stop", usage=usage, timings=timings, odds=(Odds(tuple(answers), tuple(logs)),))
