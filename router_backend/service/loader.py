@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from router_backend import engines
-from router_backend.checkpoints import embedded, ladder, machine
+from router_backend.checkpoints import ladder, machine
 from router_backend.checkpoints.description import Checkpoint, gguf_file
 from router_backend.checkpoints.ladder import Attempt, Candidate, Loaded, Rung
 from router_backend.checkpoints.machine import Machine
@@ -91,6 +91,8 @@ class Loader:
     def fetched(self, candidate: Candidate) -> Path:
         """Where a candidate's file or folder is, once it is there. Raises CandidateError where it cannot be had."""
         if candidate.kind == "embedded":
+            from router_backend.checkpoints import embedded  # with the hub's library
+
             return embedded.checkpoint(fetch=not self.settings.hf_hub_offline)
         if candidate.kind == "hub-gguf":
             return self._the_hub().fetch_gguf(candidate)
