@@ -68,11 +68,9 @@ def _short(value: object) -> str:
 
 def configure(settings: Settings) -> None:
     """Sends this package's and uvicorn's records to standard error. Called by the command line only."""
-    others = (settings.hf_token, settings.space_hf_token, settings.admin_key)
-    secrets = [*settings.api_keys.values(), *(each.get_secret_value() for each in others if each)]
     as_json = settings.log_format == "json" or (settings.log_format == "auto" and not sys.stderr.isatty())
     handler = logging.StreamHandler()
-    handler.setFormatter(LineFormatter(as_json=as_json, secrets=tuple(filter(None, secrets))))
+    handler.setFormatter(LineFormatter(as_json=as_json, secrets=settings.secrets))
     for name, level in (("router_backend", logging.INFO), ("uvicorn", logging.WARNING)):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False

@@ -5,7 +5,7 @@ import re
 from difflib import SequenceMatcher
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, SettingsConfigDict
@@ -384,8 +384,14 @@ class Settings(BaseSettings):
         """Key name → key. Empty where no key is needed."""
         return dict(_pairs(self.router_api_keys))
 
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """Values that must stand in no log: of each secret setting, and each key of `ROUTER_API_KEYS` by itself."""
+        values = [getattr(self, name) for name in _SECRET]
+        return (*self.api_keys.values(), *(value.get_secret_value() for value in values if value))
 
-_SECRET = {"upstream_api_key", "hf_token", "space_hf_token", "router_api_keys", "admin_key"}
+
+_SECRET = {name for name, field in Settings.model_fields.items() if SecretStr in get_args(field.annotation)}
 
 
 def load_settings(**overrides: object) -> Settings:

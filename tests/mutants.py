@@ -479,6 +479,16 @@ MUTANTS = (
         "checkpoints/test_hub.py::test_row_26_only_what_is_needed_is_fetched_and_it_is_whole",
     ),
     _mutant(
+        *(27, "each secret setting is blacked out", "logs:configure"),
+        *("secrets=settings.secrets", "secrets=(*settings.api_keys.values(),)"),
+        "test_logs.py::test_row_27_each_secret_setting_is_blacked_out",
+    ),
+    _mutant(
+        *(27, "an engine's process is told no secret", "Child.__init__"),
+        *("if not _SECRET.search(name)", "if name"),
+        "engines/test_child.py::test_row_27_a_child_is_told_no_secret",
+    ),
+    _mutant(
         *(27, "the log is blacked out", "LineFormatter.format"),
         *('text = text.replace(secret, "***")', "pass"),
         "test_logs.py::test_row_27_secrets_are_blacked_out_everywhere",

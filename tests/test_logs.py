@@ -4,7 +4,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -175,6 +175,17 @@ def test_the_form_of_the_log(log_format: str, terminal: bool, as_json: bool, mon
     else:
         assert first.endswith("info    hello *** *** n=1")
         assert second.endswith("warning loud")
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, field in Settings.model_fields.items() if "Secret" in str(field.annotation)]
+)
+def test_row_27_each_secret_setting_is_blacked_out(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load_settings(log_format="human", **{name: f"{name}:{KEY}"})
+    text = written(settings, monkeypatch, terminal=True)
+    logging.getLogger("router_backend").warning("said %s:%s", name, KEY)
+    said = cast("io.StringIO", sys.stderr).getvalue().removeprefix(text)
+    assert "***" in said and KEY not in said
 
 
 def test_no_secret_no_blackening(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -25,7 +26,7 @@ from typing import Any
 from router_backend.errors import EngineError, EngineLost, RungError
 
 _LONGEST_FOLDER = 80  # characters: a socket's path has at most 103
-_SECRETS = ("HF_TOKEN", "SPACE_HF_TOKEN", "ROUTER_API_KEYS", "ADMIN_KEY")
+_SECRET = re.compile("token|key|secret|passw", re.IGNORECASE)  # in the names of variables that a child need not know
 
 
 class _Connection(HTTPConnection):
@@ -60,7 +61,7 @@ class Child:
         self._folder = _folder()
         self._socket = self._folder / "server.sock"
         orders = {**orders, "socket": str(self._socket), "parent": os.getpid()}
-        inherited = {name: value for name, value in os.environ.items() if name not in _SECRETS}
+        inherited = {name: value for name, value in os.environ.items() if not _SECRET.search(name)}
         self._said: SimpleQueue[Any] = SimpleQueue()
         self._ended = threading.Event()
         started: Future[subprocess.Popen[bytes]] = Future()

@@ -18,6 +18,7 @@ import pytest
 from router_backend.checkpoints.embedded import checkpoint
 from router_backend.checkpoints.ladder import Candidate, Rung
 from router_backend.engines import llama_server
+from router_backend.engines.child import Child
 from router_backend.engines.llamacpp import LlamaCppModel, load
 from router_backend.errors import EngineError, EngineLost, RungError
 from router_backend.plan.prompt import BUDGET_KEY
@@ -202,6 +203,18 @@ def test_a_template_that_takes_llama_cpp_down_is_left_out(tmp_path: Path, templa
     finally:
         model.close()
     assert is_gone(model._child.pid)
+
+
+def test_row_27_a_child_is_told_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secrets = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "ROUTER_API_KEYS", "UPSTREAM_API_KEY", "admin_key", "DB_PASSWORD")
+    for name in secrets:
+        monkeypatch.setenv(name, "k-NEVERSHOWN")
+    monkeypatch.setenv("GGML_SOMETHING", "1")
+    script = tmp_path / "script.py"
+    script.write_text("import json, os; print(json.dumps(dict(os.environ)))")
+    told = Child(str(script), {}, {"OMP_WAIT_POLICY": "passive"}, patience=60).heard(60)
+    assert (told["GGML_SOMETHING"], told["OMP_WAIT_POLICY"]) == ("1", "passive") and "PATH" in told
+    assert "k-NEVERSHOWN" not in told.values()
 
 
 def test_what_the_head_of_a_file_says(tmp_path: Path) -> None:
