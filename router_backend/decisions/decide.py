@@ -43,8 +43,7 @@ class Decider:
 
     def write(self, request: GenerateRequest, cancelled: Callable[[], bool], slot: int = 0) -> Iterator[Chunk]:
         """One chunk: the odds of each question's answers, and the sums. Raises as `admit` and the model do."""
-        if not self._model.info.weighs:
-            self.admit(request)
+        self.admit(request)
         odds: list[Odds] = []
         usage, timings = Usage(), Timings()
         for question in request.questions:
