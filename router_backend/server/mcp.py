@@ -21,13 +21,14 @@ from starlette.types import Message, Receive, Scope, Send
 from router_backend import __version__
 from router_backend.errors import InvalidRequest, RouterError
 from router_backend.plan.schema import Plan
-from router_backend.server.body import LARGEST_BUDGET, charged, checked, read_json
+from router_backend.server.body import LARGEST_BUDGET, Body, NonEmptyText, Prompt, charged, checked, read_json
 from router_backend.server.disconnect import unless_gone
 from router_backend.server.errors import describe
 from router_backend.server.middleware import access_log
 from router_backend.server.native import Sampling, Task, sampling_params
+from router_backend.server.openai.decisions import DecisionBody, content_of, request_of
 from router_backend.service.service import GenerationService
-from router_backend.types import GenerateRequest
+from router_backend.types import Answer, GenerateRequest
 
 if TYPE_CHECKING:
     from mcp import types
@@ -41,12 +42,26 @@ _PLAN = (
 )
 
 
+_DECIDE = (
+    "Says which of several answers to a question about a text is the likeliest, with the probability of each. "
+    "Among the router's own tools it says who should have a task."
+)
+
+
 class PlanArguments(Task):
     """What an agent says; how the answer is drawn is the operator's."""
 
     max_new_tokens: Annotated[int, Field(ge=1, le=LARGEST_BUDGET)] | None = Field(
         None, description="Token budget of the plan, which is written to fit. Without it, the server's own."
     )
+
+
+class DecideArguments(Body):
+    """One question, and what may be answered."""
+
+    input: Prompt = Field(description="What the question is about.")
+    question: Prompt
+    choices: Annotated[list[NonEmptyText], Field(min_length=2, max_length=64)]
 
 
 def mount_mcp(app: FastAPI, service: GenerationService) -> None:
@@ -79,14 +94,20 @@ class Mcp:
     async def _list(self, _: ServerRequestContext, params: object) -> types.ListToolsResult:
         from mcp import types
 
-        tool = types.Tool(
-            name="plan",
-            description=_PLAN,
-            input_schema=PlanArguments.model_json_schema(),
-            output_schema=Plan.model_json_schema(),
-            annotations=types.ToolAnnotations(read_only_hint=True, open_world_hint=False),
+        harmless = types.ToolAnnotations(read_only_hint=True, open_world_hint=False)
+        plan, decide = PlanArguments.model_json_schema(), DecideArguments.model_json_schema()
+        return types.ListToolsResult(
+            tools=[
+                types.Tool(
+                    name="plan",
+                    description=_PLAN,
+                    input_schema=plan,
+                    output_schema=Plan.model_json_schema(),
+                    annotations=harmless,
+                ),
+                types.Tool(name="decide", description=_DECIDE, input_schema=decide, annotations=harmless),
+            ]
         )
-        return types.ListToolsResult(tools=[tool])
 
     async def _call(
         self, context: ServerRequestContext[Any, Request], params: types.CallToolRequestParams
@@ -95,7 +116,7 @@ class Mcp:
         from mcp import types
 
         try:
-            tools = {"plan": self._plan}
+            tools = {"plan": self._plan, "decide": self._decide}
             if params.name not in tools:
                 raise InvalidRequest(f"there is no tool {params.name!r}; there is {', '.join(tools)}")
             assert context.request is not None, "it came by HTTP"
@@ -117,10 +138,23 @@ class Mcp:
             task = checked(PlanArguments, **arguments)
             sampling = sampling_params(checked(Sampling, max_new_tokens=task.max_new_tokens), service)
         work = GenerateRequest(access_log.request_id(request), task.prompt(), sampling, output="plan")
-        answer = await service.answer(work)
-        access_log.note(request, answer.last, work.prompt if service.settings.log_prompts else None)
-        plan: dict[str, Any] = json.loads(answer.text)
+        plan: dict[str, Any] = json.loads((await self._answer(request, work)).text)
         return plan
+
+    async def _decide(self, request: Request, arguments: dict[str, Any]) -> dict[str, Any]:
+        with charged(self._service):
+            said = checked(DecideArguments, **arguments)
+            choices = [{"value": each} for each in dict.fromkeys(said.choices)]
+            question = {"type": "choice", "instructions": said.question, "choices": choices}
+            body = checked(DecisionBody, input=said.input, questions=[question])
+            work = request_of(body, access_log.request_id(request), self._service.settings)
+        found: dict[str, Any] = content_of(body, await self._answer(request, work))["answers"][0]
+        return found
+
+    async def _answer(self, request: Request, work: GenerateRequest) -> Answer:
+        answer = await self._service.answer(work)
+        access_log.note(request, answer.last, work.prompt if self._service.settings.log_prompts else None)
+        return answer
 
 
 async def _exchange(server: Server[Any], scope: Scope, body: bytes, send: Send) -> None:

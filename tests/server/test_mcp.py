@@ -72,12 +72,21 @@ def test_an_agent_gets_a_plan(server: Served, mode: str) -> None:
     assert QUERY["query"] in prompt and "Tags:\nmath" in prompt, "it is the router's own prompt"
 
 
+def test_an_agent_gets_a_decision(server: Served) -> None:
+    result = call(server, {"input": "2 + 2?", "question": "Who?", "choices": ["math", "code", "math"]}, tool="decide")
+    found = result.structured_content
+    assert not result.is_error and found is not None and found["choice"] in ("math", "code")
+    assert [each["value"] for each in found["probabilities"]] == ["math", "code"]
+    assert sum(each["probability"] for each in found["probabilities"]) == pytest.approx(1)
+
+
 def test_what_a_tool_takes_and_gives_is_told(server: Served) -> None:
     async def listed() -> list[types.Tool]:
         async with connected(server) as client:
             return (await client.list_tools()).tools
 
-    [plan] = asyncio.run(listed())
+    plan, decide = asyncio.run(listed())
+    assert decide.name == "decide" and decide.input_schema["required"] == ["input", "question", "choices"]
     assert plan.name == "plan" and plan.input_schema["required"] == ["query"]
     assert plan.input_schema["additionalProperties"] is False
     assert plan.output_schema is not None and "route_plan" in plan.output_schema["properties"]
@@ -91,7 +100,9 @@ def test_what_a_tool_takes_and_gives_is_told(server: Served) -> None:
         ("plan", {**QUERY, "stream": True}, "stream", "unknown field"),
         ("plan", {**QUERY, "model": "x"}, "model", "unknown field"),
         ("plan", {**QUERY, "max_new_tokens": 3}, "max_new_tokens", "smallest budget"),
-        ("guess", {}, None, "there is plan"),
+        ("decide", {"input": "x", "question": "y?", "choices": ["a"]}, "choices", "at least 2"),
+        ("decide", {"input": " ", "question": "y?", "choices": ["a", "b"]}, "input", "blank"),
+        ("guess", {}, None, "there is plan, decide"),
     ],
 )
 def test_what_is_wrong_is_a_result_that_says_so(

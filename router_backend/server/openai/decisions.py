@@ -211,17 +211,17 @@ def decisions_router(service: GenerationService) -> APIRouter:
     async def decisions(request: Request) -> Response:
         def work_of(body: DecisionBody) -> GenerateRequest:
             work.check_model(body.model, service)
-            return _request(body, access_log.request_id(request), service.settings)
+            return request_of(body, access_log.request_id(request), service.settings)
 
         body, asked_for = await asked(request, service, DecisionBody, work_of)
         answer = await unless_gone(request, service.answer(asked_for))
         access_log.note(request, answer.last, asked_for.prompt if service.settings.log_prompts else None)
-        return JSONResponse(_content(body, answer))
+        return JSONResponse(content_of(body, answer))
 
     return router
 
 
-def _request(body: DecisionBody, request_id: str, settings: Settings) -> GenerateRequest:
+def request_of(body: DecisionBody, request_id: str, settings: Settings) -> GenerateRequest:
     """By cheap checks alone. Raises InvalidRequest: an output without its call, or nothing that could be read."""
     turns = _turns(body.input)
     last = turns.pop() if turns[-1].role in ("user", "tool") else Turn("user", "")
@@ -267,7 +267,7 @@ def _said(content: str | Sequence[TextPart | JsonPart | RefusalPart]) -> str:
     return content if isinstance(content, str) else "\n".join(part.said for part in content)
 
 
-def _content(body: DecisionBody, answer: Answer) -> dict[str, Any]:
+def content_of(body: DecisionBody, answer: Answer) -> dict[str, Any]:
     usage = answer.last.usage
     return {
         "answers": [
