@@ -84,7 +84,8 @@ def history_tab(backend: Backend, page: gr.Blocks, plan: PlanTab) -> None:
     saved = save.click(on_save, inputs=[kept, pick, thumb, correction], outputs=[kept, links, told], js=_READ, **HIDDEN)
     for event in (remembered, saved):
         event.then(None, inputs=[kept], js=_WRITE, api_visibility="private")
-    pick.input(on_pick, inputs=[kept, pick], outputs=[view, thumb, correction, told], js=_READ, **HIDDEN)
+    # `input` comes twice of a choice, and again when the field is left: it would put the plan over what was corrected.
+    pick.change(on_pick, inputs=[kept, pick], outputs=[view, thumb, correction, told], js=_READ, **HIDDEN)
     correction.change(on_edit, inputs=[correction], outputs=[checked], trigger_mode="always_last", **HIDDEN)
 
 

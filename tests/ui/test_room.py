@@ -323,6 +323,29 @@ def test_two_tabs_of_a_browser_keep_one_history_and_a_reload_frees_the_slot(page
 
 
 @pytest.mark.browser
+def test_what_is_corrected_right_after_a_choice_stays_and_is_judged(page: Page, server: Served) -> None:
+    rows = [{"at": f"2026-01-0{at}", "query": "q", "prompt": row.prompt, "text": json.dumps(row.plan)}
+            for at, row in enumerate(read_gold(BUNDLED)[:6], 1)]  # fmt: skip
+    page.goto(f"{server.url}/gradio/")
+    page.evaluate("rows => localStorage.setItem('router-history', rows)", json.dumps(rows))
+    page.reload()
+    tab(page, "History")
+    correction, verdict = page.get_by_label("Corrected plan"), page.locator("#checked")
+    for row in rows * 2:
+        page.get_by_label("Earlier plans").click()
+        page.get_by_role("option", name=row["at"]).click()
+        expect(correction).to_have_value(json.dumps(json.loads(row["text"]), ensure_ascii=False, indent=2))
+        for text in ("{}", row["text"], "[]"):
+            correction.fill(text)
+        expect(verdict).to_contain_text("Not a plan yet")
+        page.get_by_label("Earlier plans").focus()  # to leave the field is no choice
+        correction.focus()
+        correction.fill(row["text"])
+        expect(verdict).to_contain_text("Keeps the rules")
+        expect(correction).to_have_value(row["text"])
+
+
+@pytest.mark.browser
 @pytest.mark.parametrize(("width", "theme"), [(390, "light"), (768, "dark"), (1440, "light")])
 def test_every_tab_fits_and_is_reached_by_keys_alone(browser: Browser, server: Served, width: int, theme: str) -> None:
     with watched(browser, width, 900) as page:
