@@ -11,6 +11,7 @@ from fastapi_offline import FastAPIOffline
 
 from router_backend import __version__
 from router_backend.server import errors
+from router_backend.server.gradio.mount import LazyUI, mount_ui
 from router_backend.server.mcp import mount_mcp
 from router_backend.server.middleware.access_log import AccessLog
 from router_backend.server.middleware.connection import Limits
@@ -24,7 +25,6 @@ from router_backend.server.operations import admin_router, health_router
 from router_backend.server.pages import pages_router
 from router_backend.service.service import GenerationService
 from router_backend.settings import split_list
-from router_backend.ui.mount import LazyUI, mount_ui
 
 
 def create_app(

@@ -22,6 +22,8 @@ from starlette.types import Receive, Scope, Send
 
 from router_backend import logs
 from router_backend.server.app import create_app
+from router_backend.server.gradio.boundary import PATH, boundary
+from router_backend.server.gradio.mount import attach, calls_of
 from router_backend.server.serve import bind
 from router_backend.service import tracing
 from router_backend.service.service import GenerationService
@@ -29,9 +31,7 @@ from router_backend.settings import load_settings, outdated
 from router_backend.space.placing import Placing
 from router_backend.ui.backend import LocalBackend
 from router_backend.ui.blocks import build_blocks
-from router_backend.ui.boundary import PATH, boundary
 from router_backend.ui.look import options
-from router_backend.ui.mount import attach, calls_of
 
 _STARTUP = "/gradio_api/startup-events"
 _log = logging.getLogger(__name__)

@@ -18,12 +18,12 @@ from playwright.sync_api import Locator, Page, expect
 
 from router_backend.engines.echo import EchoModel
 from router_backend.plan.prompt import INSTRUCTIONS, router_prompt
+from router_backend.server.gradio.mount import LazyUI, mount_ui
 from router_backend.server.native import details
 from router_backend.server.operations import health_body
 from router_backend.settings import load_settings
 from router_backend.types import Chunk, LentGpu, ModelInfo, Timings
 from router_backend.ui.backend import LocalBackend
-from router_backend.ui.mount import LazyUI, mount_ui
 from router_backend.ui.plan_view import render_plan
 from router_backend.ui.status import head, sums
 from tests.fakes.browser import browser, overflow, page, phone, running, server
@@ -133,7 +133,7 @@ def client(app: FastAPI) -> httpx.AsyncClient:
 
 
 def test_nothing_is_imported_before_it_is_asked_for() -> None:
-    code = "import sys, router_backend.ui.mount, router_backend.server.app; sys.exit('gradio' in sys.modules)"
+    code = "import router_backend.server.app, sys; sys.exit('gradio' in sys.modules)"
 
     async def check() -> None:
         process = await asyncio.create_subprocess_exec(sys.executable, "-c", code)
@@ -174,7 +174,7 @@ def test_says_what_to_install_without_gradio(monkeypatch: pytest.MonkeyPatch, mi
     def refuse(backend: object) -> None:
         raise ModuleNotFoundError("gone", name=missing)
 
-    monkeypatch.setattr("router_backend.ui.mount._build", refuse)
+    monkeypatch.setattr("router_backend.server.gradio.mount._build", refuse)
 
     async def check() -> None:
         service, _ = echo_service(EchoModel(), load_settings())

@@ -12,6 +12,7 @@ from fastapi import FastAPI
 
 from router_backend import logs
 from router_backend.server import errors
+from router_backend.server.gradio.mount import mount_ui
 from router_backend.server.middleware.access_log import AccessLog
 from router_backend.server.middleware.connection import Limits
 from router_backend.server.middleware.door import Door
@@ -22,7 +23,6 @@ from router_backend.server.serve import bind, configuration
 from router_backend.service.metrics import Metrics
 from router_backend.settings import Settings, load_settings
 from router_backend.ui.backend import RemoteBackend
-from router_backend.ui.mount import mount_ui
 
 _log = logging.getLogger(__name__)
 

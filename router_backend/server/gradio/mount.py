@@ -14,12 +14,12 @@ from starlette.responses import HTMLResponse, RedirectResponse
 from starlette.routing import Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from router_backend.server.gradio.boundary import API, PATH, boundary
+from router_backend.server.gradio.calls import Calls
 from router_backend.server.middleware.scope import first_of_each, path_of
 from router_backend.service.service import GenerationService
 from router_backend.settings import Settings
 from router_backend.ui.backend import Backend, LocalBackend
-from router_backend.ui.boundary import API, PATH, boundary
-from router_backend.ui.calls import Calls
 
 if TYPE_CHECKING:
     import gradio as gr

@@ -16,7 +16,7 @@ import httpx
 import pytest
 from gradio_client import Client
 
-from router_backend.ui import calls, mount
+from router_backend.server.gradio import calls, mount
 from tests.fakes.running import Served, echo_model, process, served, until
 
 ALICE, BOB = "k-alice-1234", "k-bob-5678"

@@ -20,10 +20,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from router_backend.errors import InvalidRequest
 from router_backend.server.body import read_body
+from router_backend.server.gradio.calls import Calls, Message, changes
 from router_backend.server.middleware.scope import path_of
 from router_backend.server.sse import event
 from router_backend.service.caller import caller
-from router_backend.ui.calls import Calls, Message, changes
 
 if TYPE_CHECKING:
     import gradio as gr
