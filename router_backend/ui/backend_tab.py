@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import importlib.metadata
 import platform
 import time
@@ -14,20 +13,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from router_backend.service.metrics import Recent
 from router_backend.ui.backend import Backend
-from router_backend.ui.plan_tab import HIDDEN
-from router_backend.ui.plan_view import table
-from router_backend.ui.status import alert, trouble_of
+from router_backend.ui.plan_view import parts
+from router_backend.ui.running import HIDDEN
+from router_backend.ui.status import trouble_of
 
 _EXCERPT = 160
-# The guard alone judges the key, and counts wrong ones: the browser asks the API itself, at the page's own address.
-_RELOAD = """async (key, here) => {
-  const said = (title, text) => `<div class="rb-alert note" role="status"><b>${title}</b>${text}</div>`;
-  const answer = await fetch(`${here}/admin/reload`, {method: "POST", headers: {Authorization: `Bearer ${key}`}});
-  const body = await answer.json().catch(() => ({}));
-  const told = document.createElement("i");
-  told.textContent = answer.ok ? `${body.model}, ${body.strategy}, serves now.` : body.error?.message ?? answer.status;
-  return ["", said(answer.ok ? "Reloaded" : "Not reloaded", told.innerHTML)];
-}"""
 
 
 def backend_tab(backend: Backend, tab: gr.Tab, here: gr.Textbox) -> gr.Timer:
@@ -38,14 +28,16 @@ def backend_tab(backend: Backend, tab: gr.Tab, here: gr.Textbox) -> gr.Timer:
             key = gr.Textbox(label="Admin key", type="password", scale=3, info="Loads what the settings name by now")
             reload = gr.Button("Reload", scale=1, min_width=110)
         told = gr.HTML("", elem_id="reload")
-        reload.click(None, inputs=[key, here], outputs=[key, told], js=_RELOAD, api_visibility="private")
+        # The guard alone judges the key, and counts wrong ones: the browser asks the API itself.
+        ask = "(...of) => reloadRouter(...of)"
+        reload.click(None, inputs=[key, here], outputs=[key, told], js=ask, api_visibility="private")
     timer = gr.Timer(2.0, active=False)
 
     async def on_tick() -> tuple[str, Any]:
         try:
             return await _facts(backend), gr.Timer(active=True)
         except Exception as error:
-            return alert("Away", trouble_of(error)), gr.Timer(active=True)
+            return parts.alert("Away", trouble_of(error)), gr.Timer(active=True)
 
     tab.select(on_tick, outputs=[facts, timer], **HIDDEN)
     timer.tick(on_tick, outputs=[facts, timer], **HIDDEN)
@@ -56,17 +48,13 @@ async def _facts(backend: Backend) -> str:
     now = await backend.health()
     values = dict(_values(await backend.metrics()))
     queue, recent = now["queue"], backend.recent()
-    why = [f"<h2>Why this one</h2><p>{html.escape(now['reason'])}</p>"]
-    why += [alert("Warning", each, "note") for each in now["warnings"]]
-    steps = [(each["candidate"], each["strategy"], each["outcome"], each["reason"], f"{each['seconds']:.1f}")
-             for each in now["attempts"]]  # fmt: skip
+    valid, invalid = (values.get(f"router_plans_total{{{each}}}", 0) for each in ("valid", "invalid"))
     tiles = {
         "running": f"{queue['running']} of {queue['slots']} slots",
-        "waiting": str(queue["waiting"]),
-        "decoding": _rate(values, "vllm:inter_token_latency_seconds", "tokens/s"),
-        "answer": _mean(values, "vllm:e2e_request_latency_seconds", "s on average"),
-        "plans": f"{values.get('router_plans_total{valid}', 0):.0f} valid, "
-        f"{values.get('router_plans_total{invalid}', 0):.0f} not",
+        "waiting": queue["waiting"],
+        "decoding": _mean(values, "vllm:inter_token_latency_seconds", "count", "sum", "tokens/s a slot"),
+        "answer": _mean(values, "vllm:e2e_request_latency_seconds", "sum", "count", "s on average"),
+        "plans": f"{valid:.0f} valid, {invalid:.0f} not",
         "memory": _memory(values.get("router_process_resident_memory_bytes")),
         "router-backend": now["version"],
     }
@@ -74,24 +62,13 @@ async def _facts(backend: Backend) -> str:
         tiles["Python"] = f"{platform.python_version()}, Gradio {importlib.metadata.version('gradio')}"
     if gpu := now["gpu"]:
         tiles["GPU"] = f"{gpu['size']}, {gpu['seconds']:.0f} s used, quota {gpu['quota']}"
-    shown = "".join(f"<div><dt>{name}</dt><dd>{html.escape(value)}</dd></div>" for name, value in tiles.items())
-    return (
-        f'<dl class="rb-tiles">{shown}</dl>{"".join(why)}'
-        f"{table('The ladder: what was tried, in order', ('checkpoint', 'precision', 'outcome', 'why', 's'), steps)}"
-        f"{_recent(recent)}"
-    )
+    return str(parts.backend(now, tiles, None if recent is None else list(map(_row, recent))))
 
 
-def _recent(recent: list[Recent] | None) -> str:
-    if recent is None:
-        return "<p>The last requests are shown at the backend's own page.</p>"
-    heads = ("at", "key", "outcome", "seconds", "tokens", "request")
-    rows = []
-    for each in recent:
-        at, asked = time.strftime("%H:%M:%S", time.localtime(each.at)), (each.prompt or "")[-_EXCERPT:]
-        figures = each.key or "–", each.outcome, f"{each.seconds:.1f}", each.tokens
-        rows.append((at, *figures, "not kept (LOG_PROMPTS)" if each.prompt is None else asked))
-    return table("The last requests", heads, rows)
+def _row(of: Recent) -> tuple[object, ...]:
+    asked = "not kept (LOG_PROMPTS)" if of.prompt is None else of.prompt[-_EXCERPT:]
+    at = time.strftime("%H:%M:%S", time.localtime(of.at))
+    return at, of.key or "–", of.outcome, f"{of.seconds:.1f}", of.tokens, asked
 
 
 def _values(text: str) -> Iterator[tuple[str, float]]:
@@ -102,14 +79,9 @@ def _values(text: str) -> Iterator[tuple[str, float]]:
             yield f"{sample.name}{{{outcome}}}" if outcome else sample.name, sample.value
 
 
-def _mean(values: dict[str, float], name: str, unit: str) -> str:
-    count = values.get(f"{name}_count", 0)
-    return f"{values[f'{name}_sum'] / count:.1f} {unit}" if count else "–"
-
-
-def _rate(values: dict[str, float], name: str, unit: str) -> str:
-    total = values.get(f"{name}_sum", 0)
-    return f"{values[f'{name}_count'] / total:.1f} {unit} a slot" if total else "–"
+def _mean(values: dict[str, float], name: str, upper: str, lower: str, unit: str) -> str:
+    below = values.get(f"{name}_{lower}", 0)
+    return f"{values[f'{name}_{upper}'] / below:.1f} {unit}" if below else "–"
 
 
 def _memory(resident: float | None) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import html
 import importlib.util
 import json
 import time
@@ -11,7 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import gradio as gr
 from pydantic import Field
@@ -20,21 +19,22 @@ from router_backend.server.body import Body, Text, checked
 from router_backend.server.native import GenerateBody
 from router_backend.ui.backend import Backend, whole
 from router_backend.ui.history_tab import download
-from router_backend.ui.plan_tab import HIDDEN
-from router_backend.ui.plan_view import table
-from router_backend.ui.status import alert, line, trouble_of
+from router_backend.ui.plan_view import parts
+from router_backend.ui.running import News, Running
+from router_backend.ui.status import trouble_of
 
 if TYPE_CHECKING:
     from router_tools.evaluate import Prediction
     from router_tools.evaluate.results import Evaluation
 
 _GOLD, _ANSWERS = Path("the gold rows"), Path("the answers")
+_WORDS = {True: "pass", False: "FAIL", None: "no row"}
 _HEADS = ("bucket", "rows", "figure", "value", "threshold", "")
 
 
 def benchmark_tab(backend: Backend) -> None:
     if importlib.util.find_spec("router_tools") is None:
-        gr.HTML('<p class="rb-empty">Benchmarks need the package router_tools, which a Space does not have.</p>')
+        gr.HTML(parts.empty("Benchmarks need the package router_tools, which a Space does not have."))
         return
     gr.HTML(
         '<p class="rb-intro">Asks for the plans of 24 requests from twelve fields, and compares them with gold ones as '
@@ -48,22 +48,21 @@ def benchmark_tab(backend: Backend) -> None:
         limit = gr.Number(24, precision=0, label="Rows", minimum=1, min_width=110)
         budget = gr.Number(backend.settings.max_new_tokens, precision=0, label="Budget of a row", min_width=110)
         heat = gr.Number(0, label="Temperature of all", step=0.1, min_width=110)
-        run = gr.Button("Run, or go on", variant="primary", elem_id="run", scale=2)
+        begin = gr.Button("Run, or go on", variant="primary", elem_id="run", scale=2)
         stop = gr.Button("Stop the run", interactive=False, min_width=110)
-    notice = gr.HTML(visible=False)
-    progress = gr.HTML(line(), elem_id="progress")
+    run = Running(begin, stop, gr.HTML(visible=False))
+    progress = gr.HTML(parts.line(), elem_id="progress")
     report = gr.HTML("", elem_id="report")
 
     async def on_run(
         rows: str | None, answers: str | None, first: float, tokens: float, temperature: float
-    ) -> AsyncIterator[dict[Any, Any]]:
+    ) -> AsyncIterator[News]:
         from router_tools.evaluate.results import Evaluation, score
         from router_tools.evaluate.rows import BUNDLED, read_gold
         from router_tools.evaluate.run import MISSING
         from router_tools.evaluate.thresholds import load_thresholds
 
-        ready = {run: gr.Button(interactive=True), stop: gr.Button(interactive=False)}
-        yield {notice: gr.HTML(visible=False), run: gr.Button(interactive=False), stop: gr.Button(interactive=True)}
+        yield run.begun()
         try:
             said = checked(_Wish, gold=rows or "", answers=answers or "", rows=whole(first))
             own = said.gold.encode() if said.gold.strip() else None
@@ -81,22 +80,14 @@ def benchmark_tab(backend: Backend) -> None:
             scored = [score(row, found.get(row.prompt, MISSING), backend.settings.tools) for row in wanted]
             name = (await backend.health())["model"] or "the backend"
             judged = Evaluation.of(scored, load_thresholds(), source=name, sampling=knobs)
-            yield {progress: _progress(len(wanted), len(wanted), 0), report: _report(judged), **ready}
+            yield {progress: _progress(len(wanted), len(wanted), 0), report: _report(judged), **run.ended()}
         except Exception as error:
-            yield {notice: gr.HTML(alert("The run ended", trouble_of(error)), visible=True), **ready}
+            yield run.ended("The run ended", trouble_of(error))
 
-    def on_stop() -> dict[Any, Any]:
-        what = alert("Stopped", "Run again to go on: what was answered is kept under the answers.", "note")
-        return {
-            notice: gr.HTML(what, visible=True),
-            run: gr.Button(interactive=True),
-            stop: gr.Button(interactive=False),
-        }
+    def on_stop() -> News:
+        return run.ended("Stopped", "Run again to go on: what was answered is kept under the answers.", "note")
 
-    running = run.click(
-        on_run, inputs=[gold, kept, limit, budget, heat], outputs=[notice, progress, report, kept, run, stop], **HIDDEN
-    )
-    stop.click(on_stop, outputs=[notice, run, stop], cancels=[running], **HIDDEN)
+    run.ask(on_run, [gold, kept, limit, budget, heat], [progress, report, kept], on_stop)
 
 
 class _Wish(Body):
@@ -109,11 +100,7 @@ def _file(label: str, name: str, most: int) -> gr.Textbox:
     """A text that is typed, or read from a file by the browser: nothing is uploaded but the text itself."""
     with gr.Row(equal_height=True):
         text = gr.Textbox(label=label, lines=2, max_lines=4, elem_id=name, scale=3)
-        gr.HTML(
-            f'<label class="rb-pick">From a file <input type="file" accept=".jsonl,.json,.txt" data-into="{name}" '
-            f'data-most="{most}"></label><p role="status"></p>',
-            min_width=200,
-        )
+        gr.HTML(parts.from_file(name, most), min_width=200)
     return text
 
 
@@ -168,33 +155,20 @@ def _lines(found: dict[str, Prediction]) -> str:
 
 def _progress(done: int, all_of_them: int, pace: float) -> str:
     left = f"{(all_of_them - done) * pace / 60:.1f} minutes left" if done < all_of_them else "done"
-    bar = f'<progress aria-label="Rows answered" max="{all_of_them}" value="{done}"></progress>'
-    return line(bar, f"<b>{done}</b> of <b>{all_of_them}</b> rows", left)
+    return str(parts.progress(done, all_of_them, left))
 
 
 def _report(judged: Evaluation) -> str:
-    """The verdicts, the whole report in a frame of its own, and both to take along."""
     from router_tools.evaluate.report import as_html, as_json
 
-    words = {True: "pass", False: "FAIL", None: "no row"}
-    rows = [
-        (
-            of.bucket,
-            judged.buckets[of.bucket].rows,
-            of.metric,
-            "–" if value is None else f"{value:.2f}",
-            of,
-            words[passed],
-        )
-        for of, value, passed in ((each.threshold, each.value, each.passed) for each in judged.verdicts)
+    rows = []
+    for verdict in judged.verdicts:
+        of, value = verdict.threshold, "–" if verdict.value is None else f"{verdict.value:.2f}"
+        rows.append((of.bucket, judged.buckets[of.bucket].rows, of.metric, value, of, _WORDS[verdict.passed]))
+    page, scores = as_html(judged), json.dumps(as_json(judged), indent=2)
+    files = [
+        download("report.html", page, "all figures, routes that differ, worst rows", "text/html"),
+        download("scores.json", scores, "for programs", "application/json"),
     ]
     failed = sum(verdict.passed is False for verdict in judged.verdicts)
-    whole = as_html(judged)
-    verdict = f"{failed} thresholds failed" if failed else "All thresholds passed"
-    return (
-        f'<p class="rb-verdict {"no" if failed else "yes"}">{verdict}</p>'
-        f"{download('report.html', whole, 'all figures, routes that differ, worst rows', 'text/html')}"
-        f"{download('scores.json', json.dumps(as_json(judged), indent=2), 'for programs', 'application/json')}"
-        f"{table('Thresholds', _HEADS, rows)}"
-        f'<iframe class="rb-report" sandbox title="The whole report" srcdoc="{html.escape(whole)}"></iframe>'
-    )
+    return str(parts.report(failed, files, _HEADS, rows, page))

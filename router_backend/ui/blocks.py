@@ -15,7 +15,8 @@ from router_backend.ui.backend_tab import backend_tab
 from router_backend.ui.benchmark_tab import benchmark_tab
 from router_backend.ui.compare_tab import compare_tab
 from router_backend.ui.history_tab import history_tab
-from router_backend.ui.plan_tab import HIDDEN, plan_tab, status_of
+from router_backend.ui.plan_tab import plan_tab, status_of
+from router_backend.ui.running import HIDDEN
 from router_backend.ui.status import plan_in, verdict
 
 _ADDRESS = "() => location.origin + location.pathname.replace(/\\/gradio\\/?$/, '')"
@@ -29,7 +30,7 @@ def build_blocks(backend: Backend) -> gr.Blocks:
         ticker = gr.Timer(1.0)
         with gr.Tabs(elem_id="tabs"):
             with gr.Tab("Plan", id="plan") as first:
-                plan = plan_tab(backend, status, here)
+                record, answered = plan_tab(backend, status, here)
             with gr.Tab("Compare", id="compare") as second:
                 compare_tab(backend)
             with gr.Tab("Benchmark", id="benchmark") as third:
@@ -37,7 +38,7 @@ def build_blocks(backend: Backend) -> gr.Blocks:
             with gr.Tab("Backend", id="backend") as fourth:
                 live = backend_tab(backend, fourth, here)
             with gr.Tab("History", id="history") as fifth:
-                history_tab(backend, page, plan)
+                history_tab(backend, page, record, answered)
 
         async def on_tick() -> tuple[str, Any]:
             now = await status_of(backend)

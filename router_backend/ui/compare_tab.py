@@ -15,9 +15,9 @@ from router_backend.server.body import Body, checked
 from router_backend.server.native import Sampling
 from router_backend.server.sse import merged
 from router_backend.ui.backend import Backend, Said, body_of, paced, whole
-from router_backend.ui.plan_tab import HIDDEN
-from router_backend.ui.plan_view import render_plan, so_far, table
-from router_backend.ui.status import alert, line, plan_in, trouble_of
+from router_backend.ui.plan_view import parts, render_plan, so_far
+from router_backend.ui.running import HIDDEN, News, Running
+from router_backend.ui.status import plan_in, trouble_of
 
 _NAMES = ("A", "B", "C", "D")
 _KNOBS = 4
@@ -42,13 +42,12 @@ def compare_tab(backend: Backend) -> None:
             knobs += [budget, heat, seed, output]
             columns.append(column)
     with gr.Row():
-        run = gr.Button("Compare", variant="primary", elem_id="compare", scale=3)
+        begin = gr.Button("Compare", variant="primary", elem_id="compare", scale=3)
         stop = gr.Button("Stop comparing", interactive=False, scale=1, min_width=110)
-    notice = gr.HTML(visible=False)
-    figures = gr.HTML(line(), elem_id="figures")
+    run = Running(begin, stop, gr.HTML(visible=False))
+    figures = gr.HTML(parts.line(), elem_id="figures")
 
-    async def on_compare(text: str, many: int, *wishes: object) -> AsyncIterator[dict[Any, Any]]:
-        ready: dict[Any, Any] = {run: gr.Button(interactive=True), stop: gr.Button(interactive=False)}
+    async def on_compare(text: str, many: int, *wishes: object) -> AsyncIterator[News]:
         try:
             number = checked(_Columns, columns=whole(many)).columns
             chosen = [wishes[at * _KNOBS : (at + 1) * _KNOBS] for at in range(number)]
@@ -57,10 +56,9 @@ def compare_tab(backend: Backend) -> None:
                 for limit, heat, seed, output in chosen
             ]
         except Exception as error:
-            yield {notice: gr.HTML(alert("Nothing to compare", trouble_of(error)), visible=True), **ready}
+            yield run.ended("Nothing to compare", trouble_of(error))
             return
-        busy = {run: gr.Button(interactive=False), stop: gr.Button(interactive=True)}
-        yield {notice: gr.HTML(visible=False), figures: line("Asking…"), **dict.fromkeys(views[:number], ""), **busy}
+        yield {**run.begun(), figures: parts.line("Asking…"), **dict.fromkeys(views[:number], "")}
         began = time.monotonic()
         said: list[Said] = [("", None)] * number
         seconds, troubles = [0.0] * number, [""] * number
@@ -69,25 +67,23 @@ def compare_tab(backend: Backend) -> None:
                 said[at] = written or said[at][0], told
                 seconds[at], troubles[at] = time.monotonic() - began, trouble
                 plan = so_far(written)
-                shown = render_plan(plan, waits=True) if plan else line(f"{len(written)} characters")
-                yield {views[at]: alert("No answer", trouble) if trouble else shown, figures: line("Writing…")}
+                shown = render_plan(plan, waits=True) if plan else parts.line(f"{len(written)} characters")
+                shown = parts.alert("No answer", trouble) if trouble else shown
+                yield {views[at]: shown, figures: parts.line("Writing…")}
         plans = [plan_in(text) if told else None for text, told in said]
         done = {views[at]: _whole(at, plans, said[at]) for at in range(number) if not troubles[at]}
         rows = [_row(at, plans[at], said[at], seconds[at], settings.tools) for at in range(number)]
-        yield {**done, figures: table("Figures", _FIGURES, rows), **ready}
+        yield {**done, figures: parts.table("Figures", _FIGURES, rows), **run.ended()}
 
-    def on_stop() -> dict[Any, Any]:
-        return {figures: line("Stopped."), run: gr.Button(interactive=True), stop: gr.Button(interactive=False)}
+    def on_stop() -> News:
+        return {figures: parts.line("Stopped."), **run.ended()}
 
     def on_count(many: int) -> list[Any]:
         number = checked(_Columns, columns=whole(many)).columns
         return [gr.Column(visible=at < number) for at in range(len(_NAMES))]
 
     count.change(on_count, inputs=[count], outputs=columns, **HIDDEN)
-    running = run.click(
-        on_compare, inputs=[query, count, *knobs], outputs=[notice, figures, *views, run, stop], **HIDDEN
-    )
-    stop.click(on_stop, outputs=[figures, run, stop], cancels=[running], **HIDDEN)
+    run.ask(on_compare, [query, count, *knobs], [figures, *views], on_stop)
 
 
 class _Columns(Body):
@@ -107,7 +103,7 @@ async def _safely(backend: Backend, body: Sampling) -> AsyncGenerator[tuple[str,
 def _whole(at: int, plans: Sequence[dict[str, Any] | None], said: Said) -> str:
     plan, budget = plans[at], (said[1] or {}).get("budget") or {}
     if plan is None:
-        return alert("No plan in it", said[0], "note")
+        return str(parts.alert("No plan in it", said[0], "note"))
     others = [other for each, other in enumerate(plans) if each != at and other is not None]
     return render_plan(plan, budget.get("clipped", ()), differs=differences(plan, others))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import gradio as gr
@@ -11,9 +12,9 @@ import gradio as gr
 from router_backend.errors import InvalidRequest
 from router_backend.plan.rules import validate
 from router_backend.ui.backend import Backend
-from router_backend.ui.plan_tab import HIDDEN, PlanTab
-from router_backend.ui.plan_view import render_plan
-from router_backend.ui.status import alert, plan_in
+from router_backend.ui.plan_view import parts, render_plan
+from router_backend.ui.running import HIDDEN, News
+from router_backend.ui.status import plan_in
 
 _KEY, _MOST = "router-history", 100
 # Read anew each time, not held as `gr.BrowserState` holds it: another tab of the browser may have written meanwhile.
@@ -21,10 +22,11 @@ _READ = f"(old, ...rest) => [localStorage.getItem('{_KEY}') ?? '[]', ...rest]"
 _READ_ALONE = f"() => localStorage.getItem('{_KEY}') ?? '[]'"
 _WRITE = f"(text) => {{ if (text) localStorage.setItem('{_KEY}', text); }}"
 _THUMBS = [("Good", "good"), ("Bad", "bad")]
-_NONE_YET = '<p class="rb-empty">Choose one of the earlier plans. They are kept in this browser alone.</p>'
+_NONE_YET = parts.empty("Choose one of the earlier plans. They are kept in this browser alone.")
 
 
-def history_tab(backend: Backend, page: gr.Blocks, plan: PlanTab) -> None:
+def history_tab(backend: Backend, page: gr.Blocks, record: gr.Textbox, answered: Any) -> None:  # noqa: ANN401 - an event
+    """Its history gets what `record` holds after `answered`."""
     settings = backend.settings
     kept = gr.Textbox(visible="hidden", label="History", elem_id="history")
     pick = gr.Dropdown([], label="Earlier plans", info="Type to search", elem_id="pick")
@@ -38,49 +40,43 @@ def history_tab(backend: Backend, page: gr.Blocks, plan: PlanTab) -> None:
             told = gr.HTML("", elem_id="saved")
             links = gr.HTML("", elem_id="export")
 
-    def on_kept(text: str, record: str = "") -> dict[Any, Any]:
+    def on_kept(text: str, new: str = "") -> News:
         """The list and its exports, with a new row where there is one."""
         rows = _rows(text)
-        if record:
-            rows = [*_rows(f"[{record}]"), *rows][:_MOST]
-        return {
-            kept: _packed(rows, settings.max_body_bytes // 2),
-            pick: gr.Dropdown(_choices(rows)),
-            links: _export(rows),
-        }
+        if new:
+            rows = [*_rows(f"[{new}]"), *rows][:_MOST]
+        packed = _packed(rows, settings.max_body_bytes // 2)
+        return {kept: packed, pick: gr.Dropdown(list(map(_name, rows))), links: _export(rows)}
 
-    def on_pick(text: str, chosen: str) -> dict[Any, Any]:
+    def on_pick(text: str, chosen: str) -> News:
         row = _find(_rows(text), chosen)
         plan = plan_in(_plan_text(row)) or {}
         pretty = json.dumps(plan, ensure_ascii=False, indent=2)
-        return {
-            view: render_plan(plan, findings=_findings(plan)),
-            thumb: row.get("thumb"),
-            correction: pretty,
-            told: "",
-        }
+        shown = render_plan(plan, findings=_findings(plan))
+        return {view: shown, thumb: row.get("thumb"), correction: pretty, told: ""}
 
     def on_edit(text: str) -> str:
         found = _findings(_read(text))
-        return alert("Not a plan yet", "; ".join(found), "note") if found else alert("Keeps the rules", "", "note")
+        return str(parts.alert("Not a plan yet" if found else "Keeps the rules", "; ".join(found), "note"))
 
-    def on_save(text: str, chosen: str, judged: str | None, corrected: str) -> dict[Any, Any]:
+    def on_save(text: str, chosen: str, judged: str | None, corrected: str) -> News:
         rows = _rows(text)
         row = _find(rows, chosen)
         value = _read(corrected)
         if found := _findings(value):
-            return {told: alert("Not saved", "; ".join(found))}
+            return {told: parts.alert("Not saved", "; ".join(found))}
         row["thumb"] = judged if judged in ("good", "bad") else None
         if value != plan_in(row["text"]):
             row["correction"] = json.dumps(value, ensure_ascii=False)
         packed = _packed(rows, settings.max_body_bytes // 2)
-        return {kept: packed, links: _export(rows), told: alert("Saved", "It is in the export for training.", "note")}
+        done = parts.alert("Saved", "It is in the export for training.", "note")
+        return {kept: packed, links: _export(rows), told: done}
 
     def _findings(plan: object) -> list[str]:
         return [str(each) for each in validate(plan, settings.tools)[1]]
 
     page.load(on_kept, inputs=[kept], outputs=[kept, pick, links], js=_READ_ALONE, **HIDDEN)
-    remembered = plan.done.then(on_kept, inputs=[kept, plan.record], outputs=[kept, pick, links], js=_READ, **HIDDEN)
+    remembered = answered.then(on_kept, inputs=[kept, record], outputs=[kept, pick, links], js=_READ, **HIDDEN)
     saved = save.click(on_save, inputs=[kept, pick, thumb, correction], outputs=[kept, links, told], js=_READ, **HIDDEN)
     for event in (remembered, saved):
         event.then(None, inputs=[kept], js=_WRITE, api_visibility="private")
@@ -118,10 +114,6 @@ def _name(row: dict[str, Any]) -> str:
     return f"{row['at']} · {' '.join(row['query'].split())[:90]}"
 
 
-def _choices(rows: list[dict[str, Any]]) -> list[str]:
-    return [_name(row) for row in rows]
-
-
 def _read(text: str) -> object:
     try:
         return json.loads(text)
@@ -137,16 +129,16 @@ def _export(rows: list[dict[str, Any]]) -> str:
     """Two files: all that is kept, and what `router-backend train` reads: corrections, and plans that were good."""
     good = [row for row in rows if row.get("correction") or row.get("thumb") == "good"]
     trains = [{"prompt": row["prompt"], "completion": _plan_text(row)} for row in good]
-    return download("history.jsonl", _lines(rows), f"{len(rows)} plans") + download(
-        "training.jsonl", _lines(trains), f"{len(trains)} rows for router-backend train"
-    )
+    kept = download("history.jsonl", lines(rows), f"{len(rows)} plans")
+    return kept + download("training.jsonl", lines(trains), f"{len(trains)} rows for router-backend train")
 
 
-def _lines(rows: list[dict[str, Any]]) -> str:
+def lines(rows: Iterable[dict[str, Any]]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def download(name: str, text: str, what: str, kind: str = "application/jsonl") -> str:
     """A link to a file that the page holds itself: none is kept on the server."""
     held = base64.b64encode(text.encode("utf-8", "replace")).decode()
-    return f'<a class="rb-file" download="{name}" href="data:{kind};base64,{held}">{name}</a> <span>{what}</span><br>'
+    link: str = parts.file(name, kind, held, what)
+    return link

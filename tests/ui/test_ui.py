@@ -24,8 +24,7 @@ from router_backend.server.operations import health_body
 from router_backend.settings import load_settings
 from router_backend.types import Chunk, LentGpu, ModelInfo, Timings
 from router_backend.ui.backend import LocalBackend
-from router_backend.ui.plan_view import render_plan
-from router_backend.ui.status import head, sums
+from router_backend.ui.plan_view import parts, render_plan
 from tests.fakes.browser import browser, overflow, page, phone, running, server
 from tests.fakes.running import Served, echo_model, echo_service, plan_words, until
 
@@ -294,16 +293,16 @@ def test_the_head_says_what_a_plan_costs_and_that_a_stand_in_answers() -> None:
     info = ModelInfo("acme/<b>", "8bit", "transformers", 4096)
     gpu = LentGpu("large", 48, "granted", None, 20, seconds=30.2, plans=3, seconds_per_plan=9.9)
     now = replace(service.health(), status="ok", model=info.model, info=info, gpu=gpu)
-    assert "9.9 GPU seconds per plan (large, quota granted)" in head(health_body(now))
-    assert "rb-alert" not in head(health_body(now)) and "acme/&lt;b&gt;" in head(health_body(now))
+    assert "9.9 GPU seconds per plan (large, quota granted)" in parts.head(health_body(now))
+    assert "rb-alert" not in parts.head(health_body(now)) and "acme/&lt;b&gt;" in parts.head(health_body(now))
     why = "a stand-in answers: the embedded model, since no checkpoint of the list loads here (a/<i>: gated)"
-    said = head(health_body(replace(now, gpu=None, stand_in=True, reason=why)))
+    said = parts.head(health_body(replace(now, gpu=None, stand_in=True, reason=why)))
     assert (
         "A stand-in answers</b>It is the embedded model, since no checkpoint" in said and "a/&lt;i&gt;: gated" in said
     )
     held = details(Chunk(finish_reason="stop", timings=Timings(gpu_seconds=7.25)), 1, info)
-    assert "<b>7.2</b> GPU seconds" in sums(held, 8.0)
-    assert "GPU" not in sums(details(Chunk(finish_reason="stop"), 1, info), 8.0)
+    assert "<b>7.2</b> GPU seconds" in parts.sums(held, 8.0)
+    assert "GPU" not in parts.sums(details(Chunk(finish_reason="stop"), 1, info), 8.0)
 
 
 @pytest.mark.browser

@@ -7,6 +7,8 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator
+from pathlib import Path
+from string import Template
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
@@ -27,29 +29,7 @@ if TYPE_CHECKING:
 _PATIENCE = 1.0  # seconds without a byte
 _log = logging.getLogger(__name__)
 # A browser gets a page at once; what is written there goes along into the whole page.
-_SOON = """<!doctype html><html lang="en"><meta charset="utf-8">
-<meta name="viewport" content="width=device-width,initial-scale=1"><meta name="color-scheme" content="light dark">
-<title>Router</title>
-<style>body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:6vh auto;padding:0 1.25rem}
-textarea{width:100%;box-sizing:border-box;font:inherit;padding:.6rem}</style>
-<main><h1>Router</h1><p role="status">The page is starting. Write your request meanwhile.</p>
-<label>Request<textarea rows="6" autofocus></textarea></label></main>
-<script>
-const box = document.querySelector("textarea");
-box.addEventListener("input", () => sessionStorage.setItem("router-request", box.value));
-(async () => {
-  while (!(await fetch("config").then((answer) => answer.ok && answer.json(), () => false)))
-    await new Promise((go) => setTimeout(go, 500));
-  location.reload();
-})();
-</script></html>"""
-_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">
-<meta name="viewport" content="width=device-width,initial-scale=1"><meta name="color-scheme" content="light dark">
-<title>Router</title>
-<style>body{{font:16px/1.5 system-ui,sans-serif;max-width:36rem;margin:12vh auto;padding:0 1.25rem}}
-code{{font-family:ui-monospace,monospace}}</style>
-<h1>The UI is not available</h1><p>{why}</p>
-<p>The <a href="{console}">console</a> needs nothing more, and the API works as ever.</p></html>"""
+_STARTING, _UNAVAILABLE = (Path(__file__).with_name(f"{name}.html") for name in ("starting", "unavailable"))
 
 
 def mount_ui(app: FastAPI, service: GenerationService | Backend) -> LazyUI:
@@ -86,7 +66,9 @@ class LazyUI:
         if path_of(scope) == "/config" and not (await asyncio.wait({ready}, timeout=_PATIENCE))[0]:
             await _config_later(ready, scope, receive, send)
         elif path_of(scope) == "/" and not ready.done() and b"text/html" in first_of_each(scope).get(b"accept", b""):
-            await HTMLResponse(_SOON, headers={"Cache-Control": "no-store"})(scope, receive, send)
+            await HTMLResponse(_STARTING.read_text("utf-8"), headers={"Cache-Control": "no-store"})(
+                scope, receive, send
+            )
         else:
             await (await asyncio.shield(ready))(scope, receive, send)
 
@@ -170,4 +152,4 @@ def _loop_of_its_own() -> Iterator[None]:
 
 def _unavailable(why: str | None) -> HTMLResponse:
     how = "Gradio is not installed. Install it with <code>pip install 'router-backend[ui]'</code> and start again."
-    return HTMLResponse(_PAGE.format(why=why or how, console="../console"), 503)
+    return HTMLResponse(Template(_UNAVAILABLE.read_text("utf-8")).substitute(why=why or how), 503)

@@ -1,0 +1,6 @@
+() => {
+  document.querySelector("#live textarea")?.setAttribute("aria-label", "Text as it comes");
+  const begun = sessionStorage.getItem("router-request");
+  if (begun) put("#prompt textarea", begun);
+  sessionStorage.removeItem("router-request");
+}
