@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import AbstractContextManager, aclosing
 from typing import Any, Protocol
 
 from router_backend.client import ClientError, RouterClient
 from router_backend.errors import InvalidRequest, RouterError, SettingsError
-from router_backend.server.body import Body, Text, checked
+from router_backend.server.body import checked
 from router_backend.server.native import GenerateBody, PlanBody, Sampling, details, sampling_params
 from router_backend.server.operations import health_body
 from router_backend.service.caller import caller
@@ -101,39 +101,36 @@ class RemoteBackend:
 
     async def answer(self, body: Sampling) -> AsyncGenerator[Said, None]:
         path = "/v1/plan" if isinstance(body, PlanBody) else "/v1/generate"
-        written = ""
-        try:
-            asked = {**body.model_dump(exclude_none=True), "details": True}
+        written, asked = "", {**body.model_dump(exclude_none=True), "details": True}
+        with _told():
             async with aclosing(self.client.stream(path, asked)) as events:
                 async for event in events:
                     written += str(event.get("text", ""))
                     yield written, event.get("details")
-        except ClientError as error:
-            raise RouterError(_told(error), retry_after=error.retry_after) from None
 
     async def health(self) -> dict[str, Any]:
-        try:
+        with _told():
             return await asyncio.to_thread(self.client.health)
-        except ClientError as error:
-            raise RouterError(_told(error)) from None
 
     async def metrics(self) -> str:
-        try:
+        with _told():
             reply = await asyncio.to_thread(self.client.send, "GET", "/metrics", timeout=_PATIENCE)
             if reply.status != 200:
                 raise self.client.error_of(reply)
-        except ClientError as error:
-            raise RouterError(_told(error)) from None
         return reply.content.decode("utf-8", "replace")
 
     def recent(self) -> None:
         return None
 
 
-def _told(error: ClientError) -> str:
-    if error.status == 401:
-        return f"{error}. Start the page with the backend's key in ROUTER_API_KEY."
-    return f"{error}. Is the backend running?" if error.status is None else str(error)
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """A client's error as ours, with what to do."""
+    try:
+        yield
+    except ClientError as error:
+        advice = {401: ". Start the page with the backend's key in ROUTER_API_KEY.", None: ". Is the backend running?"}
+        raise RouterError(f"{error}{advice.get(error.status, '')}", retry_after=error.retry_after) from None
 
 
 async def paced(answer: AsyncGenerator[Said, None]) -> AsyncGenerator[Said, None]:
@@ -153,10 +150,6 @@ async def paced(answer: AsyncGenerator[Said, None]) -> AsyncGenerator[Said, None
     yield said
 
 
-class _Tags(Body):
-    tags: Text
-
-
 def body_of(query: object, output: object = "plan", tags: object = "", **fields: object) -> Sampling:
     """The API's own body for what a page sent; texts that are empty were not sent. Raises InvalidRequest."""
     if isinstance(query, str) and is_blank(query):
@@ -165,7 +158,8 @@ def body_of(query: object, output: object = "plan", tags: object = "", **fields:
     if output != "plan":
         sampling = {name: value for name, value in given.items() if name in Sampling.model_fields}
         return checked(GenerateBody, prompt=query, output=output, **sampling)
-    return checked(PlanBody, query=query, tags=list(split_list(checked(_Tags, tags=tags or "").tags)) or None, **given)
+    listed = list(split_list(tags)) if isinstance(tags, str) else tags
+    return checked(PlanBody, query=query, tags=listed or None, **given)
 
 
 def whole(value: object) -> object:

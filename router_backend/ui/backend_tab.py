@@ -14,8 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from router_backend.service.metrics import Recent
 from router_backend.ui.backend import Backend
 from router_backend.ui.plan_view import parts
-from router_backend.ui.running import HIDDEN
-from router_backend.ui.status import trouble_of
+from router_backend.ui.running import HIDDEN, trouble_of
 
 _EXCERPT = 160
 
@@ -29,8 +28,7 @@ def backend_tab(backend: Backend, tab: gr.Tab, here: gr.Textbox) -> gr.Timer:
             reload = gr.Button("Reload", scale=1, min_width=110)
         told = gr.HTML("", elem_id="reload")
         # The guard alone judges the key, and counts wrong ones: the browser asks the API itself.
-        ask = "(...of) => reloadRouter(...of)"
-        reload.click(None, inputs=[key, here], outputs=[key, told], js=ask, api_visibility="private")
+        reload.click(None, inputs=[key, here], outputs=[key, told], js="reloadRouter", api_visibility="private")
     timer = gr.Timer(2.0, active=False)
 
     async def on_tick() -> tuple[str, Any]:
@@ -39,8 +37,8 @@ def backend_tab(backend: Backend, tab: gr.Tab, here: gr.Textbox) -> gr.Timer:
         except Exception as error:
             return parts.alert("Away", trouble_of(error)), gr.Timer(active=True)
 
-    tab.select(on_tick, outputs=[facts, timer], **HIDDEN)
-    timer.tick(on_tick, outputs=[facts, timer], **HIDDEN)
+    for event in (tab.select, timer.tick):
+        event(on_tick, outputs=[facts, timer], **HIDDEN)
     return timer
 
 
@@ -48,6 +46,7 @@ async def _facts(backend: Backend) -> str:
     now = await backend.health()
     values = dict(_values(await backend.metrics()))
     queue, recent = now["queue"], backend.recent()
+    memory = values.get("router_process_resident_memory_bytes")
     valid, invalid = (values.get(f"router_plans_total{{{each}}}", 0) for each in ("valid", "invalid"))
     tiles = {
         "running": f"{queue['running']} of {queue['slots']} slots",
@@ -55,7 +54,7 @@ async def _facts(backend: Backend) -> str:
         "decoding": _mean(values, "vllm:inter_token_latency_seconds", "count", "sum", "tokens/s a slot"),
         "answer": _mean(values, "vllm:e2e_request_latency_seconds", "sum", "count", "s on average"),
         "plans": f"{valid:.0f} valid, {invalid:.0f} not",
-        "memory": _memory(values.get("router_process_resident_memory_bytes")),
+        "memory": f"{memory / 1e9:.2f} GB in this process" if memory else "–",
         "router-backend": now["version"],
     }
     if recent is not None:
@@ -82,7 +81,3 @@ def _values(text: str) -> Iterator[tuple[str, float]]:
 def _mean(values: dict[str, float], name: str, upper: str, lower: str, unit: str) -> str:
     below = values.get(f"{name}_{lower}", 0)
     return f"{values[f'{name}_{upper}'] / below:.1f} {unit}" if below else "–"
-
-
-def _memory(resident: float | None) -> str:
-    return f"{resident / 1e9:.2f} GB in this process" if resident else "–"

@@ -17,11 +17,11 @@ from pydantic import Field
 
 from router_backend.server.body import Body, Text, checked
 from router_backend.server.native import GenerateBody
+from router_backend.server.sse import merged
 from router_backend.ui.backend import Backend, whole
 from router_backend.ui.history_tab import download
 from router_backend.ui.plan_view import parts
-from router_backend.ui.running import News, Running
-from router_backend.ui.status import trouble_of
+from router_backend.ui.running import News, Running, trouble_of
 
 if TYPE_CHECKING:
     from router_tools.evaluate import Prediction
@@ -117,23 +117,14 @@ async def _predicted(
     backend: Backend, bodies: dict[str, GenerateBody], found: dict[str, Prediction]
 ) -> AsyncGenerator[tuple[str, Prediction], None]:
     """Answers to what is not answered yet, as they come; as many at once as there are slots. Closing it ends all."""
-    slots = max(1, int((await backend.health())["queue"]["slots"]))
-    room = asyncio.Semaphore(slots)
-    tasks = {asyncio.ensure_future(_predict(backend, body, room)): prompt
-             for prompt, body in bodies.items() if prompt not in found}  # fmt: skip
-    try:
-        left = set(tasks)
-        while left:
-            done, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                yield tasks[task], task.result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    room = asyncio.Semaphore(max(1, int((await backend.health())["queue"]["slots"])))
+    asked = [prompt for prompt in bodies if prompt not in found]
+    async with aclosing(merged([_predict(backend, bodies[prompt], room) for prompt in asked])) as answers:
+        async for at, answer in answers:
+            yield asked[at], answer
 
 
-async def _predict(backend: Backend, body: GenerateBody, room: asyncio.Semaphore) -> Prediction:
+async def _predict(backend: Backend, body: GenerateBody, room: asyncio.Semaphore) -> AsyncGenerator[Prediction, None]:
     from router_tools.evaluate import Prediction
 
     async with room:
@@ -143,10 +134,11 @@ async def _predict(backend: Backend, body: GenerateBody, room: asyncio.Semaphore
                 async for text, told in answer:  # noqa: B007 - the last one is the answer
                     pass
         except Exception as error:
-            return Prediction(error=trouble_of(error))
-        budget = (told or {}).get("budget") or {}
-        tokens = (told or {}).get("usage", {}).get("completion_tokens")
-        return Prediction(text, time.monotonic() - began, tokens, tuple(budget.get("clipped", ())))
+            found = Prediction(error=trouble_of(error))
+        else:
+            tokens, budget = (told or {}).get("usage", {}).get("completion_tokens"), (told or {}).get("budget") or {}
+            found = Prediction(text, time.monotonic() - began, tokens, tuple(budget.get("clipped", ())))
+    yield found
 
 
 def _lines(found: dict[str, Prediction]) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Any
 
 import gradio as gr
 
+from router_backend.plan.rules import validate
 from router_backend.server.native import PlanBody
 from router_backend.types import Output
 from router_backend.ui.backend import Backend, body_of, paced
@@ -16,8 +17,8 @@ from router_backend.ui.benchmark_tab import benchmark_tab
 from router_backend.ui.compare_tab import compare_tab
 from router_backend.ui.history_tab import history_tab
 from router_backend.ui.plan_tab import plan_tab, status_of
+from router_backend.ui.plan_view import plan_in
 from router_backend.ui.running import HIDDEN
-from router_backend.ui.status import plan_in, verdict
 
 _ADDRESS = "() => location.origin + location.pathname.replace(/\\/gradio\\/?$/, '')"
 
@@ -83,22 +84,15 @@ def _endpoints(backend: Backend) -> None:
         top_p: float = settings.default_top_p,
     ) -> AsyncIterator[tuple[str, dict[str, Any], str, str]]:
         """The text so far, its plan, whether it is valid, the prompt. One model is served, whatever is chosen."""
-        body = body_of(
-            user_task,
-            tags=tags,
-            context=context,
-            acceptance=acceptance,
-            guidance=extra_guidance,
-            difficulty=difficulty,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-        )
+        task = {"context": context, "acceptance": acceptance, "guidance": extra_guidance, "difficulty": difficulty}
+        knobs = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
+        body = body_of(user_task, tags=tags, **task, **knobs)
         assert isinstance(body, PlanBody)
         async with aclosing(paced(backend.answer(body))) as texts:
             async for written, told in texts:
                 plan = (plan_in(written) if told else None) or {}
-                yield written, plan, verdict(plan, settings.tools) if told else _WRITING, body.prompt()
+                said = _verdict(plan, settings.tools) if told else "⏳ The plan is being written."
+                yield written, plan, said, body.prompt()
 
     def clear_outputs() -> tuple[str, dict[str, Any], str, str]:
         """Four empty values. Nothing is kept here that could be cleared."""
@@ -112,4 +106,10 @@ def _endpoints(backend: Backend) -> None:
         gr.api(clear_outputs, api_name=f"{slash}clear_outputs")
 
 
-_WRITING = "⏳ The plan is being written."
+def _verdict(plan: object, tools: Sequence[str]) -> str:
+    if not plan:
+        return "❌ The answer holds no plan."
+    valid, findings = validate(plan, tools)
+    if valid is not None and not findings:
+        return "✅ The plan is valid."
+    return "❌ The plan is not valid: " + "; ".join(map(str, findings))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Any
 
 import gradio as gr
@@ -14,15 +16,13 @@ from router_backend.plan.rules import validate
 from router_backend.server.body import Body, checked
 from router_backend.server.native import Sampling
 from router_backend.server.sse import merged
-from router_backend.ui.backend import Backend, Said, body_of, paced, whole
-from router_backend.ui.plan_view import parts, render_plan, so_far
-from router_backend.ui.running import HIDDEN, News, Running
-from router_backend.ui.status import plan_in, trouble_of
+from router_backend.ui.backend import Backend, body_of, paced, whole
+from router_backend.ui.plan_view import parts, plan_in, render_plan, so_far
+from router_backend.ui.running import HIDDEN, News, Running, trouble_of
 
 _NAMES = ("A", "B", "C", "D")
-_KNOBS = 4
+_KNOBS = ("max_new_tokens", "temperature", "seed", "output")  # of a column, by the names of `body_of`
 _FIGURES = ("", "route", "valid", "tokens", "budget", "truncated", "seconds", "tokens/s", "seed")
-_COMPARED = ("route_plan", "todo_list")
 
 
 def compare_tab(backend: Backend) -> None:
@@ -47,32 +47,26 @@ def compare_tab(backend: Backend) -> None:
     run = Running(begin, stop, gr.HTML(visible=False))
     figures = gr.HTML(parts.line(), elem_id="figures")
 
-    async def on_compare(text: str, many: int, *wishes: object) -> AsyncIterator[News]:
+    async def on_compare(request: str, many: int, *wishes: object) -> AsyncIterator[News]:
         try:
             number = checked(_Columns, columns=whole(many)).columns
-            chosen = [wishes[at * _KNOBS : (at + 1) * _KNOBS] for at in range(number)]
-            bodies = [
-                body_of(text, output, max_new_tokens=limit, temperature=heat, seed=seed)
-                for limit, heat, seed, output in chosen
-            ]
+            wished = [dict(zip(_KNOBS, wishes[at * len(_KNOBS) :], strict=False)) for at in range(number)]
+            bodies = [body_of(request, **each) for each in wished]
         except Exception as error:
             yield run.ended("Nothing to compare", trouble_of(error))
             return
         yield {**run.begun(), figures: parts.line("Asking…"), **dict.fromkeys(views[:number], "")}
-        began = time.monotonic()
-        said: list[Said] = [("", None)] * number
-        seconds, troubles = [0.0] * number, [""] * number
+        began, writing = time.monotonic(), parts.line("Writing…")
+        answers = [_Answer()] * number
         async with aclosing(merged([_safely(backend, body) for body in bodies])) as pieces:
-            async for at, (written, told, trouble) in pieces:
-                said[at] = written or said[at][0], told
-                seconds[at], troubles[at] = time.monotonic() - began, trouble
-                plan = so_far(written)
-                shown = render_plan(plan, waits=True) if plan else parts.line(f"{len(written)} characters")
-                shown = parts.alert("No answer", trouble) if trouble else shown
-                yield {views[at]: shown, figures: parts.line("Writing…")}
-        plans = [plan_in(text) if told else None for text, told in said]
-        done = {views[at]: _whole(at, plans, said[at]) for at in range(number) if not troubles[at]}
-        rows = [_row(at, plans[at], said[at], seconds[at], settings.tools) for at in range(number)]
+            async for at, (text, told, trouble) in pieces:
+                answers[at] = _Answer(text or answers[at].text, told, time.monotonic() - began)
+                plan = so_far(text)
+                shown = render_plan(plan, waits=True) if plan else parts.line(f"{len(text)} characters")
+                yield {views[at]: parts.alert("No answer", trouble) if trouble else shown, figures: writing}
+        plans = [each.plan for each in answers if each.plan]
+        done = {views[at]: _whole(each, plans) for at, each in enumerate(answers) if each.told}
+        rows = [[name, *_figures(each, settings.tools)] for name, each in zip(_NAMES, answers, strict=False)]
         yield {**done, figures: parts.table("Figures", _FIGURES, rows), **run.ended()}
 
     def on_stop() -> News:
@@ -84,6 +78,23 @@ def compare_tab(backend: Backend) -> None:
 
     count.change(on_count, inputs=[count], outputs=columns, **HIDDEN)
     run.ask(on_compare, [query, count, *knobs], [figures, *views], on_stop)
+
+
+@dataclass
+class _Answer:
+    """What a column has come to: its text, the answer's details once it is there, and the seconds that it took."""
+
+    text: str = ""
+    told: dict[str, Any] | None = None
+    seconds: float = 0.0
+
+    @cached_property
+    def plan(self) -> dict[str, Any] | None:
+        return plan_in(self.text) if self.told else None
+
+    @property
+    def budget(self) -> dict[str, Any]:
+        return (self.told or {}).get("budget") or {}
 
 
 class _Columns(Body):
@@ -100,26 +111,20 @@ async def _safely(backend: Backend, body: Sampling) -> AsyncGenerator[tuple[str,
         yield "", None, trouble_of(error)
 
 
-def _whole(at: int, plans: Sequence[dict[str, Any] | None], said: Said) -> str:
-    plan, budget = plans[at], (said[1] or {}).get("budget") or {}
-    if plan is None:
-        return str(parts.alert("No plan in it", said[0], "note"))
-    others = [other for each, other in enumerate(plans) if each != at and other is not None]
-    return render_plan(plan, budget.get("clipped", ()), differs=differences(plan, others))
+def _whole(answer: _Answer, plans: Sequence[dict[str, Any]]) -> str:
+    if answer.plan is None:
+        return str(parts.alert("No plan in it", answer.text, "note"))
+    others = [each for each in plans if each is not answer.plan]
+    return render_plan(answer.plan, answer.budget.get("clipped", ()), differs=differences(answer.plan, others))
 
 
 def differences(plan: dict[str, Any], others: Sequence[dict[str, Any]]) -> list[str]:
     """Steps whose tool, and to-dos whose text, another plan does not have in this place or at all."""
-    found = []
-    for key in _COMPARED:
-        items = [_compared(key, item) for item in _items(plan, key)]
-        for other in others:
-            theirs = [_compared(key, item) for item in _items(other, key)]
-            for index, item in enumerate(items):
-                same = theirs[index : index + 1] == [item] if key == "route_plan" else item in theirs
-                if not same:
-                    found.append(f"{key}[{index}]")
-    return list(dict.fromkeys(found))
+    routes = [[_tool(step) for step in _items(each, "route_plan")] for each in (plan, *others)]
+    todos = [_items(each, "todo_list") for each in (plan, *others)]
+    steps = [at for at, tool in enumerate(routes[0]) if any(each[at : at + 1] != [tool] for each in routes)]
+    items = [at for at, todo in enumerate(todos[0]) if any(todo not in each for each in todos)]
+    return [f"route_plan[{at}]" for at in steps] + [f"todo_list[{at}]" for at in items]
 
 
 def _items(plan: dict[str, Any], key: str) -> list[str]:
@@ -127,16 +132,15 @@ def _items(plan: dict[str, Any], key: str) -> list[str]:
     return list(map(str, value)) if isinstance(value, list) else []
 
 
-def _compared(key: str, item: str) -> str:
-    return item.partition("(")[0] if key == "route_plan" else item
+def _tool(step: str) -> str:
+    return step.partition("(")[0]
 
 
-def _row(at: int, plan: dict[str, Any] | None, said: Said, seconds: float, tools: Sequence[str]) -> list[object]:
-    told = said[1]
-    if told is None:
-        return [_NAMES[at], "no answer", *[""] * (len(_FIGURES) - 2)]
-    budget, tokens = told.get("budget") or {}, told["usage"]["completion_tokens"]
-    route = " → ".join(_compared("route_plan", step) for step in _items(plan or {}, "route_plan")) or "–"
+def _figures(of: _Answer, tools: Sequence[str]) -> list[object]:
+    if of.told is None:
+        return ["no answer", *[""] * (len(_FIGURES) - 2)]
+    plan, tokens = of.plan, of.told["usage"]["completion_tokens"]
+    route = " → ".join(map(_tool, _items(plan or {}, "route_plan"))) or "–"
     valid = "–" if plan is None else "no" if validate(plan, tools)[1] else "yes"
-    spent = [tokens, budget.get("limit", "–"), len(budget.get("clipped", ()))]
-    return [_NAMES[at], route, valid, *spent, f"{seconds:.1f}", f"{tokens / max(seconds, 0.001):.1f}", told["seed"]]
+    spent = [tokens, of.budget.get("limit", "–"), len(of.budget.get("clipped", ()))]
+    return [route, valid, *spent, f"{of.seconds:.1f}", f"{tokens / max(of.seconds, 0.001):.1f}", of.told["seed"]]

@@ -12,17 +12,12 @@ import gradio as gr
 from router_backend.errors import InvalidRequest
 from router_backend.plan.rules import validate
 from router_backend.ui.backend import Backend
-from router_backend.ui.plan_view import parts, render_plan
+from router_backend.ui.plan_view import parts, plan_in, render_plan
 from router_backend.ui.running import HIDDEN, News
-from router_backend.ui.status import plan_in
 
-_KEY, _MOST = "router-history", 100
-# Read anew each time, not held as `gr.BrowserState` holds it: another tab of the browser may have written meanwhile.
-_READ = f"(old, ...rest) => [localStorage.getItem('{_KEY}') ?? '[]', ...rest]"
-_READ_ALONE = f"() => localStorage.getItem('{_KEY}') ?? '[]'"
-_WRITE = f"(text) => {{ if (text) localStorage.setItem('{_KEY}', text); }}"
+_MOST = 100
+_KEPT = {**HIDDEN, "js": "readHistory"}  # what the browser keeps is the first value of a function
 _THUMBS = [("Good", "good"), ("Bad", "bad")]
-_NONE_YET = parts.empty("Choose one of the earlier plans. They are kept in this browser alone.")
 
 
 def history_tab(backend: Backend, page: gr.Blocks, record: gr.Textbox, answered: Any) -> None:  # noqa: ANN401 - an event
@@ -31,7 +26,8 @@ def history_tab(backend: Backend, page: gr.Blocks, record: gr.Textbox, answered:
     kept = gr.Textbox(visible="hidden", label="History", elem_id="history")
     pick = gr.Dropdown([], label="Earlier plans", info="Type to search", elem_id="pick")
     with gr.Row(equal_height=False):
-        view = gr.HTML(_NONE_YET, elem_id="earlier", elem_classes="rb-card")
+        none_yet = parts.empty("Choose one of the earlier plans. They are kept in this browser alone.")
+        view = gr.HTML(none_yet, elem_id="earlier", elem_classes="rb-card")
         with gr.Column():
             thumb = gr.Radio(_THUMBS, label="Judgement")
             correction = gr.Textbox(label="Corrected plan (JSON)", lines=12, max_lines=24, elem_id="correction")
@@ -75,25 +71,21 @@ def history_tab(backend: Backend, page: gr.Blocks, record: gr.Textbox, answered:
     def _findings(plan: object) -> list[str]:
         return [str(each) for each in validate(plan, settings.tools)[1]]
 
-    page.load(on_kept, inputs=[kept], outputs=[kept, pick, links], js=_READ_ALONE, **HIDDEN)
-    remembered = answered.then(on_kept, inputs=[kept, record], outputs=[kept, pick, links], js=_READ, **HIDDEN)
-    saved = save.click(on_save, inputs=[kept, pick, thumb, correction], outputs=[kept, links, told], js=_READ, **HIDDEN)
+    page.load(on_kept, inputs=[kept], outputs=[kept, pick, links], **_KEPT)
+    remembered = answered.then(on_kept, inputs=[kept, record], outputs=[kept, pick, links], **_KEPT)
+    saved = save.click(on_save, inputs=[kept, pick, thumb, correction], outputs=[kept, links, told], **_KEPT)
     for event in (remembered, saved):
-        event.then(None, inputs=[kept], js=_WRITE, api_visibility="private")
+        event.then(None, inputs=[kept], js="writeHistory", api_visibility="private")
     # `input` comes twice of a choice, and again when the field is left: it would put the plan over what was corrected.
-    pick.change(on_pick, inputs=[kept, pick], outputs=[view, thumb, correction, told], js=_READ, **HIDDEN)
+    pick.change(on_pick, inputs=[kept, pick], outputs=[view, thumb, correction, told], **_KEPT)
     correction.change(on_edit, inputs=[correction], outputs=[checked], trigger_mode="always_last", **HIDDEN)
 
 
 def _rows(text: str) -> list[dict[str, Any]]:
     """The rows that a browser kept; what is not one of ours is left out."""
-    try:
-        rows = json.loads(text) if text else []
-    except (ValueError, RecursionError):
-        rows = []
-    texts = ("at", "query", "prompt", "text")
-    found = rows if isinstance(rows, list) else []
-    return [row for row in found if isinstance(row, dict) and all(isinstance(row.get(key), str) for key in texts)]
+    texts, found = ("at", "query", "prompt", "text"), _read(text or "[]")
+    rows = [row for row in found if isinstance(row, dict)] if isinstance(found, list) else []
+    return [row for row in rows if all(isinstance(row.get(key), str) for key in texts)]
 
 
 def _packed(rows: list[dict[str, Any]], most: int) -> str:
@@ -129,11 +121,11 @@ def _export(rows: list[dict[str, Any]]) -> str:
     """Two files: all that is kept, and what `router-backend train` reads: corrections, and plans that were good."""
     good = [row for row in rows if row.get("correction") or row.get("thumb") == "good"]
     trains = [{"prompt": row["prompt"], "completion": _plan_text(row)} for row in good]
-    kept = download("history.jsonl", lines(rows), f"{len(rows)} plans")
-    return kept + download("training.jsonl", lines(trains), f"{len(trains)} rows for router-backend train")
+    kept = download("history.jsonl", _lines(rows), f"{len(rows)} plans")
+    return kept + download("training.jsonl", _lines(trains), f"{len(trains)} rows for router-backend train")
 
 
-def lines(rows: Iterable[dict[str, Any]]) -> str:
+def _lines(rows: Iterable[dict[str, Any]]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 

@@ -11,26 +11,24 @@ SANS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 
 
+_SHADES = {  # in light and in dark
+    "body_background_fill": ("*neutral_50", "*neutral_950"),
+    "body_text_color_subdued": ("*neutral_600", "*neutral_400"),
+    "button_primary_background_fill": ("*primary_600", "*primary_600"),
+    "button_primary_background_fill_hover": ("*primary_700", "*primary_700"),
+    "button_primary_text_color": ("white", "white"),
+    "block_info_text_color": ("*neutral_600", "*neutral_400"),
+    "input_placeholder_color": ("*neutral_500", "*neutral_400"),
+}
+
+
 def theme() -> gr.themes.Base:
     """Calm, and readable in light and dark."""
-    return gr.themes.Default(
+    base = gr.themes.Default(
         primary_hue="indigo", secondary_hue="indigo", neutral_hue="slate", font=SANS, font_mono=MONO
-    ).set(
-        body_background_fill="*neutral_50",
-        body_background_fill_dark="*neutral_950",
-        body_text_color_subdued="*neutral_600",
-        body_text_color_subdued_dark="*neutral_400",
-        button_primary_background_fill="*primary_600",
-        button_primary_background_fill_hover="*primary_700",
-        button_primary_text_color="white",
-        button_primary_background_fill_dark="*primary_600",
-        button_primary_background_fill_hover_dark="*primary_700",
-        button_primary_text_color_dark="white",
-        block_info_text_color="*neutral_600",
-        block_info_text_color_dark="*neutral_400",
-        input_placeholder_color="*neutral_500",
-        input_placeholder_color_dark="*neutral_400",
     )
+    light, dark = ({name: both[at] for name, both in _SHADES.items()} for at in (0, 1))
+    return base.set(**light, **{f"{name}_dark": shade for name, shade in dark.items()})
 
 
 def options() -> dict[str, Any]:

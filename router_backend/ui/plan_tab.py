@@ -17,9 +17,8 @@ from router_backend.plan.rules import validate
 from router_backend.plan.schema import DIFFICULTIES
 from router_backend.server.native import PlanBody, Sampling
 from router_backend.ui.backend import Backend, body_of, paced
-from router_backend.ui.plan_view import handoffs, parts, render_budget, render_plan, so_far
-from router_backend.ui.running import HIDDEN, News, Running
-from router_backend.ui.status import plan_in, trouble_of, waiting_for
+from router_backend.ui.plan_view import handoffs, parts, plan_in, render_budget, render_plan, so_far
+from router_backend.ui.running import HIDDEN, News, Running, trouble_of
 
 _EXAMPLES: dict[str, str] = json.loads(Path(__file__).with_name("examples.json").read_text("utf-8"))
 _PLACEHOLDER = "What should be solved? The answer says which specialist does what, and in which order."
@@ -90,7 +89,7 @@ def plan_tab(backend: Backend, status: gr.HTML, here: gr.Textbox) -> tuple[gr.Te
         written, told, began, trouble = "", None, time.monotonic(), None
         try:
             body = body_of(**given)
-            yield {result: parts.line(waiting_for(await backend.health()))}
+            yield {result: parts.waiting(await backend.health())}
             async with aclosing(paced(backend.answer(body))) as answer:
                 async for written, told in answer:  # noqa: B007 - what the last one told
                     news = {live: written, result: parts.writing(time.monotonic() - began)}

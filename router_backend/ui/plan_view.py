@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic_core import from_json
 
+from router_backend.plan.parse import NoPlanFound, parse
 from router_backend.plan.rules import QA
 
 _STEP = re.compile(r"\s*(/[\w-]+)\((.*?)\)?\s*", re.DOTALL)
@@ -67,6 +68,15 @@ def so_far(text: str) -> dict[str, object]:
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def plan_in(text: str) -> dict[str, Any] | None:
+    """The plan in an answer. Raw text may hold one too, with prose around it."""
+    try:
+        found = parse(text)
+    except NoPlanFound:
+        return None
+    return found if "route_plan" in found else None
 
 
 def render_budget(budget: Mapping[str, Any]) -> str:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 
+from router_backend.errors import RouterError
 from router_backend.ui.plan_view import parts
 
+_log = logging.getLogger(__name__)
 News = dict[Any, Any]  # what is new of each component
 # What comes is checked by our own bodies: Gradio's checks tell what was sent, and print it.
 HIDDEN: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "preprocess": False}
@@ -45,3 +48,12 @@ class Running:
         event = self.begin.click(work, inputs=list(inputs), outputs=shown, **HIDDEN)
         self.stop.click(stopped, outputs=shown, cancels=[event], **HIDDEN)
         return event
+
+
+def trouble_of(error: Exception) -> str:
+    """What went wrong and what to do; of a defect of ours the log says more."""
+    if not isinstance(error, RouterError):
+        _log.exception("unhandled error in the UI")
+        return "internal error; the server's log says more"
+    later = f" Try again in {error.retry_after:.0f} s." if error.retry_after else ""
+    return error.message + later

@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from router_backend.errors import InvalidRequest
 from router_backend.server.body import read_body
-from router_backend.server.gradio.calls import Calls, Message, changes
+from router_backend.server.gradio.calls import Calls, Message, change
 from router_backend.server.middleware.scope import path_of
 from router_backend.server.sse import event
 from router_backend.service.caller import caller
@@ -142,8 +142,8 @@ async def _session(messages: AsyncGenerator[Message, None]) -> AsyncGenerator[by
             if message["msg"] == "process_generating":
                 number, whole = message["event_id"], message["output"]["data"]
                 if number in shown:
-                    output = {**message["output"], "data": changes(shown[number], whole)}
-                    message = {**message, "output": output}
+                    changes = [change(old, new) for old, new in zip(shown[number], whole, strict=True)]
+                    message = {**message, "output": {**message["output"], "data": changes}}
                 shown[number] = whole
             yield event(message)
 
@@ -159,9 +159,8 @@ async def _plain(messages: AsyncGenerator[Message, None]) -> AsyncGenerator[byte
                 yield b"event: generating\n" + event(output["data"])
             elif kind == "process_completed":
                 good = message["success"]
-                yield (b"event: complete\n" if good else b"event: error\n") + event(
-                    output.get("data") if good else output
-                )
+                told = output.get("data") if good else output
+                yield (b"event: complete\n" if good else b"event: error\n") + event(told)
 
 
 async def _beats() -> AsyncGenerator[bytes, None]:

@@ -15,7 +15,6 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pydantic_core import to_jsonable_python
@@ -131,23 +130,23 @@ class Calls:
         session = self._sessions.get((key, name))
         if session is not None and number in session.calls:
             session.calls[number].cancel()
-            session.say(_completed(number, {}))
+            session.say(_message("process_completed", number, {}))
 
     async def close(self) -> None:
         """Ends every call, and returns when all have ended."""
         for owner, session in list(self._sessions.items()):
-            self._end(owner, session, set(session.calls))
+            self._end(owner, session)
         if self._tasks:
             await asyncio.wait(self._tasks)
 
     def _await_reader(self, owner: Owner, session: _Session) -> None:
         if session.unread:
             session.unread.cancel()
-        end = partial(self._end, owner, session)
-        session.unread = asyncio.get_running_loop().call_later(_UNREAD_SECONDS, lambda: end(set(session.calls)))
+        session.unread = asyncio.get_running_loop().call_later(_UNREAD_SECONDS, self._end, owner, session)
 
-    def _end(self, owner: Owner, session: _Session, numbers: Collection[str]) -> None:
-        for number in numbers:
+    def _end(self, owner: Owner, session: _Session, numbers: Collection[str] | None = None) -> None:
+        """Ends these calls, or all of them, and the session where it has no other."""
+        for number in list(session.calls if numbers is None else numbers):
             if task := session.calls.pop(number, None):
                 task.cancel()
         if session.calls:
@@ -170,26 +169,17 @@ class Calls:
                     output["data"] = to_jsonable_python(await self._blocks.postprocess_data(function, value, None))
                     if inspect.isasyncgenfunction(function.fn):
                         await session.room.acquire()
-                        session.say(
-                            {
-                                "msg": "process_generating",
-                                "event_id": number,
-                                "success": True,
-                                "output": {**output, "is_generating": True},
-                            }
-                        )
+                        session.say(_message("process_generating", number, {**output, "is_generating": True}))
         except RouterError as failure:
             error = failure.message
         except Exception:
             _log.exception("unhandled error in a call")
             error = "internal error; the server's log says more"
-        if error is None:
-            seconds = time.monotonic() - began
-            done = {**output, "is_generating": False, "duration": seconds, "average_duration": seconds}
-            session.say(_completed(number, done))
-        else:
-            told = {"error": error, "title": "Error", "visible": True, "duration": 10}
-            session.say(_completed(number, told, success=False))
+        seconds = time.monotonic() - began
+        done = {**output, "is_generating": False, "duration": seconds, "average_duration": seconds}
+        told = {"error": error, "title": "Error", "visible": True, "duration": 10}
+        good = error is None
+        session.say(_message("process_completed", number, done if good else told, success=good))
 
 
 async def _comes(news: asyncio.Event, seconds: float) -> bool:
@@ -200,8 +190,8 @@ async def _comes(news: asyncio.Event, seconds: float) -> bool:
         waiting.cancel()
 
 
-def _completed(number: str, output: Message, *, success: bool = True) -> Message:
-    return {"msg": "process_completed", "event_id": number, "success": success, "output": output}
+def _message(kind: str, number: str, output: Message, *, success: bool = True) -> Message:
+    return {"msg": kind, "event_id": number, "success": success, "output": output}
 
 
 async def _values(made: Any) -> AsyncGenerator[Any, None]:  # noqa: ANN401 - what a page's function returns
@@ -214,12 +204,8 @@ async def _values(made: Any) -> AsyncGenerator[Any, None]:  # noqa: ANN401 - wha
         yield await made if inspect.isawaitable(made) else made
 
 
-def changes(before: Sequence[object], after: Sequence[object]) -> list[list[list[object]]]:
-    """For each output what Gradio's clients do to the one before: `[]`, or one step at its root."""
-    return [_change(old, new) for old, new in zip(before, after, strict=True)]
-
-
-def _change(old: object, new: object) -> list[list[object]]:
+def change(old: object, new: object) -> list[list[object]]:
+    """What Gradio's clients do to an output's value before: nothing, or one step at its root."""
     if old == new:
         return []
     if isinstance(old, str) and isinstance(new, str) and old and new.startswith(old):

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     import gradio as gr
 
 _PATIENCE = 1.0  # seconds without a byte
+_MISSING = "Gradio is not installed. Install it with <code>pip install 'router-backend[ui]'</code> and start again."
 _log = logging.getLogger(__name__)
 # A browser gets a page at once; what is written there goes along into the whole page.
 _STARTING, _UNAVAILABLE = (Path(__file__).with_name(f"{name}.html") for name in ("starting", "unavailable"))
@@ -66,9 +66,8 @@ class LazyUI:
         if path_of(scope) == "/config" and not (await asyncio.wait({ready}, timeout=_PATIENCE))[0]:
             await _config_later(ready, scope, receive, send)
         elif path_of(scope) == "/" and not ready.done() and b"text/html" in first_of_each(scope).get(b"accept", b""):
-            await HTMLResponse(_STARTING.read_text("utf-8"), headers={"Cache-Control": "no-store"})(
-                scope, receive, send
-            )
+            starting = HTMLResponse(_STARTING.read_text("utf-8"), headers={"Cache-Control": "no-store"})
+            await starting(scope, receive, send)
         else:
             await (await asyncio.shield(ready))(scope, receive, send)
 
@@ -94,7 +93,7 @@ class LazyUI:
         except ImportError as error:
             missing = isinstance(error, ModuleNotFoundError) and error.name == "gradio"
             _log.log(logging.INFO if missing else logging.ERROR, "no UI: %s", error)
-            return _unavailable(None if missing else "Gradio is installed, but cannot be imported.")
+            return _unavailable(_MISSING if missing else "Gradio is installed, but cannot be imported.")
         except Exception:
             _log.exception("no UI")
             return _unavailable("Gradio could not be started; the server's log says why.")
@@ -133,23 +132,15 @@ def _build(backend: Backend) -> Any:  # noqa: ANN401 - Gradio is not imported ye
     from router_backend.ui.look import options
 
     outer = FastAPI(openapi_url=None)
-    with _loop_of_its_own():
-        gr.mount_gradio_app(outer, build_blocks(backend), PATH, **options())
+    # When it makes its locks, Gradio opens an event loop for a thread that has none, and never closes it.
+    with contextlib.closing(asyncio.new_event_loop()) as loop:
+        asyncio.set_event_loop(loop)
+        try:
+            gr.mount_gradio_app(outer, build_blocks(backend), PATH, **options())
+        finally:
+            asyncio.set_event_loop(None)
     return next(route for route in outer.routes if isinstance(route, Mount)).app
 
 
-@contextlib.contextmanager
-def _loop_of_its_own() -> Iterator[None]:
-    """Gradio opens an event loop for a thread that has none when it makes its locks, and never closes it."""
-    loop = asyncio.new_event_loop()
-    asyncio.set_event_loop(loop)
-    try:
-        yield
-    finally:
-        asyncio.set_event_loop(None)
-        loop.close()
-
-
-def _unavailable(why: str | None) -> HTMLResponse:
-    how = "Gradio is not installed. Install it with <code>pip install 'router-backend[ui]'</code> and start again."
-    return HTMLResponse(Template(_UNAVAILABLE.read_text("utf-8")).substitute(why=why or how), 503)
+def _unavailable(why: str) -> HTMLResponse:
+    return HTMLResponse(Template(_UNAVAILABLE.read_text("utf-8")).substitute(why=why), 503)
