@@ -91,7 +91,7 @@ def fuzz_gradio(requests: int, seed: int = 1, *, keys: bool = True) -> list[str]
         pairs = ",".join(f"{name}:{key}" for name, key in KEYS.items())
         settings = {"router_api_keys": pairs, "key_requests_per_minute": 40, "key_concurrency": 3}
     wrong: list[str] = []
-    asked: Counter[str] = Counter()  # what came to the service while a name was asking
+    asked: Counter[str] = Counter()  # what came to the service while a name was asking, or was refused before
     with served(echo_model(), ui=True, **settings) as server, httpx.Client(timeout=60) as client:
         real = server.service.generate
 
@@ -111,6 +111,10 @@ def fuzz_gradio(requests: int, seed: int = 1, *, keys: bool = True) -> list[str]
             if answer.status_code == 200 and (event := answer.json().get("event_id")):
                 session = f"queue/data?session_hash={body['session_hash']}" if "join" in path else f"call/x/{event}"
                 said = client.get(f"{api}/{session}").text
+                read = "event: complete" in said or '"success":true' in said.replace(" ", "")
+                asked[name] += not read and asked[name] == before
+            elif ("join" in path or "call/" in path) and answer.status_code not in (401, 404):
+                asked[name] += 1
             what = f"{name or 'anybody'}: {answer.status_code} to {path} {body}: {said[:200]}"
             if answer.status_code >= 500 or "internal error" in said or "Traceback" in said:
                 wrong.append(f"broke {what}")

@@ -74,11 +74,15 @@ async def asked(request: Request, service: GenerationService, model: type[M], wo
 
 
 @contextmanager
-def charged(service: GenerationService) -> Iterator[None]:
-    """Around steps 3 and 4: what they refuse counts for the key. Raises RateLimited where it has had its share."""
+def charged(service: GenerationService, *, check: bool = True) -> Iterator[None]:
+    """Around steps 3 and 4: what they refuse counts for the key. Raises RateLimited where it has had its share.
+
+    Without `check` it may have had it: the page asks for more than answers.
+    """
     key = caller.get().key
     try:
-        service.admission.check(key)
+        if check:
+            service.admission.check(key)
         yield
     except RouterError as error:
         service.metrics.requests.labels(key, error.code).inc()

@@ -70,7 +70,8 @@ def launch(service: GenerationService, placing: Placing) -> None:
     running: list[asyncio.AbstractEventLoop] = []
     app = create_app(service, ui=False)
 
-    blocks = build_blocks(LocalBackend(service))
+    backend = LocalBackend(service)
+    blocks = build_blocks(backend)
     calls = calls_of(blocks, settings)
 
     @contextlib.asynccontextmanager
@@ -83,7 +84,7 @@ def launch(service: GenerationService, placing: Placing) -> None:
         async def files(scope: Scope, receive: Receive, send: Send) -> None:
             await stack({**scope, "app": gradio}, receive, send)
 
-        attach(app, boundary(blocks, files, calls, settings.max_body_bytes))
+        attach(app, boundary(blocks, files, calls, backend))
         async with app.router.lifespan_context(app):
             yield
 

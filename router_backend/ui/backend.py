@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from router_backend.client import ClientError, RouterClient
 from router_backend.errors import InvalidRequest, RouterError, SettingsError
-from router_backend.server.body import checked
+from router_backend.server.body import charged, checked
 from router_backend.server.native import GenerateBody, PlanBody, Sampling, details, sampling_params
 from router_backend.server.operations import health_body
 from router_backend.service.caller import caller
@@ -31,6 +31,9 @@ class Backend(Protocol):
 
     settings: Settings
 
+    def charged(self) -> AbstractContextManager[None]:
+        """Around the reading of what was sent: what is refused there counts for the caller's key."""
+
     def answer(self, body: Sampling) -> AsyncGenerator[Said, None]:
         """The text as it grows. Closing it ends the request. Raises RouterError."""
 
@@ -49,6 +52,9 @@ class LocalBackend:
 
     def __init__(self, service: GenerationService) -> None:
         self.service, self.settings = service, service.settings
+
+    def charged(self) -> AbstractContextManager[None]:
+        return charged(self.service, check=False)
 
     async def answer(self, body: Sampling) -> AsyncGenerator[Said, None]:
         if isinstance(body, PlanBody):
@@ -98,6 +104,8 @@ class RemoteBackend:
 
     def accepted(self) -> AbstractContextManager[None]:
         return contextlib.nullcontext()
+
+    charged = accepted
 
     async def answer(self, body: Sampling) -> AsyncGenerator[Said, None]:
         path = "/v1/plan" if isinstance(body, PlanBody) else "/v1/generate"

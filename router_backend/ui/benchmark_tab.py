@@ -64,7 +64,8 @@ def benchmark_tab(backend: Backend) -> None:
 
         yield run.begun()
         try:
-            said = checked(_Wish, gold=rows or "", answers=answers or "", rows=whole(first))
+            with backend.charged():
+                said = checked(_Wish, gold=rows or "", answers=answers or "", rows=whole(first))
             own = said.gold.encode() if said.gold.strip() else None
             wanted = read_gold(_GOLD if own else BUNDLED, said.rows, own)
             found = _answers(said.answers)

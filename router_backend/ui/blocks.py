@@ -66,7 +66,8 @@ def _endpoints(backend: Backend) -> None:
         top_p: float = settings.default_top_p,
     ) -> AsyncIterator[str]:
         """The text so far, until it is whole."""
-        body = body_of(prompt, output, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
+        with backend.charged():
+            body = body_of(prompt, output, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
         async with aclosing(paced(backend.answer(body))) as texts:
             async for written, _ in texts:
                 yield written
@@ -86,7 +87,8 @@ def _endpoints(backend: Backend) -> None:
         """The text so far, its plan, whether it is valid, the prompt. One model is served, whatever is chosen."""
         task = {"context": context, "acceptance": acceptance, "guidance": extra_guidance, "difficulty": difficulty}
         knobs = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
-        body = body_of(user_task, tags=tags, **task, **knobs)
+        with backend.charged():
+            body = body_of(user_task, tags=tags, **task, **knobs)
         assert isinstance(body, PlanBody)
         async with aclosing(paced(backend.answer(body))) as texts:
             async for written, told in texts:

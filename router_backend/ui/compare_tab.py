@@ -49,9 +49,10 @@ def compare_tab(backend: Backend) -> None:
 
     async def on_compare(request: str, many: int, *wishes: object) -> AsyncIterator[News]:
         try:
-            number = checked(_Columns, columns=whole(many)).columns
-            wished = [dict(zip(_KNOBS, wishes[at * len(_KNOBS) :], strict=False)) for at in range(number)]
-            bodies = [body_of(request, **each) for each in wished]
+            with backend.charged():
+                number = checked(_Columns, columns=whole(many)).columns
+                wished = [dict(zip(_KNOBS, wishes[at * len(_KNOBS) :], strict=False)) for at in range(number)]
+                bodies = [body_of(request, **each) for each in wished]
         except Exception as error:
             yield run.ended("Nothing to compare", trouble_of(error))
             return

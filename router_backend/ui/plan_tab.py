@@ -88,7 +88,8 @@ def plan_tab(backend: Backend, status: gr.HTML, here: gr.Textbox) -> tuple[gr.Te
         yield {**run.begun(), **cleared}
         written, told, began, trouble = "", None, time.monotonic(), None
         try:
-            body = body_of(**given)
+            with backend.charged():
+                body = body_of(**given)
             yield {result: parts.waiting(await backend.health())}
             async with aclosing(paced(backend.answer(body))) as answer:
                 async for written, told in answer:  # noqa: B007 - what the last one told

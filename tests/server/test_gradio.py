@@ -251,6 +251,23 @@ def test_row_4_one_keys_rate_limit_is_not_the_others() -> None:
         assert httpx.post(f"{server.url}/v1/generate", json=body, headers=bearer(BOB)).status_code == 200
 
 
+@pytest.mark.parametrize("wrong", [["", "text"], ["hello", "nothing"], ["hello", "text", -1], [[]], [{}] * 9])
+def test_row_4_a_call_that_is_refused_counts_as_well(wrong: list[object]) -> None:
+    with served(echo_model(), ui=True, router_api_keys=KEYS, key_requests_per_minute=2) as server:
+        for _ in range(2):
+            answer = httpx.post(f"{server.url}/gradio_api/call/generate", json={"data": wrong}, headers=bearer(ALICE))
+            if answer.status_code == 200:
+                event = answer.json()["event_id"]
+                said = httpx.get(f"{server.url}/gradio_api/call/generate/{event}", headers=bearer(ALICE), timeout=60)
+                assert "event: error" in said.text
+        body = {"prompt": "hello", "output": "text"}
+        assert httpx.post(f"{server.url}/v1/generate", json=body, headers=bearer(ALICE)).status_code == 429
+        assert httpx.post(f"{server.url}/v1/generate", json=body, headers=bearer(BOB)).status_code == 200
+        assert httpx.get(f"{server.url}/gradio/", headers=bearer(ALICE), timeout=60).status_code == 200, (
+            "the page comes"
+        )
+
+
 def test_row_4_no_key_reads_or_ends_what_another_asked() -> None:
     with served(echo_model(), ui=True, router_api_keys=KEYS) as server:
         server.model.seconds_per_token = 0.05

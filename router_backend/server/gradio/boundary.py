@@ -28,6 +28,8 @@ from router_backend.service.caller import caller
 if TYPE_CHECKING:
     import gradio as gr
 
+    from router_backend.ui.backend import Backend
+
 PATH, API = "/gradio", "/gradio_api"
 # What the page asks for, and what clients read before they call.
 _FILES = ("/", "/config", "/theme.css", "/favicon.ico", "/assets/{path:path}", "/static/{path:path}", f"{API}/info")
@@ -74,22 +76,25 @@ class Files:
         await self.gradio({**scope, **told}, receive, send)
 
 
-def boundary(blocks: gr.Blocks, gradio: ASGIApp, calls: Calls, max_body_bytes: int) -> Router:
+def boundary(blocks: gr.Blocks, gradio: ASGIApp, calls: Calls, backend: Backend) -> Router:
     """The paths below `/gradio`, and `/config` and `/gradio_api` at the root. All others are a 404."""
+    max_body_bytes = backend.settings.max_body_bytes
 
     async def join(request: Request) -> Response:
-        body = await read_body(request, JoinBody, max_body_bytes)
-        function = blocks.fns.get(body.fn_index)
-        if function is None or function.fn is None:
-            raise InvalidRequest("fn_index: there is no such function", param="fn_index")
-        return JSONResponse({"event_id": calls.begin(caller.get().key, body.session_hash, function, body.data)})
+        with backend.charged():
+            body = await read_body(request, JoinBody, max_body_bytes)
+            function = blocks.fns.get(body.fn_index)
+            if function is None or function.fn is None:
+                raise InvalidRequest("fn_index: there is no such function", param="fn_index")
+            return JSONResponse({"event_id": calls.begin(caller.get().key, body.session_hash, function, body.data)})
 
     async def call(request: Request) -> Response:
-        body = await read_body(request, CallBody, max_body_bytes)
         name = request.path_params["name"]
-        for function in blocks.fns.values():
-            if function.api_name == name and function.api_visibility != "private" and function.fn is not None:
-                return JSONResponse({"event_id": calls.begin(caller.get().key, None, function, body.data)})
+        with backend.charged():
+            body = await read_body(request, CallBody, max_body_bytes)
+            for function in blocks.fns.values():
+                if function.api_name == name and function.api_visibility != "private" and function.fn is not None:
+                    return JSONResponse({"event_id": calls.begin(caller.get().key, None, function, body.data)})
         raise HTTPException(404)
 
     async def cancel(request: Request) -> Response:

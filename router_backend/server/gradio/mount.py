@@ -99,7 +99,7 @@ class LazyUI:
             return _unavailable("Gradio could not be started; the server's log says why.")
         blocks = inner.get_blocks()
         self._calls = calls_of(blocks, self._backend.settings)
-        return boundary(blocks, inner, self._calls, self._backend.settings.max_body_bytes)
+        return boundary(blocks, inner, self._calls, self._backend)
 
 
 def calls_of(blocks: gr.Blocks, settings: Settings) -> Calls:
