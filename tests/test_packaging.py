@@ -92,6 +92,17 @@ def test_the_spaces_pins_are_those_of_its_lock() -> None:
     assert set(entries(ROOT / "requirements.txt")) <= locked
 
 
+@pytest.mark.parametrize("package", ["router_backend", "router_tools"])
+def test_what_is_not_python_is_package_data(package: str) -> None:
+    listed = re.search(
+        rf"^{package} = (\[.*?\])$", (ROOT / "pyproject.toml").read_text("utf-8"), re.MULTILINE | re.DOTALL
+    )
+    assert listed is not None
+    packed = {path for pattern in ast.literal_eval(listed[1]) for path in (ROOT / package).glob(pattern)}
+    files = {path for path in (ROOT / package).rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert files - packed == set() and packed
+
+
 def test_the_workflow_is_valid() -> None:
     check = [str(Path(sys.executable).with_name("check-jsonschema")), "--builtin-schema", "vendor.github-workflows"]
     subprocess.run([*check, str(ROOT / ".github/workflows/ci.yml")], check=True, capture_output=True)

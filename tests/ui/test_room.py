@@ -180,7 +180,8 @@ def test_two_budgets_side_by_side(page: Page, real: Served) -> None:
     expect(rows).to_have_count(2, timeout=280_000)
     expect(rows.first).to_contain_text("yes")
     expect(rows.last).to_contain_text("no answer")
-    expect(page.locator("#answer-B")).to_contain_text("the smallest budget for a whole plan is")
+    expect(page.locator("#answer-B .rb-alert")).to_contain_text("the smallest budget for a whole plan is")
+    expect(page.locator("#answer-B .rb-alert")).to_be_visible()
     expect(page.locator("#answer-A .rp-route")).to_be_visible()
 
 
