@@ -31,11 +31,11 @@ class Fitted:
     after: Confidence
 
 
-def calibrate(data: Path, candidate: str, say: Callable[[str], None]) -> float:
+def calibrate(data: Path, candidate: str, say: Callable[[str], None]) -> float | None:
     """Fits the temperature on rows `{"prompt", "completion"}` and writes it beside the checkpoint; returns it.
 
     The rows are halved by their prompts' hashes: what is told of "after" is of each half at the temperature of the
-    other. What is kept is the temperature of all of them.
+    other. What is kept is the temperature of all of them; nothing is, and None returned, where "after" is no better.
 
     Raises:
         InvalidRequest: a row is wrong, or too few of them begin with a tool of this router.
@@ -57,7 +57,8 @@ def calibrate(data: Path, candidate: str, say: Callable[[str], None]) -> float:
     say(f"before: {found.before}")
     say(f"after:  {found.after}")
     if found.after.surprise >= found.before.surprise:
-        say("on rows that it was not fitted on, a temperature does not help: more rows may")
+        say("nothing is kept: on rows that it was not fitted on, a temperature does not help; more rows may")
+        return None
     path.write_text(json.dumps(asdict(found), indent=2) + "\n", encoding="ascii")
     say(f"temperature {found.temperature}, kept in {path}; a server reads it when it loads the checkpoint")
     return found.temperature
