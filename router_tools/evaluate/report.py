@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from html import escape
 from pathlib import Path
+from string import Template
 
 from rich.console import Console
 from rich.table import Table
@@ -20,6 +21,7 @@ from router_tools.evaluate.metrics import BUCKETS, METRICS, quality, route_of
 from router_tools.evaluate.results import Evaluation, ScoredRow
 from router_tools.evaluate.thresholds import Verdict
 
+PAGE = Path(__file__).with_name("report.html")
 WORST = 20
 _ALWAYS_SHOWN = ("route_tools_exact", "rules_ok")
 _BARS = 12
@@ -34,20 +36,20 @@ def show(result: Evaluation, console: Console) -> None:
             console.print(f"{bucket}: no rows", style="dim", highlight=False)
             continue
         table = Table(title=f"{bucket} ({figures.rows} rows)", title_justify="left")
-        table.add_column("metric")
-        for title in ("value", "threshold", ""):
-            table.add_column(title, justify="right")
+        for title in ("metric", "value", "threshold", ""):
+            table.add_column(title, justify="right" if title != "metric" else "left")
         for metric, value in figures.scores.items():
             verdicts = limits.get((bucket, metric), [])
             if verdicts or bucket == "overall" or metric in _ALWAYS_SHOWN:
-                limit = " ".join(str(each.threshold) for each in verdicts)
-                table.add_row(metric, f"{value:.4f}", limit, Text(_word(verdicts), style=_style(verdicts)))
+                limit, word = _judged(verdicts)
+                style = "bold red" if word == "FAIL" else "green"
+                table.add_row(metric, f"{value:.4f}", limit, Text(word, style))
         console.print(table)
     if result.generation:
         told = ", ".join(f"{name} {value:.4g}" for name, value in result.generation.items())
-        console.print(told, markup=False, highlight=False, soft_wrap=True)
+        console.out(told, highlight=False)
     if result.confidence:
-        console.print(f"first tool: {result.confidence}", markup=False, highlight=False, soft_wrap=True)
+        console.out(f"first tool: {result.confidence}", highlight=False)
     failed = sum(verdict.passed is False for verdict in result.verdicts)
     measured = sum(verdict.passed is not None for verdict in result.verdicts)
     verdict = f"{failed} of {measured} thresholds FAILED" if failed else f"all {measured} thresholds passed"
@@ -69,9 +71,7 @@ def as_json(result: Evaluation) -> dict[str, object]:
         "sampling": result.sampling,
         "rows": len(result.rows),
         "passed": result.passed,
-        "buckets": {
-            bucket: {"rows": figures.rows, "scores": figures.scores} for bucket, figures in result.buckets.items()
-        },
+        "buckets": {bucket: asdict(figures) for bucket, figures in result.buckets.items()},
         "thresholds": [
             {
                 "bucket": verdict.threshold.bucket,
@@ -107,7 +107,9 @@ def as_html(result: Evaluation) -> str:
         "<h2>Worst rows</h2>",
         _worst(result.rows),
     ]
-    return _PAGE.format(title=escape(result.source), body="\n".join(filter(None, parts)))
+    return Template(PAGE.read_text("utf-8")).substitute(
+        title=escape(result.source), body="\n".join(filter(None, parts))
+    )
 
 
 def _scores(result: Evaluation) -> str:
@@ -129,9 +131,8 @@ def _cell(value: float | None, verdicts: Sequence[Verdict]) -> str:
         return "–"
     if not verdicts:
         return f"{value:.4f}"
-    limit = " ".join(str(each.threshold) for each in verdicts)
-    kind = "no" if _word(verdicts) == "FAIL" else "yes"
-    return f'<b class="{kind}">{value:.4f}</b> <small>{limit} {_word(verdicts)}</small>'
+    limit, word = _judged(verdicts)
+    return f'<b class="{"no" if word == "FAIL" else "yes"}">{value:.4f}</b> <small>{limit} {word}</small>'
 
 
 def _routes(rows: Sequence[ScoredRow]) -> str:
@@ -216,49 +217,11 @@ def _limits(result: Evaluation) -> dict[tuple[str, str], list[Verdict]]:
     return found
 
 
-def _word(verdicts: Sequence[Verdict]) -> str:
-    if not verdicts:
-        return ""
-    return "pass" if all(verdict.passed for verdict in verdicts) else "FAIL"
-
-
-def _style(verdicts: Sequence[Verdict]) -> str:
-    return "bold red" if _word(verdicts) == "FAIL" else "green"
+def _judged(verdicts: Sequence[Verdict]) -> tuple[str, str]:
+    """The limits, and whether they are kept."""
+    word = ("pass" if all(verdict.passed for verdict in verdicts) else "FAIL") if verdicts else ""
+    return " ".join(str(each.threshold) for each in verdicts), word
 
 
 def _short(text: str, length: int) -> str:
     return text if len(text) <= length else f"{text[:length]}…"
-
-
-_PAGE = """\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<title>Evaluation of {title}</title>
-<style>
-:root {{ color-scheme: light dark; --line: #8884; --yes: #0a6b2d; --no: #b3261e; --bar: #4472c4 }}
-@media (prefers-color-scheme: dark) {{ :root {{ --yes: #6fdc8c; --no: #ff8a80; --bar: #8ab4f8 }} }}
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 80rem; margin: 2rem auto; padding: 0 1rem }}
-h1 {{ font-size: 1.5rem; overflow-wrap: anywhere }}
-.wide {{ overflow-x: auto }}
-table {{ border-collapse: collapse; font-variant-numeric: tabular-nums }}
-th, td {{ text-align: left; vertical-align: top; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line) }}
-small {{ opacity: .8 }}
-.yes {{ color: var(--yes) }}
-.no {{ color: var(--no) }}
-.bar {{ background: var(--bar); height: 1rem }}
-.meter {{ position: relative; width: 20rem; outline: 1px solid var(--line) }}
-.meter i {{ position: absolute; top: -.15rem; width: 2px; height: 1.3rem; background: var(--no) }}
-details {{ border-bottom: 1px solid var(--line); padding: .4rem 0 }}
-summary {{ cursor: pointer }}
-pre {{ white-space: pre-wrap; overflow-wrap: anywhere; border-left: 3px solid var(--line); padding-left: .8rem }}
-</style>
-</head>
-<body>
-{body}
-</body>
-</html>
-"""
