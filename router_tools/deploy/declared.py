@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -13,17 +12,7 @@ from router_backend.errors import SettingsError
 PLACE = Path(".huggingface/spaces.yml")
 
 
-class _Written(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    hardware: str
-    sleep_time: int | None = None
-    variables: dict[str, str] = {}
-    secrets: list[str] = []
-
-
-@dataclass(frozen=True)
-class Declared:
+class Declared(BaseModel):
     """What is asked of the hub.
 
     Attributes:
@@ -33,16 +22,18 @@ class Declared:
         secrets: their names; the values stand in no file.
     """
 
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
     hardware: str
-    sleep_time: int | None
-    variables: dict[str, str]
-    secrets: tuple[str, ...]
+    sleep_time: int | None = None
+    variables: dict[str, str] = {}
+    secrets: list[str] = []
 
 
 def read(root: Path) -> Declared:
     """Raises SettingsError where the file is missing or wrong; the message names the key."""
     try:
-        found = _Written.model_validate(yaml.safe_load((root / PLACE).read_text("utf-8")))
+        found = Declared.model_validate(yaml.safe_load((root / PLACE).read_text("utf-8")))
     except (OSError, yaml.YAMLError) as error:
         raise SettingsError(f"{PLACE} cannot be read: {type(error).__name__}") from None
     except ValidationError as error:
@@ -50,4 +41,4 @@ def read(root: Path) -> Declared:
         raise SettingsError(f"{PLACE}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     if both := found.variables.keys() & set(found.secrets):
         raise SettingsError(f"{PLACE}: {min(both)} is a variable and a secret")
-    return Declared(found.hardware, found.sleep_time, found.variables, tuple(found.secrets))
+    return found

@@ -6,6 +6,8 @@ import hashlib
 import subprocess
 from pathlib import Path
 
+from huggingface_hub.utils.sha import git_hash
+
 from router_backend.errors import InvalidRequest
 
 _NEEDED = ("app.py", "requirements.txt", "README.md", "LICENSE")
@@ -29,6 +31,6 @@ def listed(root: Path) -> list[str]:
     return sorted({*_NEEDED, *(name for name in known if name.startswith(_PACKAGE))})
 
 
-def blob_id(content: bytes) -> str:
-    """Git's hash of a file, which the hub lists."""
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+def hashes(content: bytes) -> set[str]:
+    """Those that the hub may list for a file: git's, or that of a large file's content."""
+    return {git_hash(content), hashlib.sha256(content).hexdigest()}
