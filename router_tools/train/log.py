@@ -25,37 +25,15 @@ class Log:
         self._file.close()
 
     def write(self, event: str, **values: Any) -> None:  # noqa: ANN401 - any JSON value
-        self._file.write(json.dumps({"event": event, **values}, ensure_ascii=False) + "\n")
+        self._file.write(json.dumps({"event": event, **values}, ensure_ascii=False, default=str) + "\n")
         self._file.flush()
         if event != "step":
             self._console.print(f"{event}: {values}", markup=False, highlight=False)
 
-    def progress(self) -> Bar:
-        return Bar(self._console)
-
-
-class Bar:
-    """The share of a run that is done, with step and loss."""
-
-    def __init__(self, console: Console) -> None:
-        self._progress = Progress(
-            TextColumn("step {task.fields[step]}  loss {task.fields[loss]:.3f}"),
-            BarColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-        )
-        self._task = self._progress.add_task("training", total=1.0, step=0, loss=0.0)
-
-    def __enter__(self) -> Bar:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def __call__(self, step: int, share: float, loss: float) -> None:
-        self._progress.update(self._task, completed=share, step=step, loss=loss)
+    def progress(self) -> Progress:
+        """A bar; its task has `step` and `loss` as fields."""
+        told = TextColumn("step {task.fields[step]}  loss {task.fields[loss]:.3f}")
+        return Progress(told, BarColumn(), TimeElapsedColumn(), TimeRemainingColumn(), console=self._console)
 
 
 def figure(value: float, places: int) -> float | None:
