@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -15,7 +16,7 @@ from router_backend.settings import Settings
 NAME, DEPLOYMENT, PORT = "router", "Router", 8000
 # What Ray's proxies read when they start; `proxy.py` says what it is for.
 PROXY_VARIABLE = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "router_backend.cluster.proxy:middlewares"}
-_RAY = "2.60.0"
+_RAYSERVICE = Path(__file__).with_name("rayservice.yaml")
 _BEYOND_THE_QUEUE = 64  # probes, metrics and pages that a replica answers while its queue is full
 _REPLICAS = re.compile(r"([1-9][0-9]{0,4})(?::([1-9][0-9]{0,4}))?")
 _PLACES = ("host", "port")  # the proxies listen, not the replicas
@@ -91,55 +92,26 @@ def configuration(layout: Layout, settings: Settings, host: str, port: int) -> d
 
 
 def manifest(layout: Layout, settings: Settings, image: str) -> dict[str, Any]:
-    """A RayService of KubeRay: a head that computes nothing, and a worker for each replica.
+    """`rayservice.yaml` for a layout, with what the settings are.
 
     Secrets are read from a Secret named `router`, whose keys are the variables' names.
     """
-    environment = [*({"name": name, "value": value} for name, value in PROXY_VARIABLE.items()), *_environment(settings)]
-
-    def pod(resources: dict[str, str], *more: dict[str, Any]) -> dict[str, Any]:
-        container = {
-            "name": "ray",
-            "image": image,
-            "env": environment,
-            "ports": [{"name": "serve", "containerPort": PORT}, *more],
-            "resources": {"limits": resources, "requests": resources},
-        }
-        # A pod that is told to go gives its replica the time to drain.
-        return {
-            "spec": {"containers": [container], "terminationGracePeriodSeconds": round(settings.drain_timeout) + 30}
-        }
-
-    worker = {"cpu": f"{max(1.0, layout.cpus):g}", "memory": "8Gi"}
+    resources = {"cpu": f"{max(1.0, layout.cpus):g}", "memory": "8Gi"}
     if layout.gpus:
-        worker["nvidia.com/gpu"] = f"{max(1, round(layout.gpus))}"
-    head_ports = [{"name": "gcs", "containerPort": 6379}, {"name": "dashboard", "containerPort": 8265}]
-    return {
-        "apiVersion": "ray.io/v1",
-        "kind": "RayService",
-        "metadata": {"name": NAME},
-        "spec": {
-            "serveConfigV2": as_yaml(configuration(layout, settings, "0.0.0.0", PORT)),  # noqa: S104 - in a pod
-            "rayClusterConfig": {
-                "rayVersion": _RAY,
-                "enableInTreeAutoscaling": True,
-                "headGroupSpec": {
-                    "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},  # noqa: S104
-                    "template": pod({"cpu": "2", "memory": "4Gi"}, *head_ports),
-                },
-                "workerGroupSpecs": [
-                    {
-                        "groupName": "replicas",
-                        "replicas": layout.least,
-                        "minReplicas": layout.least,
-                        "maxReplicas": layout.most + -(-layout.most // 4),  # and those that an update starts first
-                        "rayStartParams": {},
-                        "template": pod(worker),
-                    }
-                ],
-            },
-        },
-    }
+        resources["nvidia.com/gpu"] = f"{max(1, round(layout.gpus))}"
+    found: dict[str, Any] = yaml.safe_load(_RAYSERVICE.read_text("utf-8"))
+    found["spec"]["serveConfigV2"] = as_yaml(configuration(layout, settings, "0.0.0.0", PORT))  # noqa: S104 - in a pod
+    cluster = found["spec"]["rayClusterConfig"]
+    head, worker = cluster["headGroupSpec"], cluster["workerGroupSpecs"][0]
+    most = layout.most + -(-layout.most // 4)  # and those that an update starts first
+    worker.update(replicas=layout.least, minReplicas=layout.least, maxReplicas=most)
+    worker["template"]["spec"]["containers"][0]["resources"] = {"limits": resources, "requests": resources}
+    for group in (head, worker):
+        pod = group["template"]["spec"]
+        # One that is told to go gives its replica the time to drain.
+        pod["terminationGracePeriodSeconds"] = round(settings.drain_timeout) + 30
+        pod["containers"][0].update(image=image, env=_environment(settings))
+    return found
 
 
 class _Plain(yaml.SafeDumper):  # type: ignore[misc] # it has no types
@@ -160,8 +132,8 @@ def as_yaml(data: dict[str, Any]) -> str:
 
 
 def _environment(settings: Settings) -> list[dict[str, Any]]:
-    """The settings that were set, for a container; of a secret the place where its value is."""
-    found: list[dict[str, Any]] = []
+    """For a container: the settings that were set; of a secret the place where its value is."""
+    found: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in PROXY_VARIABLE.items()]
     for name in sorted(settings.model_fields_set.difference(_PLACES)):
         value, variable = getattr(settings, name), name.upper()
         if isinstance(value, SecretStr):
