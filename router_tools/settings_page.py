@@ -7,7 +7,6 @@ A test checks that both files are current.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
@@ -56,8 +55,8 @@ _EXAMPLE = """\
 def page() -> str:
     """`docs/settings.md`."""
     lines = [_INTRODUCTION]
-    for name, field, group in _fields():
-        if group:
+    for name, field in Settings.model_fields.items():
+        if group := GROUPS.get(name):
             lines.append(f"\n## {group}\n\n| name | default | meaning |\n|---|---|---|\n")
         default = _text(field)
         lines.append(
@@ -71,16 +70,11 @@ def page() -> str:
 def example() -> str:
     """`.env.example`: each setting with its default, or with an example where it has none."""
     lines = [_EXAMPLE]
-    for name, field, group in _fields():
-        if group:
+    for name, field in Settings.model_fields.items():
+        if group := GROUPS.get(name):
             lines.append(f"\n# {group}\n")
         lines.append(f"#{name.upper()}={_text(field) or next(iter(field.examples or ['']))}\n")
     return "".join(lines)
-
-
-def _fields() -> Iterator[tuple[str, FieldInfo, str | None]]:
-    for name, field in Settings.model_fields.items():
-        yield name, field, GROUPS.get(name)
 
 
 def _text(field: FieldInfo) -> str:

@@ -20,8 +20,7 @@ from router_backend.checkpoints.hub.write import hub_access, refusals, words
 from router_backend.client import ClientError, RouterClient
 from router_backend.errors import HubError, InvalidRequest
 from router_backend.settings import Settings
-from router_tools.deploy import declared, files
-from router_tools.deploy.there import There, look
+from router_tools.deploy.state import There, declared, files, hashes, look
 from router_tools.smoke import run_smoke
 
 DONE, FAILED, REFUSED = 0, 1, 3
@@ -86,14 +85,14 @@ class _Deployment:
         self._options, self._settings, self._out = options, settings, out
         self._space = options.space
         self._api: HfApi = hub_access(settings)
-        self._declared = declared.read(options.root)
+        self._declared = declared(options.root)
         given = {value for name in self._declared.secrets if (value := self._given(name))}
         self._hidden = {str(self._api.token), *settings.api_keys.values(), *given}
         self._secrets: dict[str, str] = {}
         self._refused = False
 
     def run(self) -> int:
-        content = {name: (self._options.root / name).read_bytes() for name in files.listed(self._options.root)}
+        content = {name: (self._options.root / name).read_bytes() for name in files(self._options.root)}
         with refusals(f"{self._space} cannot be read"):
             there = look(self._api, self._space)
         missing = [name for name in self._declared.secrets if self._options.all_secrets or name not in there.secrets]
@@ -143,7 +142,7 @@ class _Deployment:
         for name in secrets:
             line = f"{'~' if name in there.secrets else '+'} secret {name}"
             yield [line], partial(self._set_secret, name)
-        upload = [path for path, data in content.items() if there.files.get(path) not in files.hashes(data)]
+        upload = [path for path, data in content.items() if there.files.get(path) not in hashes(data)]
         delete = sorted(path for path in there.files if path not in content and path not in _THE_HUBS_OWN)
         if upload or delete:
             lines = [f"{'~' if path in there.files else '+'} file {path}" for path in upload]

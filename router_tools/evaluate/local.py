@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import aclosing, contextmanager
 from functools import cached_property
@@ -72,12 +71,10 @@ def predictor(candidate: str, options: EvaluateOptions) -> Iterator[Callable[[st
     sampling = SamplingParams(options.max_new_tokens, options.temperature, top_p, options.seed)
 
     def predict(prompt: str) -> Prediction:
-        began = time.monotonic()
         pieces = local.ask(GenerateRequest("evaluate", prompt, sampling, output=options.output))
         last = pieces[-1]
         return Prediction(
             text="".join(chunk.text for chunk in pieces),
-            seconds=time.monotonic() - began,
             completion_tokens=last.usage.completion_tokens,
             clipped=last.budget.clipped if last.budget else None,
             finish_reason=last.finish_reason,

@@ -165,15 +165,12 @@ def _beside(out: Path, precision: str) -> Path:
 @contextlib.contextmanager
 def _being_made(out: Path) -> Iterator[Path]:
     """A folder that becomes `out` when the block ends well, and else is gone."""
-    new = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        yield new
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as place:
+        yield (new := Path(place))
         if out.is_dir():
             out.rmdir()
         new.chmod(0o755)
         new.replace(out)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
 
 
 class _Merge:

@@ -1,4 +1,4 @@
-"""What a run says: a log of JSON lines, and the same for a person's eyes."""
+"""What a run says: a log of JSON lines, and the same for a person's eyes, as a bar and as a picture of its losses."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from router_backend.jsonl import read_values
 
 
 class Log:
@@ -39,3 +41,22 @@ class Log:
 def figure(value: float, places: int) -> float | None:
     """A number as the log holds it; JSON has no NaN."""
     return round(value, places) if math.isfinite(value) else None
+
+
+def plot(log: Path, out: Path) -> None:
+    """Draws the training and validation losses of a JSON-lines log into a PNG."""
+    from matplotlib.figure import Figure
+
+    events = [event for _, event in read_values(log)]
+    steps = [each for each in events if each["event"] == "step"]
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([each["step"] for each in steps], [each["loss"] for each in steps], alpha=0.3, label="training")
+    seen = [each for each in events if each["event"] == "validation"]
+    for name in ("reference", "budget_600"):
+        points = [(each["step"], each[name]) for each in seen if each.get(name) is not None]
+        if points:
+            axes.plot(*zip(*points, strict=True), marker="o", label=f"validation, {name.replace('_', ' ')}")
+    axes.set(xlabel="step", ylabel="cross-entropy of a completion token (nats)")
+    axes.legend()
+    figure.savefig(out, dpi=120)

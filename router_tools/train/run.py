@@ -14,10 +14,9 @@ from router_backend.jsonl import read_values
 from router_backend.settings import load_settings
 from router_tools.folder import writable
 from router_tools.train.examples import Examples
-from router_tools.train.log import Log
+from router_tools.train.log import Log, plot
 from router_tools.train.model import has_bf16, load_base, with_adapter
 from router_tools.train.options import TrainOptions
-from router_tools.train.plot import plot
 from router_tools.train.rows import read_rows, split
 from router_tools.train.trainer import Place, PlanTrainer, last_checkpoint
 
