@@ -61,7 +61,7 @@ def score_row(
     wanted, used = set(filter(None, gold_route)), set(filter(None, route))
     both = len(wanted & used)
     todo, handoff = _texts(predicted, "todo_list"), predicted.get("handoff_plan")
-    ratio = _length(predicted) / _length(gold)
+    ratio = len(json.dumps(predicted)) / len(json.dumps(gold))
     figures: dict[str, float] = {
         "json_valid": read_plan(text) is not None,
         "plan_valid": plan is not None,
@@ -151,10 +151,6 @@ def _texts(value: dict[str, Any], key: str) -> list[str]:
 
 def _non_empty(value: dict[str, Any], key: str) -> bool:
     return any(item.strip() for item in _texts(value, key))
-
-
-def _length(plan: dict[str, Any]) -> int:
-    return len(json.dumps(plan, sort_keys=True))
 
 
 def _json_type(value: object) -> str:

@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gguf
 import torch
 from gguf import GGMLQuantizationType, GGUFReader
 from gguf.quants import dequantize, quantize
@@ -23,6 +22,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from router_backend.checkpoints.adapter import ADAPTER, Lora, fit
+from router_backend.checkpoints.gguf_merge import tensor_names
 from router_backend.errors import CandidateError
 from router_backend.plan.prompt import router_prompt
 
@@ -124,8 +124,7 @@ def gguf_logits(
         model.get_submodule(name).weight += layer.get_delta_weight("default")
     reader = GGUFReader(rounded_as)
     kinds = {tensor.name: tensor.tensor_type for tensor in reader.tensors}
-    arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == _field(reader, "general.architecture"))
-    names = gguf.get_tensor_name_map(arch, int(_field(reader, f"{gguf.MODEL_ARCH_NAMES[arch]}.block_count")))
+    names = tensor_names(reader)
     for name, weight in model.named_parameters():
         kind = kinds[names.get_name(name, try_suffixes=(".weight", ".bias"))]
         if kind is not GGMLQuantizationType.F32:
@@ -159,10 +158,6 @@ def _named(place: Path) -> dict[str, Any]:
     if place.suffix == ".gguf":
         return {"pretrained_model_name_or_path": place.parent, "gguf_file": place.name}
     return {"pretrained_model_name_or_path": place}
-
-
-def _field(reader: GGUFReader, name: str) -> Any:  # noqa: ANN401
-    return reader.fields[name].contents()
 
 
 def _as_peft_reads(model: Any, folder: Path, layers: Mapping[str, Lora]) -> dict[str, LoraLayer]:  # noqa: ANN401
