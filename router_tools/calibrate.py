@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from rich.progress import track
@@ -20,15 +20,6 @@ from router_tools.evaluate.local import Local
 from router_tools.evaluate.rows import GoldRow, read_gold
 
 FEWEST = 20
-
-
-@dataclass(frozen=True, slots=True)
-class Fitted:
-    """A temperature, and how far the probabilities can be trusted: as they are, and each half at the other's."""
-
-    temperature: float
-    before: Confidence
-    after: Confidence
 
 
 def calibrate(data: Path, candidate: str, say: Callable[[str], None]) -> float | None:
@@ -51,21 +42,25 @@ def calibrate(data: Path, candidate: str, say: Callable[[str], None]) -> float |
         rows = [(row.prompt, _ask(local, row, question)) for row in track(known, "asking", transient=True)]
         path = calibration.place(local.place)
     try:
-        found = fitted(rows)
+        temperature, before, after = fitted(rows)
     except ValueError as error:
         raise InvalidRequest(f"{data}: {error}") from None
-    say(f"before: {found.before}")
-    say(f"after:  {found.after}")
-    if found.after.surprise >= found.before.surprise:
+    say(f"before: {before}")
+    say(f"after:  {after}")
+    if after.surprise >= before.surprise:
         say("nothing is kept: on rows that it was not fitted on, a temperature does not help; more rows may")
         return None
-    path.write_text(json.dumps(asdict(found), indent=2) + "\n", encoding="ascii")
-    say(f"temperature {found.temperature}, kept in {path}; a server reads it when it loads the checkpoint")
-    return found.temperature
+    kept = {"temperature": temperature, "before": asdict(before), "after": asdict(after)}
+    path.write_text(json.dumps(kept, indent=2) + "\n", encoding="ascii")
+    say(f"temperature {temperature}, kept in {path}; a server reads it when it loads the checkpoint")
+    return temperature
 
 
-def fitted(rows: Sequence[tuple[str, Right]]) -> Fitted:
-    """What is kept, of prompts with what was made of them. Raises ValueError where a half of them is empty."""
+def fitted(rows: Sequence[tuple[str, Right]]) -> tuple[float, Confidence, Confidence]:
+    """The temperature of prompts with what was made of them, and how far the probabilities can be trusted.
+
+    As they are, and each half at the other's temperature. Raises ValueError where a half is empty.
+    """
     halves: list[list[Right]] = [[], []]
     for prompt, answer in rows:
         halves[hashlib.sha256(prompt.encode()).digest()[0] % 2].append(answer)
@@ -74,7 +69,8 @@ def fitted(rows: Sequence[tuple[str, Right]]) -> Fitted:
     one, other = halves
     crossed = [*calibration.at(one, calibration.fit(other)), *calibration.at(other, calibration.fit(one))]
     together = [*one, *other]
-    return Fitted(round(calibration.fit(together), 4), _confidence(together), _confidence(crossed))
+    before, after = (Confidence.of([(odds_of(odds), right) for odds, right in each]) for each in (together, crossed))
+    return round(calibration.fit(together), 4), before, after
 
 
 def _ask(local: Local, row: GoldRow, question: Question) -> Right:
@@ -82,7 +78,3 @@ def _ask(local: Local, row: GoldRow, question: Question) -> Right:
     request = GenerateRequest("calibrate", row.prompt, SamplingParams(1), "decision", questions=(question,))
     (odds,) = local.ask(request)[-1].odds
     return replace(odds, temperature=1.0), row.first
-
-
-def _confidence(rows: list[Right]) -> Confidence:
-    return Confidence.of([(odds_of(odds), right) for odds, right in rows])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -56,7 +56,7 @@ def score_row(
     if predicted is None:
         return dict.fromkeys(score_row(gold, {}, text, tools), 0.0)
     plan, findings = validate(predicted, tools)
-    gold_metrics, metrics = _mapping(gold, "metrics"), _mapping(predicted, "metrics")
+    gold_metrics, metrics = part(gold, "metrics"), part(predicted, "metrics")
     gold_route, route = route_of(gold), route_of(predicted)
     wanted, used = set(filter(None, gold_route)), set(filter(None, route))
     both = len(wanted & used)
@@ -88,7 +88,7 @@ def score_row(
 
 def buckets_of(gold: dict[str, Any]) -> tuple[str, ...]:
     """The buckets that a gold plan belongs to."""
-    keys = _mapping(gold, "metrics").keys()
+    keys = part(gold, "metrics").keys()
     route = route_of(gold)
     belongs = {
         "overall": True,
@@ -138,7 +138,8 @@ def _aligned(item: str, wanted: set[str]) -> bool:
     return first[0] in wanted if first else QA.lower() in item.lower()
 
 
-def _mapping(value: dict[str, Any], key: str) -> dict[str, Any]:
+def part(value: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """An object in an object; an empty one where there is none."""
     found = value.get(key)
     return found if isinstance(found, dict) else {}
 

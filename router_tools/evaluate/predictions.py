@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from router_backend.client import ClientError, RouterClient, Unreachable
 from router_backend.errors import InvalidRequest, RouterError
+from router_tools.evaluate.metrics import part
 from router_tools.evaluate.rows import json_lines
 
 _PLAIN_LINES = 10
@@ -120,14 +121,14 @@ def predict_with(client: RouterClient, fields: Mapping[str, object]) -> Predict:
             if isinstance(error, Unreachable) or error.status in _REFUSED_FOR_ALL:
                 raise
             return Prediction(error=str(error))
-        details = _part(body, "details")
+        details = part(body, "details")
         route = details.get("route")
         step = route[0] if isinstance(route, list) and route else None
         return prediction_of(
             {
                 "text": body["text"],
-                "completion_tokens": _part(details, "usage").get("completion_tokens"),
-                "clipped": _part(details, "budget").get("clipped"),
+                "completion_tokens": part(details, "usage").get("completion_tokens"),
+                "clipped": part(details, "budget").get("clipped"),
                 "finish_reason": details.get("finish_reason"),
                 "first": step.get("probabilities") if isinstance(step, dict) else None,
             }
@@ -158,7 +159,13 @@ def predict_all(
     lock = Lock()
 
     def ask(prompt: str) -> None:
-        prediction = _timed(predict, prompt)
+        began = time.monotonic()
+        try:
+            prediction = predict(prompt)
+        except RouterError as error:
+            prediction = Prediction(error=error.message)
+        if prediction.seconds is None:
+            prediction = replace(prediction, seconds=round(time.monotonic() - began, 3))
         # Here and not where the run waits: what is in flight when it is interrupted is kept too.
         with lock:
             store.append(keys[prompt], prompt, prediction)
@@ -173,16 +180,6 @@ def predict_all(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return found
-
-
-def _timed(predict: Predict, prompt: str) -> Prediction:
-    began = time.monotonic()
-    try:
-        prediction = predict(prompt)
-    except RouterError as error:
-        prediction = Prediction(error=error.message)
-    took = round(time.monotonic() - began, 3)
-    return prediction if prediction.seconds is not None else replace(prediction, seconds=took)
 
 
 @contextmanager
@@ -203,8 +200,3 @@ def _progress(console: Console, total: int, done: int) -> Iterator[Callable[[Pre
                 console.out(f"{done} of {total} predictions, {failed} failed", highlight=False)
 
         yield advance
-
-
-def _part(value: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    found = value.get(key)
-    return found if isinstance(found, dict) else {}
