@@ -17,7 +17,7 @@ from router_backend.errors import InvalidRequest
 from router_backend.types import GenerateRequest, Question, SamplingParams
 from router_tools.evaluate.confidence import Confidence, odds_of
 from router_tools.evaluate.local import Local
-from router_tools.evaluate.rows import GoldRow, read_gold
+from router_tools.evaluate.rows import read_gold
 
 FEWEST = 20
 
@@ -39,7 +39,11 @@ def calibrate(data: Path, candidate: str, say: Callable[[str], None]) -> float |
         if len(known) < FEWEST:
             raise InvalidRequest(f"{data} has {len(known)} rows that begin with one of {tools}; {FEWEST} are needed")
         question = Question(("",), tools, plan_budget=local.settings.max_new_tokens)
-        rows = [(row.prompt, _ask(local, row, question)) for row in track(known, "asking", transient=True)]
+        rows: list[tuple[str, Right]] = []
+        for row in track(known, "asking", transient=True):
+            request = GenerateRequest("calibrate", row.prompt, SamplingParams(1), "decision", questions=(question,))
+            (odds,) = local.ask(request)[-1].odds
+            rows.append((row.prompt, (replace(odds, temperature=1.0), row.first)))  # as the checkpoint makes them
         path = calibration.place(local.place)
     try:
         temperature, before, after = fitted(rows)
@@ -71,10 +75,3 @@ def fitted(rows: Sequence[tuple[str, Right]]) -> tuple[float, Confidence, Confid
     together = [*one, *other]
     before, after = (Confidence.of([(odds_of(odds), right) for odds, right in each]) for each in (together, crossed))
     return round(calibration.fit(together), 4), before, after
-
-
-def _ask(local: Local, row: GoldRow, question: Question) -> Right:
-    """What the checkpoint makes of the tools, as it is, and the one that was right."""
-    request = GenerateRequest("calibrate", row.prompt, SamplingParams(1), "decision", questions=(question,))
-    (odds,) = local.ask(request)[-1].odds
-    return replace(odds, temperature=1.0), row.first

@@ -107,7 +107,11 @@ def aggregate(rows: Iterable[tuple[dict[str, Any], dict[str, float]]]) -> dict[s
     for gold, scores in rows:
         for bucket in buckets_of(gold):
             members[bucket].append(scores)
-    return {bucket: BucketScores(len(scores), _means(scores)) for bucket, scores in members.items()}
+    found: dict[str, BucketScores] = {}
+    for bucket, scored in members.items():
+        columns = {name: [scores[name] for scores in scored if name in scores] for name in METRICS}
+        found[bucket] = BucketScores(len(scored), {name: fmean(each) for name, each in columns.items() if each})
+    return found
 
 
 def quality(scores: dict[str, float]) -> float:
@@ -123,11 +127,6 @@ def route_of(plan: dict[str, Any]) -> list[str | None]:
     if not isinstance(steps, list):
         return []
     return [tool_of(step) if isinstance(step, str) else None for step in steps]
-
-
-def _means(rows: Sequence[dict[str, float]]) -> dict[str, float]:
-    columns = {name: [row[name] for row in rows if name in row] for name in METRICS}
-    return {name: fmean(values) for name, values in columns.items() if values}
 
 
 def _aligned(item: str, wanted: set[str]) -> bool:

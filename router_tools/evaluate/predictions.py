@@ -69,11 +69,6 @@ class Store:
             file.write(line + "\n")
 
 
-def key_of(prompt: str, sampling: Mapping[str, object]) -> str:
-    """What makes a prediction the same: the prompt, who is asked, and how to draw."""
-    return hashlib.sha256(json.dumps([prompt, sampling], sort_keys=True).encode()).hexdigest()[:32]
-
-
 def prediction_of(value: Mapping[str, Any]) -> Prediction:
     """A prediction out of a JSON object; what is missing or of another type stays unknown."""
 
@@ -150,7 +145,9 @@ def predict_all(
 
     `predict` is called from `concurrency` threads. What it raises, other than a `RouterError`, ends the run.
     """
-    keys = {prompt: key_of(prompt, sampling) for prompt in prompts}
+    # What makes a prediction the same: the prompt, who is asked, and how to draw.
+    same = {prompt: json.dumps([prompt, sampling], sort_keys=True).encode() for prompt in prompts}
+    keys = {prompt: hashlib.sha256(each).hexdigest()[:32] for prompt, each in same.items()}
     kept = store.load()
     found = {prompt: kept[key] for prompt, key in keys.items() if key in kept and kept[key].error is None}
     missing = [prompt for prompt in keys if prompt not in found]

@@ -13,12 +13,12 @@ from rich.console import Console
 from router_backend.client import ClientError, RouterClient
 from router_backend.errors import InvalidRequest, RouterError
 from router_backend.types import Output
+from router_tools.base import writable
 from router_tools.evaluate import report
 from router_tools.evaluate.predictions import Predict, Prediction, Store, predict_all, predict_with, read_predictions
 from router_tools.evaluate.results import Evaluation, score
 from router_tools.evaluate.rows import GoldRow, read_gold
 from router_tools.evaluate.thresholds import load_thresholds
-from router_tools.folder import writable
 
 LARGEST_CONCURRENCY = 256
 MISSING = Prediction(error="there is no prediction for this prompt")

@@ -28,7 +28,6 @@ from router_backend.checkpoints.hub.write import hub_access, refusals
 from router_backend.errors import CandidateError, InvalidRequest
 from router_backend.plan.prompt import BUDGET_KEY
 from router_tools import base
-from router_tools.folder import writable
 from router_tools.merge import quantized, shards, verify
 
 if TYPE_CHECKING:
@@ -155,7 +154,7 @@ def _refuse_contradictions(options: MergeOptions, candidate: Candidate) -> None:
     adapter.read(options.adapter)
     if options.copies:
         import_module("bitsandbytes")  # told before the work where it is missing
-    writable(options.out.parent)
+    base.writable(options.out.parent)
 
 
 def _beside(out: Path, precision: str) -> Path:

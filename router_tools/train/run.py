@@ -12,7 +12,7 @@ from rich.console import Console
 from router_backend.errors import InvalidRequest
 from router_backend.jsonl import read_values
 from router_backend.settings import load_settings
-from router_tools.folder import writable
+from router_tools.base import writable
 from router_tools.train.examples import Examples
 from router_tools.train.log import Log, plot
 from router_tools.train.model import has_bf16, load_base, with_adapter
