@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
+from jinja2 import Environment, PackageLoader, select_autoescape
 from pydantic import SecretStr
 
 from router_backend.errors import InvalidRequest
@@ -16,7 +16,6 @@ from router_backend.settings import Settings
 NAME, DEPLOYMENT, PORT = "router", "Router", 8000
 # What Ray's proxies read when they start; `proxy.py` says what it is for.
 PROXY_VARIABLE = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "router_backend.cluster.proxy:middlewares"}
-_RAYSERVICE = Path(__file__).with_name("rayservice.yaml")
 _BEYOND_THE_QUEUE = 64  # probes, metrics and pages that a replica answers while its queue is full
 _REPLICAS = re.compile(r"([1-9][0-9]{0,4})(?::([1-9][0-9]{0,4}))?")
 _PLACES = ("host", "port")  # the proxies listen, not the replicas
@@ -91,44 +90,30 @@ def configuration(layout: Layout, settings: Settings, host: str, port: int) -> d
     }
 
 
-def manifest(layout: Layout, settings: Settings, image: str) -> dict[str, Any]:
-    """`rayservice.yaml` for a layout, with what the settings are.
+def manifest(layout: Layout, settings: Settings, image: str) -> str:
+    """`rayservice.yaml.jinja` for a layout, with what the settings are.
 
     Secrets are read from a Secret named `router`, whose keys are the variables' names.
     """
     resources = {"cpu": f"{max(1.0, layout.cpus):g}", "memory": "8Gi"}
     if layout.gpus:
         resources["nvidia.com/gpu"] = f"{max(1, round(layout.gpus))}"
-    found: dict[str, Any] = yaml.safe_load(_RAYSERVICE.read_text("utf-8"))
-    found["spec"]["serveConfigV2"] = as_yaml(configuration(layout, settings, "0.0.0.0", PORT))  # noqa: S104 - in a pod
-    cluster = found["spec"]["rayClusterConfig"]
-    head, worker = cluster["headGroupSpec"], cluster["workerGroupSpecs"][0]
-    most = layout.most + -(-layout.most // 4)  # and those that an update starts first
-    worker.update(replicas=layout.least, minReplicas=layout.least, maxReplicas=most)
-    worker["template"]["spec"]["containers"][0]["resources"] = {"limits": resources, "requests": resources}
-    for group in (head, worker):
-        pod = group["template"]["spec"]
-        # One that is told to go gives its replica the time to drain.
-        pod["terminationGracePeriodSeconds"] = round(settings.drain_timeout) + 30
-        pod["containers"][0].update(image=image, env=_environment(settings))
-    return found
-
-
-class _Plain(yaml.SafeDumper):  # type: ignore[misc] # it has no types
-    """YAML that people read: no anchors, and a text of several lines as such."""
-
-    def ignore_aliases(self, data: object) -> bool:
-        return True
-
-    def represent_text(self, text: str) -> Any:  # noqa: ANN401 - a node
-        return self.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
-
-
-_Plain.add_representer(str, _Plain.represent_text)
+    pages = Environment(
+        loader=PackageLoader("router_backend.cluster", ""), autoescape=select_autoescape(), trim_blocks=True
+    )
+    return pages.get_template("rayservice.yaml.jinja").render(
+        serve=as_yaml(configuration(layout, settings, "0.0.0.0", PORT)),  # noqa: S104 - in a pod
+        layout=layout,
+        image=image,
+        port=PORT,
+        environment=_environment(settings),
+        resources=resources,
+        drain=round(settings.drain_timeout),
+    )
 
 
 def as_yaml(data: dict[str, Any]) -> str:
-    return str(yaml.dump(data, Dumper=_Plain, sort_keys=False, width=120))
+    return str(yaml.safe_dump(data, sort_keys=False, width=120)).rstrip()
 
 
 def _environment(settings: Settings) -> list[dict[str, Any]]:

@@ -27,8 +27,8 @@ def run(
         SettingsError: no Ray cluster is where RAY_ADDRESS says.
     """
     if image is not None or dry_run:
-        plain = configuration(layout, settings, settings.host, settings.port)
-        out(as_yaml(plain if image is None else manifest(layout, settings, image)).rstrip())
+        plain = as_yaml(configuration(layout, settings, settings.host, settings.port))
+        out(plain if image is None else manifest(layout, settings, image))
         return 0
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.update(PROXY_VARIABLE)
