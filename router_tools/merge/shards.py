@@ -46,7 +46,7 @@ class Weights(ExitStack):
         self.kinds = {name: str(each.get_dtype()) for name, each in self._slices.items()}
 
     def whole(self, name: str) -> torch.Tensor:
-        found: torch.Tensor = self._slices[name][()] if not self.shapes[name] else self._slices[name][:]
+        found: torch.Tensor = self._slices[name][...]
         return found
 
     def rows(self, name: str, start: int, end: int) -> torch.Tensor:

@@ -157,12 +157,10 @@ class _Turns(TrainerCallback):  # type: ignore[misc]
         self._trainer, self._options, self._log, self._bar, self._asked = trainer, options, log, bar, asked
         self._saved = time.monotonic()
 
-    def on_step_begin(self, args: TrainingArguments, *_: object, **__: object) -> None:
+    def on_step_begin(self, *_: object, **__: object) -> None:
         self._began, self._before = time.monotonic(), self._trainer.place.tokens
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
-    ) -> TrainerControl:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         options = self._options
         self._seconds = time.monotonic() - self._began
         self._trainer.place.step = state.global_step
@@ -172,16 +170,8 @@ class _Turns(TrainerCallback):  # type: ignore[misc]
             control.should_training_stop = True
         late = time.monotonic() - self._saved > 60 * options.checkpoint_minutes
         control.should_save = control.should_training_stop or late
-        return control
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **_: object,
-    ) -> None:
+    def on_log(self, *_: object, logs: dict[str, float] | None = None, **__: object) -> None:
         if logs and "grad_norm" in logs:
             place = self._trainer.place
             speed = (place.tokens - self._before) / self._seconds
