@@ -134,11 +134,10 @@ class _Deployment:
             line = f"~ sleep time {there.sleep_time or 'none'} -> {wanted.sleep_time} s"
             yield [line], partial(self._sleep, wanted.sleep_time)
         for key, value in wanted.variables.items():
-            if there.variables.get(key) != value:
-                was = (
-                    f"~ variable {key}: {there.variables[key]!r} ->" if key in there.variables else f"+ variable {key}:"
-                )
-                yield [f"{was} {value!r}"], partial(self._api.add_space_variable, space, key, value)
+            if (was := there.variables.get(key)) != value:
+                sign, before = ("+", "") if was is None else ("~", f"{was!r} -> ")
+                line = f"{sign} variable {key}: {before}{value!r}"
+                yield [line], partial(self._api.add_space_variable, space, key, value)
         for name in secrets:
             line = f"{'~' if name in there.secrets else '+'} secret {name}"
             yield [line], partial(self._set_secret, name)
