@@ -1,25 +1,36 @@
-"""The contract, the same through every door: uvicorn with the UI mounted, Gradio as ZeroGPU launches it, and, in
-`make cluster-test`, the proxy of two replicas on Ray Serve."""
+"""The contract, the same through every door: uvicorn with the UI mounted, and Gradio as ZeroGPU launches it.
+
+`DOORS` names others that take minutes: `make doors` takes all of them.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 
 import httpx
 import pytest
 
 from router_backend.plan.rules import validate
-from tests.fakes.cluster import PYTHON, ClusterDoor, cluster_door
+from tests.fakes.cluster import ClusterDoor, cluster_door
 from tests.fakes.running import in_threads, until
-from tests.fakes.space import Door, client, plain_door, space_door
+from tests.fakes.space import Door, client, embedded_door, llama_server_door, plain_door, space_door, vllm_door
 
 pytestmark = pytest.mark.slow  # each door is a process with Gradio in it
-DOORS = {"plain": plain_door, "zerogpu": space_door} | ({"cluster": cluster_door} if PYTHON else {})
+DOORS = {
+    "plain": plain_door,
+    "zerogpu": space_door,
+    "embedded": embedded_door,
+    "llama-server": llama_server_door,
+    "vllm": vllm_door,
+    "cluster": cluster_door,
+}
+CHOSEN = os.environ.get("DOORS", "plain,zerogpu").split(",")
 TOOLS = ("/general-search", "/math", "/code")
 
 
-@pytest.fixture(scope="module", params=DOORS)
+@pytest.fixture(scope="module", params=CHOSEN)
 def door(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
     """GRADIO_SSR_MODE is what a Space may have set: Node would then answer every path with a page."""
     with DOORS[request.param](tmp_path_factory.mktemp("door"), GRADIO_SSR_MODE="true") as opened:
@@ -33,8 +44,8 @@ def test_answers_with_a_whole_plan_and_nothing_else(door: Door) -> None:
 
 
 def test_details_say_what_it_took(door: Door) -> None:
-    details = door.generate("one two three", details=True, seed=7).json()["details"]
-    assert details["usage"]["completion_tokens"] == 3 and details["seed"] == 7
+    details = door.generate("one two three", details=True, seed=7, max_new_tokens=20).json()["details"]
+    assert details["usage"]["completion_tokens"] in ([3] if door.echoes else range(1, 21)) and details["seed"] == 7
     assert (details["timings"]["gpu_seconds"] > 0) is door.lends
 
 
@@ -107,7 +118,9 @@ def test_pages_are_ours(door: Door, path: str) -> None:
 def test_health_says_what_is_served_and_borrows_nothing(door: Door) -> None:
     asked = len(door.api.calls)
     health = httpx.get(f"{door.url}/health", timeout=30).json()
-    assert (health["status"], health["model"], health["strategy"]) == ("ok", "echo", "native")
+    engine, strategy, model = door.serves
+    assert (health["status"], health["engine"], health["strategy"]) == ("ok", engine, strategy)
+    assert model in health["model"]
     assert (health["gpu"] is not None) is door.lends
     assert len(door.api.calls) == asked
 
@@ -120,13 +133,14 @@ def test_a_client_that_leaves_frees_the_slot(door: Door, streamed: bool) -> None
         else:
             until(lambda: not door.idle)
     until(lambda: door.idle, 30)  # a whole minute before it would have ended
-    assert door.generate("and on").status_code == 200
+    assert door.generate("and on", max_new_tokens=8).status_code == 200
 
 
 def test_five_calls_of_the_ui_at_once_are_all_answered(door: Door) -> None:
     clients = [client(door) for _ in range(5)]
-    said = in_threads(5, lambda index: clients[index].predict(f"slow {index} it is", "text", api_name="/generate"))
-    assert said == [f"slow {index} it is" for index in range(5)]
+    said = in_threads(5, lambda index: clients[index].predict(f"slow {index} it is", "text", 20, api_name="/generate"))
+    expected = [f"slow {index} it is" for index in range(5)]
+    assert said == expected if door.echoes else all(isinstance(each, str) for each in said)
     for each in clients:
         each.close()
 
@@ -137,7 +151,8 @@ def test_a_call_of_the_ui_that_is_cancelled_frees_the_slot(door: Door) -> None:
     until(lambda: bool(job.outputs()))
     job.cancel()
     until(lambda: door.idle, 30)  # a whole minute before it would have ended
-    assert door.generate("and on").json() == {"text": "and on"}
+    said = door.generate("and on", max_new_tokens=8).json()["text"]
+    assert said == "and on" or not door.echoes
     visitor.close()
 
 
