@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from router_backend.engines.conversation import through_template
 from router_backend.engines.upstream.model import UpstreamModel
-from router_backend.engines.upstream.probe import Served, probe
+from router_backend.engines.upstream.probe import Served, probe, render
 from router_backend.engines.upstream.wire import Wire
 from router_backend.errors import CandidateError, RouterError
 from router_backend.types import ModelInfo
@@ -32,7 +36,14 @@ def load(rung: Rung, settings: Settings, path: Path) -> UpstreamModel:
     wire = Wire(url, key.get_secret_value() if key else None, settings.upstream_timeout)
     try:
         served = probe(wire, model or None)
-        return UpstreamModel(wire, served, _info(served, rung.strategy, settings), settings.prompt_format)
+        info, chat = _info(served, rung.strategy, settings), False
+        if served.tokenizes:
+            template, rendered = None, partial(render, wire, served)
+            with suppress(ValueError):
+                template = rendered([{"role": "user", "content": "x"}])
+            chat, warnings = through_template(settings.prompt_format, template, rendered)
+            info = replace(info, warnings=(*info.warnings, *warnings))
+        return UpstreamModel(wire, served, info, chat=chat)
     except RouterError as error:
         wire.close()
         raise error if isinstance(error, CandidateError) else CandidateError(error.message) from None
