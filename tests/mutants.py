@@ -335,7 +335,7 @@ MUTANTS = (
         "server/test_http.py::test_row_21_an_unexpected_exception_is_a_500_without_its_text",
     ),
     _mutant(
-        *(21, "half a pass is forgotten", "DecodedModel._answer"),
+        *(21, "half a pass is forgotten", "DecodedModel._broke_off"),
         *("self._runner.forget()  # what it keeps may be half of a pass", "pass"),
         "engines/test_transformers.py::test_row_21_pass_that_breaks_leaves_nothing_half_done",
         "engines/test_transformers.py::test_row_21_out_of_memory_drops_one_request_and_frees_its_memory",

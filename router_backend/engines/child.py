@@ -29,19 +29,6 @@ _LONGEST_FOLDER = 80  # characters: a socket's path has at most 103
 _SECRET = re.compile("token|key|secret|passw", re.IGNORECASE)  # in the names of variables that a child need not know
 
 
-class _Connection(HTTPConnection):
-    """To a unix socket."""
-
-    def __init__(self, path: Path, timeout: float | None) -> None:
-        super().__init__("localhost", timeout=timeout)
-        self._path = str(path)
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
-
-
 class Child:
     """A script that runs in a process of its own. Thread-safe.
 
@@ -130,12 +117,14 @@ class Child:
     @contextmanager
     def _asked(self, path: str, body: Mapping[str, Any] | None) -> Iterator[HTTPResponse]:
         """A successful answer, to be read inside the block; what goes on at the block's end is cancelled."""
-        connection = _Connection(self._socket, self.patience)
+        connection = HTTPConnection("localhost")
+        connection.sock = stream = socket.socket(socket.AF_UNIX)
+        stream.settimeout(self.patience)
         try:
+            stream.connect(str(self._socket))
             sent = None if body is None else json.dumps(body)
             headers = {"Connection": "close", "Content-Type": "application/json"}
             connection.request("GET" if body is None else "POST", f"/{path}", sent, headers)
-            stream = connection.sock
             try:
                 with connection.getresponse() as answer:
                     if answer.status != 200:

@@ -34,13 +34,8 @@ _PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 
 
 def fetch(candidate: Candidate, settings: Settings) -> Path:
-    """The folder with a checkpoint for transformers, complete. Raises CandidateError."""
+    """As `Hub.fetch`, for one checkpoint alone."""
     return Hub(settings).fetch(candidate)
-
-
-def fetch_gguf(candidate: Candidate, settings: Settings) -> Path:
-    """The file of `repo:file.gguf`; of one in parts the first, with the others beside it. Raises CandidateError."""
-    return Hub(settings).fetch_gguf(candidate)
 
 
 class Hub:
@@ -71,23 +66,24 @@ class Hub:
             raise
 
     def fetch(self, candidate: Candidate) -> Path:
-        folder = self._had(self._source(candidate))
+        """The folder with a checkpoint for transformers, complete, or the file of `repo:file.gguf`.
+
+        Of a file in parts it is the first, with the others beside it. Raises CandidateError.
+        """
+        source = self._source(candidate)
+        if isinstance(source, Folder):
+            folder = source.path
+        else:
+            folder = source.download(self._settings).run(self._api) / candidate.folder
+        if candidate.kind == "hub-gguf":
+            return folder / _parts(candidate, source.sizes)[0]
         self._known(candidate, Folder(folder))  # it is complete, and nothing that must not be loaded
         return folder
-
-    def fetch_gguf(self, candidate: Candidate) -> Path:
-        source = self._source(candidate)
-        return self._had(source) / _parts(candidate, source.sizes)[0]
 
     def _known(self, candidate: Candidate, source: Source) -> Checkpoint:
         if candidate.kind == "hub-gguf":
             return gguf(source, _parts(candidate, source.sizes))
         return describe(source, trust_remote_code=self._settings.trust_remote_code)
-
-    def _had(self, source: Folder | _Repository) -> Path:
-        if isinstance(source, Folder):
-            return source.path
-        return source.download(self._settings).run(self._api) / source.candidate.folder
 
     def _source(self, candidate: Candidate) -> Folder | _Repository:
         if candidate not in self._sources:
