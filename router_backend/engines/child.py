@@ -147,11 +147,7 @@ class Child:
     def _keep(self, started: Future[subprocess.Popen[bytes]], command: list[str], environment: dict[str, str]) -> None:
         try:
             process = subprocess.Popen(  # noqa: S603 - our own file
-                command,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
+                command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
             )
         except OSError as error:
             started.set_exception(error)

@@ -124,10 +124,7 @@ def precision(strategy: str, device: str) -> dict[str, Any]:
         told["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=6.0)
     elif strategy == "4bit":
         told["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=best,
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=best
         )
     elif strategy == "native":
         told["dtype"] = "auto"

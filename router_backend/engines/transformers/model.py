@@ -160,11 +160,7 @@ class DecodedModel:
         release_memory()
 
     def _answer(
-        self,
-        ids: Iterator[int],
-        prompt: Sequence[int],
-        stop: tuple[str, ...],
-        count: Count,
+        self, ids: Iterator[int], prompt: Sequence[int], stop: tuple[str, ...], count: Count
     ) -> Iterator[Chunk]:
         began = first = time.monotonic()
         cached = min(self._runner.cached(prompt), len(prompt) - 1)

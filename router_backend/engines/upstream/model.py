@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import chain
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from router_backend.engines.conversation import around, refused, without_template
-from router_backend.engines.upstream import probe
-from router_backend.engines.upstream.probe import Link, Served, asked, render, response_format, usage_of
+from router_backend.engines.conversation import around, refused, through_template, without_template
+from router_backend.engines.upstream.probe import Link, Served, asked, probe, render, response_format, tokens, usage_of
 from router_backend.engines.upstream.wire import Event, Wire
-from router_backend.errors import InvalidRequest, RouterError, UpstreamError
+from router_backend.errors import CandidateError, InvalidRequest, RouterError, UpstreamError
 from router_backend.remembered import Remembered
 from router_backend.types import (
     Chunk,
@@ -37,10 +39,56 @@ from router_backend.types import (
 )
 from router_backend.writing.grammar import allows, as_regex, problem_of
 
+if TYPE_CHECKING:
+    from router_backend.checkpoints.ladder import Rung
+    from router_backend.settings import Settings
+
+_log = logging.getLogger(__name__)
+_TOLD = {
+    "lark": "keeps llguidance's grammars",
+    "regex": "keeps regular expressions",
+    "schema": "keeps JSON schemas alone: a plan comes from one call and is put into form here",
+    "none": "keeps no constraint: a plan comes from one call and is put into form here",
+}
 _REASONS: dict[str, FinishReason] = {"stop": "stop", "eos": "stop", "length": "length"}
 # What a tokenizer may know as a special token. Where a server has no other way, it is cut in two to be text.
 _MARK = re.compile(r"<[^<>\s]{1,80}>|\[/?[A-Za-z_]{1,40}\]")
 _USUAL_MARKS = ("<|endoftext|>", "<|im_end|>", "</s>", "<eos>", "[INST]")
+
+
+def load(rung: Rung, settings: Settings, path: Path) -> UpstreamModel:
+    """Asks the server of a rung. Raises CandidateError: it is not there, or is not what it should be."""
+    url, _, model = rung.candidate.name.partition("#")
+    key = settings.upstream_api_key
+    wire = Wire(url, key.get_secret_value() if key else None, settings.upstream_timeout)
+    try:
+        served = probe(wire, model or None)
+        info, chat = _info(served, rung.strategy, settings), False
+        if served.tokenizes:
+            template, rendered = None, partial(render, wire, served)
+            with suppress(ValueError):
+                template = rendered([{"role": "user", "content": "x"}])
+            chat, warnings = through_template(settings.prompt_format, template, rendered)
+            info = replace(info, warnings=(*info.warnings, *warnings))
+        return UpstreamModel(wire, served, info, chat=chat)
+    except BaseException as error:
+        wire.close()
+        if isinstance(error, RouterError):
+            raise CandidateError(error.message) from None
+        raise
+
+
+def _info(served: Served, strategy: str, settings: Settings) -> ModelInfo:
+    context = min(settings.context_length, served.context or settings.context_length)
+    told = f"{served.model} {_TOLD[served.way.constraint]}"
+    _log.info(told)
+    slots = min(settings.slots, served.slots or settings.slots)
+    return ModelInfo(
+        *(served.model, strategy, "upstream", context, slots, settings.upstream_budget_line),
+        keeps_grammars=served.stages,
+        weighs=False,
+        warnings=() if served.stages else (told,),
+    )
 
 
 class ServedModel:
@@ -103,18 +151,12 @@ class ServedModel:
     def _body(self, request: GenerateRequest, slot: int) -> tuple[dict[str, Any], int]:
         """What is sent, and the tokens of the prompt in it."""
         served, sampling = self._served, request.sampling
-        prompt: str | tuple[int, ...]
+        prompt: str | tuple[int, ...] = request.prompt
         if served.tokenizes:
             ids = self.prompt_ids(request.prompt, request.history, request.owner)
             prompt = (*ids, *self._tokenize(request.prefix))
-            prompt_tokens = len(prompt)
-        else:
-            prompt, prompt_tokens = request.prompt, self.prompt_tokens(request)
         body = asked(
-            served.model,
-            served.route,
-            prompt,
-            sampling.max_new_tokens,
+            *(served.model, served.route, prompt, sampling.max_new_tokens),
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             seed=sampling.seed % 2**31,
@@ -138,7 +180,7 @@ class ServedModel:
             body |= response_format(request.schema)
         if served.extras:
             body |= self._apart(request.owner, slot)
-        return body, prompt_tokens
+        return body, len(prompt) if served.tokenizes else self.prompt_tokens(request)
 
     def _apart(self, owner: str, slot: int) -> dict[str, Any]:
         """Fields that keep the prefix caches of owners apart: llama-server reads the first two, vLLM the other.
@@ -235,7 +277,7 @@ class ServedModel:
         return tuple(chain.from_iterable(self._remembered(owner, part, False, False) for part in parts))
 
     def _ask_tokens(self, owner: str, text: str, add_special: bool, special: bool) -> tuple[int, ...]:
-        return probe.tokens(self._link, self._served.model, text, add_special=add_special, special=special)
+        return tokens(self._link, self._served.model, text, add_special=add_special, special=special)
 
     def _ask_count(self, owner: str, text: str) -> tuple[int]:
         """The tokens of a text, where nobody can be asked but the model."""
