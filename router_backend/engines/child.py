@@ -101,14 +101,14 @@ class Child:
         with self._asked(path, body) as answer:
             for line in answer:
                 kind, _, value = line.partition(b": ")
-                if kind == b"error":
-                    raise refusal(json.loads(value))
-                if kind != b"data":
-                    continue
                 if value.startswith(b"[DONE]"):
                     return
-                stop = cancelled()
-                yield json.loads(value)
+                if kind not in (b"data", b"error"):
+                    continue
+                event, stop = json.loads(value), cancelled()
+                if kind == b"error" or "error" in event:
+                    raise refusal(event.get("error", event))
+                yield event
                 if stop:
                     yield None
                     return

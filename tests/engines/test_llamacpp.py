@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -226,6 +227,16 @@ def test_engines_own_errors_are_mapped() -> None:
     assert isinstance(refusal(overflow), ContextOverflow)
     assert isinstance(refusal({"type": "invalid_request_error", "message": "no"}), InvalidRequest)
     assert isinstance(refusal({"type": "server_error", "message": "broken"}), EngineError)
+
+
+@pytest.mark.parametrize("line", [b'data: {"error": {"message": "broken"}}\n', b'error: {"message": "broken"}\n'])
+def test_error_in_mid_stream_is_raised(embedded: LlamaCppModel, monkeypatch: pytest.MonkeyPatch, line: bytes) -> None:
+    lines = [b'data: {"choices": [{"text": "a", "finish_reason": null}]}\n', b"\n", line]
+    monkeypatch.setattr(embedded._child, "_asked", lambda path, body: nullcontext(lines))
+    chunks = embedded.generate(request(), never)
+    assert next(chunks).text == "a"
+    with pytest.raises(EngineError, match="broken"):
+        next(chunks)
 
 
 def test_call_that_llama_cpp_refuses_is_an_error_and_the_next_one_works(embedded: LlamaCppModel) -> None:

@@ -20,7 +20,7 @@ from router_backend.checkpoints.description import (
     read_config,
     weight_files,
 )
-from router_backend.checkpoints.hub.api import HubApi, HubFile, Unreachable, leaves_its_folder
+from router_backend.checkpoints.hub.api import COMMIT, HubApi, HubFile, Unreachable, leaves_its_folder
 from router_backend.checkpoints.hub.transfer import Download
 from router_backend.checkpoints.ladder import Candidate
 from router_backend.errors import CandidateError
@@ -29,7 +29,6 @@ from router_backend.settings import Settings
 _log = logging.getLogger(__name__)
 _BESIDE_WEIGHTS = (".json", ".jinja", ".txt", ".model")  # config, tokenizer, chat template
 _REPO = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 
 
@@ -94,12 +93,10 @@ class Hub:
         """The folder; the cached copy, where the hub need not or cannot be asked; or else the repository."""
         if candidate.kind == "folder":
             return Folder(Path(candidate.name))
-        for name in filter(None, (candidate.folder, candidate.revision)):
-            if leaves_its_folder(name):
-                raise CandidateError(f"{candidate.name} is no name of a repository: write owner/name")
-        if not _REPO.fullmatch(candidate.repo):
-            raise CandidateError(f"{candidate.repo} is no name of a repository: write owner/name")
-        pinned = _COMMIT.fullmatch(candidate.revision or "") is not None
+        inside = filter(None, (candidate.folder, candidate.revision))
+        if any(map(leaves_its_folder, inside)) or not _REPO.fullmatch(candidate.repo):
+            raise CandidateError(f"{candidate.name} is no name of a repository: write owner/name")
+        pinned = COMMIT.fullmatch(candidate.revision or "") is not None
         if pinned and self._trouble(candidate, cached := _cached(candidate)) is None and cached:
             return cached
         if self._unreachable is None:
