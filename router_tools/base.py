@@ -28,7 +28,7 @@ def files(base: Candidate, settings: Settings) -> Path:
     if base.kind == "gguf":
         gguf_file(Path(base.name))
         return Path(base.name)
-    return hub.fetch_gguf(base, settings) if base.kind == "hub-gguf" else hub.fetch(base, settings)
+    return hub.fetch(base, settings)
 
 
 def writable(folder: Path) -> Path:
