@@ -105,7 +105,7 @@ class Settings(BaseSettings):
     model_device: Literal["auto", "cuda", "cpu"] = Field("auto", description="Where the model runs.")
     skip_warm_start: bool = Field(False, description="Load the model with the first request instead of at the start.")
     allow_warm_start_failure: bool = Field(
-        False, description="Stay up when nothing loads, and try again with later requests."
+        False, description="Stay up when nothing loads, and try again: after 2, 4, 8 … 60 seconds."
     )
     engine: Annotated[Literal["echo"] | None, BeforeValidator(_blank_is_none)] = Field(
         None,
