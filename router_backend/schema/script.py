@@ -154,10 +154,13 @@ class SchemaScript(Script):
         return None if said == "}" else offered[options.index(said)]
 
     def _others(self, node: Object, value: Node, where: str, after: Need, depth: int, written: int) -> Stages:
-        """Fields of any name, as long as the checkpoint wants and all that must come can have its usual length."""
+        """Fields of any name, as long as the checkpoint wants and all that must come can have its usual length.
+
+        In an object that is empty so far, a short one will do: only where not even that fits it stays empty unasked.
+        """
         taken = [each.name for each in node.fields]
         name = self._skeleton.between + 2 * self._skeleton.quote + _NAME_LEAST
-        while self._may_add(value, name, after, depth):
+        while self._may_add(value, name, after, depth, short=not written):
             opening = '"' if not written else ', "'
             if (yield from self._choose(where, [opening, "}"])) == "}":
                 return
@@ -346,10 +349,11 @@ class SchemaScript(Script):
                 after = after.and_(size.least + key, size.usual + key)
         return after
 
-    def _may_add(self, node: Node, forced: int, after: Need, depth: int) -> bool:
+    def _may_add(self, node: Node, forced: int, after: Need, depth: int, *, short: bool = False) -> bool:
         """Whether something that may be left out can come, without taking from what must come."""
         size = self.sizes[node]
-        return size.depth < depth and forced + size.usual + after.usual + JOIN <= self._left()
+        own = size.least if short else size.usual
+        return size.depth < depth and forced + own + after.usual + JOIN <= self._left()
 
     def _fits(self, node: Node, room: int, depth: int) -> bool:
         return self.sizes[node].depth <= depth and self.sizes[node].least <= room

@@ -187,6 +187,21 @@ def test_optional_fields_and_items_come_where_there_is_room() -> None:
     assert any(len(write(model, field(**items), 300, seed)[0]["a"]) > 2 for seed in range(8))
 
 
+@pytest.mark.parametrize("limit", range(22, 61))
+def test_an_open_object_is_asked_for_in_a_small_budget_too(limit: int) -> None:
+    model = RandomModel(b'"ab')
+    values = [write(model, json.loads(ANYTHING), limit, seed)[0] for seed in range(8)]
+    assert any(values) and model.seen
+    inner = field(type="object")
+    assert any(write(model, inner, limit + len('{"a": }'), seed)[0]["a"] for seed in range(8))
+
+
+def test_an_open_object_is_empty_unasked_only_where_nothing_fits() -> None:
+    model = RandomModel(b'"ab')
+    assert write(model, json.loads(ANYTHING), smallest(SchemaWriter(model), json.loads(ANYTHING)))[0] == {}
+    assert not model.seen
+
+
 def test_recursion_ends_where_the_budget_does() -> None:
     def depth(tree: Json) -> int:
         return 1 + max(map(depth, tree["kids"]), default=0)
