@@ -19,24 +19,10 @@ from urllib.parse import unquote
 import jsonschema_rs
 
 from router_backend.remembered import Remembered
-from router_backend.schema import grammar
+from router_backend.schema import grammar, nodes
 from router_backend.schema.branches import refused, tell_apart
 from router_backend.schema.intersect import intersect
-from router_backend.schema.nodes import (
-    Array,
-    Choice,
-    Field,
-    Node,
-    Number,
-    Object,
-    Pattern,
-    Reference,
-    Text,
-    Tuple,
-    Union,
-    resolved,
-    walk,
-)
+from router_backend.schema.nodes import Node, resolved, walk
 from router_backend.schema.size import measure
 
 LONGEST_SCHEMA = 65_536
@@ -90,11 +76,11 @@ def _read(owner: str, text: str) -> Node:
     if resolved(root) is None:
         raise refused("", "a $ref leads to itself")
     for node in [*walk(root)]:  # as it is now: a union's children are its ways afterwards
-        if isinstance(node, Union):
+        if isinstance(node, nodes.Union):
             node.ways.extend(tell_apart(node))
     outermost = resolved(root)
-    kinds = [way.node for way in outermost.ways] if isinstance(outermost, Union) else [outermost]
-    if not all(isinstance(kind, Object) for kind in kinds):
+    kinds = [way.node for way in outermost.ways] if isinstance(outermost, nodes.Union) else [outermost]
+    if not all(isinstance(kind, nodes.Object) for kind in kinds):
         raise refused("", "its outermost type must be object")
     sizes = measure(root, len)
     if any(node not in sizes for node in walk(root)):
@@ -182,7 +168,7 @@ class _Reader:
         self._any: Node | None = None
 
     def whole(self) -> Node:
-        root = Reference("#", self._definitions)
+        root = nodes.Reference("#", self._definitions)
         self._waiting.append("#")
         while self._waiting:
             name = self._waiting.pop()
@@ -245,7 +231,7 @@ class _Reader:
         if beside := {key: value for key, value in _saying(said).items() if known.get(key) != value}:
             return self._value({"allOf": [beside, target]}, where, depth + 1)
         self._waiting.append(name)
-        return Reference(name, self._definitions)
+        return nodes.Reference(name, self._definitions)
 
     def _any_of(self, said: dict[str, Any], where: str, depth: int) -> Node:
         name = "anyOf" if "anyOf" in said else "oneOf"
@@ -257,7 +243,7 @@ class _Reader:
             self._value({"allOf": [beside, each]} if beside else each, f"{where}.{name}.{at}", depth + 1)
             for at, each in enumerate(branches)
         ]
-        return kinds[0] if len(kinds) == 1 else Union(tuple(kinds), where=where, exclusive=name == "oneOf")
+        return kinds[0] if len(kinds) == 1 else nodes.Union(tuple(kinds), where=where, exclusive=name == "oneOf")
 
     def _all_of(self, said: dict[str, Any], where: str, depth: int) -> Node:
         parts = said.pop("allOf")
@@ -297,7 +283,7 @@ class _Reader:
         fitting = [json.dumps(option, ensure_ascii=False) for option in options if check.is_valid(option)]
         if not fitting:
             raise refused(where, "no value of its enum or const is as the rest of it asks")
-        return Choice(tuple(dict.fromkeys(fitting)))
+        return nodes.Choice(tuple(dict.fromkeys(fitting)))
 
     _COMBINATIONS: Mapping[str, Callable[[_Reader, dict[str, Any], str, int], Node]] = {
         "$ref": _reference,
@@ -319,7 +305,7 @@ class _Reader:
             if len(kind) == 1:
                 return self._value({**said, "type": kind[0]}, where, depth)
             branches = ({**said, "type": each} for each in kind)
-            return Union(tuple(self._value(each, where, depth + 1) for each in branches), where=where)
+            return nodes.Union(tuple(self._value(each, where, depth + 1) for each in branches), where=where)
         if not isinstance(kind, str) or kind not in _KEYWORDS:
             raise refused(where, f"type {kind!r} is not known")
         _only(said, _KEYWORDS[kind], where)
@@ -332,7 +318,7 @@ class _Reader:
         regex = said.get("pattern")
         form = said.get("format")
         if not isinstance(form, str) or form not in grammar.FORMATS:
-            return Text(least, most) if regex is None else self._pattern(regex, least, most, where)
+            return nodes.Text(least, most) if regex is None else self._pattern(regex, least, most, where)
         also = f"^({grammar.FORMATS[form]})$"
         if regex is None or _is_formats_own(said):
             return self._pattern(also, least, most, where)
@@ -355,7 +341,7 @@ class _Reader:
             raise refused(
                 where, f"no plain text of at most {most or grammar.LONGEST_MATCH} characters keeps the pattern"
             )
-        return Pattern(whole, example, least, most)
+        return nodes.Pattern(whole, example, least, most)
 
     def _number(self, said: dict[str, Any], where: str, depth: int) -> Node:
         bounds = [_bound(said, name, where) for name in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")]
@@ -364,7 +350,7 @@ class _Reader:
             isinstance(step, bool) or not isinstance(step, int | float) or not 1e-6 <= step <= 1e6
         ):
             raise refused(where, "multipleOf must be a number between 0.000001 and 1000000")
-        node = replace(Number(False, "0", *bounds), step=step)
+        node = replace(nodes.Number(False, "0", *bounds), step=step)
         example = example_of(node)
         if example is None:
             raise refused(where, "no number is within its bounds")
@@ -372,8 +358,8 @@ class _Reader:
 
     def _integer(self, said: dict[str, Any], where: str, depth: int) -> Node:
         node = self._number(said, where, depth)
-        assert isinstance(node, Number)
-        whole = Number(True, "0", *_whole_bounds(node), step=node.step)
+        assert isinstance(node, nodes.Number)
+        whole = nodes.Number(True, "0", *_whole_bounds(node), step=node.step)
         example = example_of(whole)
         if example is None:
             raise refused(where, "no integer is within its bounds")
@@ -397,19 +383,21 @@ class _Reader:
             return self._tuple([items] * least, where, depth)
         item = self._value(self._plain(items, f"{where}.items") if unique else items, f"{where}.items", depth + 1)
         if unique:
-            if not isinstance(item, Choice):
+            if not isinstance(item, nodes.Choice):
                 raise refused(where, "'uniqueItems' is supported for the values of an enum only")
-            item = Choice(tuple({option.removesuffix(".0"): option for option in item.options}.values()))
+            item = nodes.Choice(tuple({option.removesuffix(".0"): option for option in item.options}.values()))
             most = min(len(item.options), MOST_OPTIONS if most is None else most)
             if most < least:
                 raise refused(where, f"its items have {most} different values, minItems is {least}")
-        return Array(item, least, most, bool(unique))
+        return nodes.Array(item, least, most, bool(unique))
 
     def _tuple(self, items: list[Any], where: str, depth: int) -> Node:
         """All the items that are spoken of are written, and no more: who asks for a tuple wants the whole of it."""
         if len(items) > MOST_OPTIONS:
             raise refused(where, f"more than {MOST_OPTIONS} items that must come")
-        return Tuple(tuple(self._value(each, f"{where}.prefixItems.{at}", depth + 1) for at, each in enumerate(items)))
+        return nodes.Tuple(
+            tuple(self._value(each, f"{where}.prefixItems.{at}", depth + 1) for at, each in enumerate(items))
+        )
 
     def _object(self, said: dict[str, Any], where: str, depth: int) -> Node:
         properties, required = said.get("properties", {}), said.get("required", [])
@@ -439,14 +427,14 @@ class _Reader:
             if not name.isprintable():
                 raise refused(where, f"the name {name!r} holds a character that cannot be shown")
         fields = tuple(
-            Field(name, self._value(value, f"{where}.{path}", depth + 1), name in required)
+            nodes.Field(name, self._value(value, f"{where}.{path}", depth + 1), name in required)
             for name, (path, value) in properties.items()
             if value is not False or name in required
         )
         # Further fields are allowed where nothing forbids them, and written where nothing else is asked for.
         if more is False or (more in (True, {}) and properties):
-            return Object(fields)
-        return Object(fields, self._value(more, f"{where}.{place}", depth + 1))
+            return nodes.Object(fields)
+        return nodes.Object(fields, self._value(more, f"{where}.{place}", depth + 1))
 
     def _names(self, schema: Any, where: str) -> list[str] | None:  # noqa: ANN401
         """The names that fields may have; None for any."""
@@ -455,7 +443,7 @@ class _Reader:
             return None
         if said.keys() & {"enum", "const"}:
             node = self._enum({**said, "type": "string"}, where, 0)
-            assert isinstance(node, Choice)
+            assert isinstance(node, nodes.Choice)
             return [json.loads(option) for option in node.options]
         raise refused(where, "only the values of an enum are supported here")
 
@@ -463,16 +451,16 @@ class _Reader:
         """Any value: of the usual kinds, to any depth that the budget allows."""
         if self._any is None:
             name = "anything"
-            self._any = Reference(name, self._definitions)
-            scalars = (Text(), Number(False, "0"), Choice(("true", "false", "null")))
-            self._definitions[name] = Union((*scalars, Array(self._any), Object((), self._any)))
+            self._any = nodes.Reference(name, self._definitions)
+            scalars = (nodes.Text(), nodes.Number(False, "0"), nodes.Choice(("true", "false", "null")))
+            self._definitions[name] = nodes.Union((*scalars, nodes.Array(self._any), nodes.Object((), self._any)))
         return self._any
 
     def _boolean(self, said: dict[str, Any], where: str, depth: int) -> Node:
-        return Choice(("true", "false"))
+        return nodes.Choice(("true", "false"))
 
     def _null(self, said: dict[str, Any], where: str, depth: int) -> Node:
-        return Choice(("null",))
+        return nodes.Choice(("null",))
 
     _KINDS: Mapping[str, Callable[[_Reader, dict[str, Any], str, int], Node]] = {
         "string": _text,
@@ -485,7 +473,7 @@ class _Reader:
     }
 
 
-def example_of(node: Number) -> str | None:
+def example_of(node: nodes.Number) -> str | None:
     """A short number within the bounds, in JSON."""
     low = max((bound for bound in (node.minimum, node.above) if bound is not None), default=-LARGEST)
     high = min((bound for bound in (node.maximum, node.below) if bound is not None), default=LARGEST)
@@ -499,7 +487,7 @@ def example_of(node: Number) -> str | None:
     return min(fitting, key=len, default=None)
 
 
-def within(number: float, node: Number) -> bool:
+def within(number: float, node: nodes.Number) -> bool:
     """Whether a number keeps the bounds."""
     return (
         (node.minimum is None or number >= node.minimum)
@@ -511,7 +499,7 @@ def within(number: float, node: Number) -> bool:
     )
 
 
-def _whole_bounds(node: Number) -> tuple[int | None, int | None]:
+def _whole_bounds(node: nodes.Number) -> tuple[int | None, int | None]:
     """The least and the largest integer that keep the bounds."""
     lows = [math.ceil(node.minimum)] if node.minimum is not None else []
     lows += [math.floor(node.above) + 1] if node.above is not None else []

@@ -14,21 +14,8 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from router_backend.errors import AnswerError
-from router_backend.schema import grammar
-from router_backend.schema.nodes import (
-    Array,
-    Choice,
-    Field,
-    Node,
-    Number,
-    Object,
-    Part,
-    Pattern,
-    Text,
-    Tuple,
-    Union,
-    resolved,
-)
+from router_backend.schema import grammar, nodes
+from router_backend.schema.nodes import Node, resolved
 from router_backend.schema.read import MOST_DEPTH, within
 from router_backend.schema.size import CHARACTER, TEXT_LEAST, Sizes, Skeleton
 from router_backend.types import Step
@@ -87,30 +74,30 @@ class SchemaScript(Script):
     def _value(self, node: Node, where: str, after: Need, depth: int, lead: str = "") -> Stages:
         """Writes one value. `lead` is the blank before it: it is chosen together with what shares a token with it."""
         found = resolved(node)
-        if isinstance(found, Union):
+        if isinstance(found, nodes.Union):
             yield from self._union(found, where, after, depth, lead)
             return
-        if isinstance(found, Choice):
+        if isinstance(found, nodes.Choice):
             said = yield from self._option(where, self._affordable(found, after), lead)
             self.text += lead + said
             return
         self.text += lead
-        if isinstance(found, Text):
+        if isinstance(found, nodes.Text):
             yield from self._text(found, where, after)
-        elif isinstance(found, Pattern):
+        elif isinstance(found, nodes.Pattern):
             yield from self._pattern(found, where, after)
-        elif isinstance(found, Number):
+        elif isinstance(found, nodes.Number):
             yield from self._number(found, where, after)
-        elif isinstance(found, Array):
+        elif isinstance(found, nodes.Array):
             yield from self._array(found, where, after, depth - 1)
-        elif isinstance(found, Tuple):
+        elif isinstance(found, nodes.Tuple):
             yield from self._tuple(found, where, after, depth - 1)
-        elif isinstance(found, Object):
+        elif isinstance(found, nodes.Object):
             yield from self._object(found, where, after, depth - 1)
 
     # Values that hold others
 
-    def _object(self, node: Object, where: str, after: Need, depth: int) -> Stages:
+    def _object(self, node: nodes.Object, where: str, after: Need, depth: int) -> Stages:
         after = after.and_(self._skeleton.of("}"))
         self.text += "{"
         written = 0
@@ -123,7 +110,7 @@ class SchemaScript(Script):
             rest = self._needed(fields, after)
             self.text += ", " if written else ""
             written += 1
-            if isinstance(chosen.value, Part):
+            if isinstance(chosen.value, nodes.Part):
                 limit = self.count(self.text) + self._allot(self.sizes[chosen.value].least, chosen.value, rest)
                 yield from self._write_by(chosen.value.script(limit, self.count, self.text))
                 continue
@@ -134,7 +121,7 @@ class SchemaScript(Script):
         self.text += "}"
 
     def _next_field(
-        self, fields: Sequence[Field], where: str, after: Need, depth: int, *, first: bool
+        self, fields: Sequence[nodes.Field], where: str, after: Need, depth: int, *, first: bool
     ) -> Generator[Ask, Reply, int | None]:
         """The next field: the first required one, or an optional one before it, which the checkpoint chooses."""
         required = next((at for at, each in enumerate(fields) if each.required), None)
@@ -153,7 +140,7 @@ class SchemaScript(Script):
         said = yield from self._choose(where, options)
         return None if said == "}" else offered[options.index(said)]
 
-    def _others(self, node: Object, value: Node, where: str, after: Need, depth: int, written: int) -> Stages:
+    def _others(self, node: nodes.Object, value: Node, where: str, after: Need, depth: int, written: int) -> Stages:
         """Fields of any name, as long as the checkpoint wants and all that must come can have its usual length.
 
         In an object that is empty so far, a short one will do: only where not even that fits it stays empty unasked.
@@ -179,7 +166,7 @@ class SchemaScript(Script):
             name = name[:-1].strip()
         return name or next(name for name in (f"k{n}" for n in range(1, len(taken) + 2)) if name not in taken)
 
-    def _array(self, node: Array, where: str, after: Need, depth: int) -> Stages:
+    def _array(self, node: nodes.Array, where: str, after: Need, depth: int) -> Stages:
         after = after.and_(self._skeleton.of("]"))
         self.text += "["
         items, item = 0, node.item
@@ -200,12 +187,12 @@ class SchemaScript(Script):
             before = len(self.text)
             yield from self._value(item, f"{where}[{items}]", rest, depth, " " if items else "")
             items += 1
-            if node.unique and isinstance(item, Choice):
+            if node.unique and isinstance(item, nodes.Choice):
                 taken = self.text[before:].lstrip()
-                item = Choice(tuple(option for option in item.options if option != taken))
+                item = nodes.Choice(tuple(option for option in item.options if option != taken))
         self.text += "]"
 
-    def _tuple(self, node: Tuple, where: str, after: Need, depth: int) -> Stages:
+    def _tuple(self, node: nodes.Tuple, where: str, after: Need, depth: int) -> Stages:
         after = after.and_(self._skeleton.of("]"))
         self.text += "["
         for at, item in enumerate(node.items):
@@ -216,7 +203,7 @@ class SchemaScript(Script):
             yield from self._value(item, f"{where}[{at}]", rest, depth, " " if at else "")
         self.text += "]"
 
-    def _goes_on(self, node: Array, where: str, comma: str, depth: int) -> Generator[Ask, Reply, str]:
+    def _goes_on(self, node: nodes.Array, where: str, comma: str, depth: int) -> Generator[Ask, Reply, str]:
         """Whether a list has another item. A comma says so; before the first item, what that begins with."""
         if comma:
             return (yield from self._choose(where, [comma, "]"]))
@@ -227,16 +214,18 @@ class SchemaScript(Script):
     def _openings(self, node: Node) -> tuple[list[str], bool]:
         """What a value may begin with, and whether that may be a digit or a sign."""
         found = resolved(node)
-        if isinstance(found, Union):
+        if isinstance(found, nodes.Union):
             parts = [self._openings(way.node) for way in found.ways]
             return list(dict.fromkeys(text for texts, _ in parts for text in texts)), any(digit for _, digit in parts)
-        if isinstance(found, Choice):
+        if isinstance(found, nodes.Choice):
             return list(found.options), False
-        if isinstance(found, Number):
+        if isinstance(found, nodes.Number):
             return [], True
-        return ["{" if isinstance(found, Object) else "[" if isinstance(found, Array | Tuple) else '"'], False
+        return [
+            "{" if isinstance(found, nodes.Object) else "[" if isinstance(found, nodes.Array | nodes.Tuple) else '"'
+        ], False
 
-    def _union(self, node: Union, where: str, after: Need, depth: int, lead: str) -> Stages:
+    def _union(self, node: nodes.Union, where: str, after: Need, depth: int, lead: str) -> Stages:
         room = self._left() - after.least - JOIN
         ways = [way for way in node.ways if self._fits(way.node, room, depth)]
         options: dict[str, Node] = {}
@@ -244,8 +233,8 @@ class SchemaScript(Script):
         for way in ways:
             if way.opening is None:
                 digit = way.node
-            elif isinstance(way.node, Choice) and not way.opening:
-                options |= {option: Choice((option,)) for option in self._affordable(way.node, after)}
+            elif isinstance(way.node, nodes.Choice) and not way.opening:
+                options |= {option: nodes.Choice((option,)) for option in self._affordable(way.node, after)}
             else:
                 options[way.opening] = way.node
         if digit is not None and not options:
@@ -257,7 +246,7 @@ class SchemaScript(Script):
 
     # Values that hold no other
 
-    def _text(self, node: Text, where: str, after: Need) -> Stages:
+    def _text(self, node: nodes.Text, where: str, after: Need) -> Stages:
         self.text += '"'
         most = self._allot(max(TEXT_LEAST, CHARACTER * node.least), node, after.and_(self._skeleton.quote))
         if node.most is not None:
@@ -282,7 +271,7 @@ class SchemaScript(Script):
         if stopped:
             self.clipped.append(where)
 
-    def _pattern(self, node: Pattern, where: str, after: Need) -> Stages:
+    def _pattern(self, node: nodes.Pattern, where: str, after: Need) -> Stages:
         self.text += '"'
         most = self._allot(len(node.example), node, after.and_(self._skeleton.quote))
         longest = min(most, grammar.LONGEST_MATCH, *([node.most] if node.most is not None else []))
@@ -294,7 +283,7 @@ class SchemaScript(Script):
         if not usable:
             self.clipped.append(where)
 
-    def _number(self, node: Number, where: str, after: Need) -> Stages:
+    def _number(self, node: nodes.Number, where: str, after: Need) -> Stages:
         most = self._allot(len(node.example), node, after)
         reply = yield Ask(where, most + 1, grammar.number(node), ())
         found = _NUMBER.match(reply.text)
@@ -342,7 +331,7 @@ class SchemaScript(Script):
         want = max(1, self.sizes[node].usual - self.sizes[node].least)
         return max(1, min(room, least + max(0, room - least) * want // (want + after.usual - after.least)))
 
-    def _needed(self, fields: Sequence[Field], after: Need) -> Need:
+    def _needed(self, fields: Sequence[nodes.Field], after: Need) -> Need:
         for each in fields:
             if each.required:
                 size, key = self.sizes[each.value], self._skeleton.key(each.name)
@@ -358,7 +347,7 @@ class SchemaScript(Script):
     def _fits(self, node: Node, room: int, depth: int) -> bool:
         return self.sizes[node].depth <= depth and self.sizes[node].least <= room
 
-    def _affordable(self, node: Choice, after: Need) -> list[str]:
+    def _affordable(self, node: nodes.Choice, after: Need) -> list[str]:
         room = self._left() - after.least - JOIN
         fitting = [option for option in node.options if self._skeleton.of(option) <= room]
         return fitting or [min(node.options, key=self._skeleton.of)]
