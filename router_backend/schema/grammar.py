@@ -36,34 +36,35 @@ FORMATS = {
 FORMATS["date-time"] = f"{FORMATS['date']}T{FORMATS['time']}"
 
 
-def text(least: int, most: int | None) -> str:
-    """A string's characters up to and with its closing quote."""
+def text(least: int, most: int | None, taken: Sequence[str] = ()) -> str:
+    """A string's characters up to and with its closing quote; none of the `taken`."""
     counted = most if most is not None and most <= COUNTED else None
     few = min(least, COUNTED)
     times = f"{{{few},{'' if counted is None else counted}}}" if few or counted is not None else "*"
-    return f"start: TEXT END\nTEXT: /{CHARACTER}{times}/\n{END}\n"
+    return f"start: TEXT END\nTEXT: /{CHARACTER}{times}/{_but(taken)}\n{END}\n"
 
 
-def pattern(regex: str, least: int, most: int, *, ends: bool = True) -> str:
+def pattern(regex: str, least: int, most: int, taken: Sequence[str] = (), *, ends: bool = True) -> str:
     """A string of `least` to `most` plain characters that keeps each line of `regex`. Nothing in it needs an escape.
 
     Dead ends are not entered, so whatever is written can be closed within `most` characters.
     """
     each = " & ".join(f"/{_slashed(line)}/" for line in regex.splitlines() or [""])
-    body = f"TEXT: {each} & /{_PLAIN}{{{least},{most}}}/\n"
+    body = f"TEXT: {each} & /{_PLAIN}{{{least},{most}}}/{_but(taken)}\n"
     return f"start: TEXT END\n{body}{END}\n" if ends else f"start: TEXT\n{body}"
 
 
 def key(taken: Sequence[str]) -> str:
     """The name of a free field that is not taken yet, up to and with its closing quote."""
-    body = r"/[A-Za-z_][A-Za-z0-9_ -]*/"
-    if taken:
-        body += f" & ~/({'|'.join(map(escaped, taken))})/"
-    return f"start: TEXT END\nTEXT: {body}\n{END}\n"
+    return f"start: TEXT END\nTEXT: /[A-Za-z_][A-Za-z0-9_ -]*/{_but(taken)}\n{END}\n"
 
 
-def number(node: Number) -> str:
-    """A number, and what shows that it has ended."""
+def _but(taken: Sequence[str]) -> str:
+    return f" & ~/({'|'.join(map(escaped, taken))})/" if taken else ""
+
+
+def number(node: Number, taken: Sequence[str] = ()) -> str:
+    """A number, and what shows that it has ended; none of the `taken`, as far as a grammar can say it."""
     bounds = {
         "minimum": node.minimum,
         "maximum": node.maximum,
@@ -74,7 +75,8 @@ def number(node: Number) -> str:
     known = {name: value for name, value in bounds.items() if value is not None}
     if not known:
         fraction = "" if node.integer else r"(\.[0-9]{1,6})?"
-        return f"start: NUMBER END\nNUMBER: /-?(0|[1-9][0-9]{{0,{_DIGITS - 1}}}){fraction}/\n{_END_OF_NUMBER}\n"
+        body = f"/-?(0|[1-9][0-9]{{0,{_DIGITS - 1}}}){fraction}/{_but(taken)}"
+        return f"start: NUMBER END\nNUMBER: {body}\n{_END_OF_NUMBER}\n"
     if node.minimum is None and node.above is None:
         known["minimum"] = 1 - 10**_DIGITS
     if node.maximum is None and node.below is None:
@@ -98,27 +100,27 @@ def beginning(lead: str, options: Sequence[str], *, digit: bool) -> str:
 
 
 @lru_cache(maxsize=256)
-def shortest(regex: str, least: int, owner: str = "") -> str | None:
-    """A shortest string that keeps a pattern, None where there is none of `LONGEST_MATCH` characters.
+def shortest(regex: str, least: int, owner: str = "", taken: tuple[str, ...] = ()) -> str | None:
+    """A shortest string that keeps a pattern and is not `taken`, None where none of `LONGEST_MATCH` characters is.
 
     The last few are remembered, for each owner apart.
 
     Raises ValueError, in the compiler's words, where it is no regular expression, or is too costly to keep.
     """
-    problem = LLMatcher.validate_grammar(pattern(regex, least, LONGEST_MATCH, ends=False))
+    problem = LLMatcher.validate_grammar(pattern(regex, least, LONGEST_MATCH, taken, ends=False))
     if problem and not problem.startswith("WARNING"):
         lines = problem.splitlines()
         raise ValueError(next((line[7:] for line in lines if line.startswith("error: ")), lines[0]))
     low, high = least, LONGEST_MATCH
-    if _witness(pattern(regex, least, high, ends=False)) is None:
+    if _witness(pattern(regex, least, high, taken, ends=False)) is None:
         return None
     while low < high:
         middle = (low + high) // 2
-        if _begin(pattern(regex, least, middle, ends=False)) is None:
+        if _begin(pattern(regex, least, middle, taken, ends=False)) is None:
             low = middle + 1
         else:
             high = middle
-    return _witness(pattern(regex, least, high, ends=False))
+    return _witness(pattern(regex, least, high, taken, ends=False))
 
 
 def keeps(regex: str, least: int, most: int, text: str) -> bool:

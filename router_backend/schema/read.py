@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from decimal import Decimal
+from itertools import count
 from typing import Any
 from urllib.parse import unquote
 
@@ -38,7 +39,10 @@ _ASSERTIONS = frozenset(
 )
 _BOUNDS = frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"})
 _KEYWORDS = {
-    "object": frozenset({"properties", "required", "additionalProperties", "patternProperties", "propertyNames"}),
+    "object": frozenset(
+        {"properties", "required", "additionalProperties", "patternProperties", "propertyNames"}
+        | {"minProperties", "maxProperties"}
+    ),
     "array": frozenset({"items", "prefixItems", "additionalItems", "minItems", "maxItems", "uniqueItems"}),
     "string": frozenset({"minLength", "maxLength", "pattern", "format"}),
     "integer": _BOUNDS | {"multipleOf"},
@@ -50,6 +54,8 @@ _KEYWORDS = {
 _SAYING = _ASSERTIONS.union(*_KEYWORDS.values())
 _LOOK_AROUND = re.compile(r"\(\?<?[=!]")
 _ANY_NAME = frozenset({"", ".*", "^.*$", "^(.*)$"})
+_FEW = 64  # whole numbers that are offered one by one
+_NAME = "^[A-Za-z0-9_-]*$"
 _PATTERN = "x-kept-pattern"  # our own keyword, which is taken from no client
 _LARGEST_REGEX = 1 << 20  # bytes, compiled: some milliseconds
 # What holds values, and what holds schemas by names of the client's.
@@ -138,12 +144,15 @@ def _told(schema: Any) -> Any:  # noqa: ANN401
         if name in _DATA:
             told[name] = value
         elif name in _BY_NAME and isinstance(value, dict):
-            kept = value if name != "patternProperties" else {key: value[key] for key in value if key in _ANY_NAME}
-            told[name] = {key: _told(each) for key, each in kept.items()}
+            told[name] = {key: _told(each) for key, each in value.items()}
         elif name not in ("pattern", _PATTERN):
             told[name] = _told(value)
         elif name == "pattern" and isinstance(value, str) and not _is_formats_own(schema):
             told[_PATTERN] = value
+    patterns = told.get("patternProperties")
+    if isinstance(patterns, dict) and patterns.keys() - _ANY_NAME:  # there is one, and all names that we write keep it
+        ((regex, told["additionalProperties"]),) = told.pop("patternProperties").items()
+        told["propertyNames"] = {_PATTERN: regex}
     if isinstance(schema.get("items"), list):
         told["prefixItems"], told["items"] = told.pop("items"), told.pop("additionalItems", True)
     return told
@@ -382,14 +391,26 @@ class _Reader:
         if items is False:
             return self._tuple([items] * least, where, depth)
         item = self._value(self._plain(items, f"{where}.items") if unique else items, f"{where}.items", depth + 1)
-        if unique:
-            if not isinstance(item, nodes.Choice):
-                raise refused(where, "'uniqueItems' is supported for the values of an enum only")
+        return self._set(item, least, most, where) if unique else nodes.Array(item, least, most)
+
+    def _set(self, item: Node, least: int, most: int | None, where: str) -> Node:
+        """An array that has no value twice."""
+        low, high = _whole_bounds(item) if isinstance(item, nodes.Number) else (None, None)
+        if isinstance(item, nodes.Number) and low is not None and high is not None and item.integer:
+            if high - low < _FEW:
+                item = nodes.Choice(tuple(str(each) for each in range(low, high + 1) if within(each, item)))
+            else:
+                most = min(MOST_OPTIONS if most is None else most, max(1, int((high - low) // (item.step or 1))))
+        elif low is not None and high is not None:
+            raise refused(where, "'uniqueItems' is not supported for numbers between two bounds")
+        if isinstance(item, nodes.Choice):
             item = nodes.Choice(tuple({option.removesuffix(".0"): option for option in item.options}.values()))
             most = min(len(item.options), MOST_OPTIONS if most is None else most)
-            if most < least:
-                raise refused(where, f"its items have {most} different values, minItems is {least}")
-        return nodes.Array(item, least, most, bool(unique))
+        if not isinstance(item, nodes.Choice | nodes.Text | nodes.Pattern | nodes.Number):
+            raise refused(where, "'uniqueItems' is supported for texts, numbers and the values of an enum")
+        if most is not None and most < least:
+            raise refused(where, f"its items have {most} different values, minItems is {least}")
+        return nodes.Array(item, least, most, unique=True)
 
     def _tuple(self, items: list[Any], where: str, depth: int) -> Node:
         """All the items that are spoken of are written, and no more: who asks for a tuple wants the whole of it."""
@@ -403,18 +424,21 @@ class _Reader:
         properties, required = said.get("properties", {}), said.get("required", [])
         if not isinstance(properties, dict) or not isinstance(required, list):
             raise refused(where, "properties must be an object, and required a list")
+        least, most = _sizes(said, "minProperties", "maxProperties", where)
         more, place, patterns = (
             said.get("additionalProperties", True),
             "additionalProperties",
             said.get("patternProperties"),
         )
+        names, known = said.get("propertyNames", True), f"{where}.propertyNames"
         if patterns:
-            if not isinstance(patterns, dict) or patterns.keys() - _ANY_NAME or len(patterns) > 1 or properties:
-                raise refused(where, "'patternProperties' is not supported here, but for any name")
+            if not isinstance(patterns, dict) or len(patterns) > 1 or properties or names is not True:
+                raise refused(where, "'patternProperties' is supported for one pattern, and no other fields beside it")
             ((name, more),) = patterns.items()
             place = f"patternProperties.{name}"
+            names, known = name in _ANY_NAME or {"pattern": name}, f"{where}.{place}"
         properties = {name: (f"properties.{name}", value) for name, value in properties.items()}
-        allowed = self._names(said.get("propertyNames", True), f"{where}.propertyNames")
+        allowed, kept = self._names(names, known)
         named = [*(allowed or ()), *required]
         if unknown := [
             name for name in named if not isinstance(name, str) or (name not in properties and more is False)
@@ -431,21 +455,29 @@ class _Reader:
             for name, (path, value) in properties.items()
             if value is not False or name in required
         )
+        must = sum(each.required for each in fields)
         # Further fields are allowed where nothing forbids them, and written where nothing else is asked for.
-        if more is False or (more in (True, {}) and properties):
+        if more is False or (more in (True, {}) and properties and must >= least):
+            if must < least or (most is not None and len(fields) > most):
+                raise refused(where, "'minProperties' and 'maxProperties' are supported for fields of any name")
             return nodes.Object(fields)
-        return nodes.Object(fields, self._value(more, f"{where}.{place}", depth + 1))
+        if least > MOST_OPTIONS or (most is not None and len(fields) > most):
+            raise refused(where, "its properties are more than maxProperties, or minProperties too many")
+        return nodes.Object(fields, self._value(more, f"{where}.{place}", depth + 1), kept, least, most)
 
-    def _names(self, schema: Any, where: str) -> list[str] | None:  # noqa: ANN401
-        """The names that fields may have; None for any."""
+    def _names(self, schema: Any, where: str) -> tuple[list[str] | None, nodes.Pattern | None]:  # noqa: ANN401
+        """The names that fields may have, or what they keep; None for any."""
         said = _saying(self._plain(schema, where))
-        if said in ({}, {"type": "string"}):
-            return None
-        if said.keys() & {"enum", "const"}:
-            node = self._enum({**said, "type": "string"}, where, 0)
-            assert isinstance(node, nodes.Choice)
-            return [json.loads(option) for option in node.options]
-        raise refused(where, "only the values of an enum are supported here")
+        node = self._value({**said, "type": "string"}, where, 0)
+        if isinstance(node, nodes.Choice):
+            return [json.loads(option) for option in node.options], None
+        if isinstance(node, nodes.Text):
+            if node.least <= 1 and node.most is None:
+                return None, None
+            node = self._pattern(_NAME, max(1, node.least), node.most, where)
+        if not isinstance(node, nodes.Pattern):
+            raise refused(where, "only an enum, a pattern, a format and lengths are supported here")
+        return None, replace(node, least=max(1, node.least))
 
     def _anything(self) -> Node:
         """Any value: of the usual kinds, to any depth that the budget allows."""
@@ -485,6 +517,13 @@ def example_of(node: nodes.Number) -> str | None:
         tries += [int(each) for each in tries if float(each).is_integer()]
     fitting = [json.dumps(number) for number in tries if within(number, node)]
     return min(fitting, key=len, default=None)
+
+
+def another_of(node: nodes.Number, taken: Collection[float]) -> str:
+    """A number within the bounds that is not taken, in JSON: one of the nearest to the example."""
+    start, step = Decimal(node.example), Decimal(str(node.step or 1))
+    near = (start + sign * far * step for far in count(1) for sign in (1, -1))
+    return next(str(each) for each in near if float(each) not in taken and within(float(each), node))
 
 
 def within(number: float, node: nodes.Number) -> bool:

@@ -16,15 +16,14 @@ from functools import partial
 from router_backend.errors import AnswerError
 from router_backend.schema import grammar, nodes
 from router_backend.schema.nodes import Node, resolved
-from router_backend.schema.read import MOST_DEPTH, within
-from router_backend.schema.size import CHARACTER, TEXT_LEAST, Sizes, Skeleton
+from router_backend.schema.read import MOST_DEPTH, another_of, within
+from router_backend.schema.size import CHARACTER, NAME_LEAST, TEXT_LEAST, UNLIKE, Sizes, Skeleton
 from router_backend.types import Step
 from router_backend.writing import clip
 from router_backend.writing.stages import JOIN, QUOTE, TRIES, Ask, Count, Reply, Script, Stages, tokens_of
 
 _NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 _DEEPEST = 2 * MOST_DEPTH
-_NAME_LEAST = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,23 +70,32 @@ class SchemaScript(Script):
         """
         yield from self._value(self.root, "", NOTHING, _DEEPEST)
 
-    def _value(self, node: Node, where: str, after: Need, depth: int, lead: str = "") -> Stages:
-        """Writes one value. `lead` is the blank before it: it is chosen together with what shares a token with it."""
+    def _value(
+        self, node: Node, where: str, after: Need, depth: int, lead: str = "", taken: Sequence[str] = ()
+    ) -> Stages:
+        """Writes one value, none of the `taken`, in JSON.
+
+        `lead` is the blank before it: it is chosen together with what shares a token with it.
+        """
         found = resolved(node)
         if isinstance(found, nodes.Union):
             yield from self._union(found, where, after, depth, lead)
             return
         if isinstance(found, nodes.Choice):
-            said = yield from self._option(where, self._affordable(found, after), lead)
+            free = nodes.Choice(tuple(option for option in found.options if option not in taken))
+            said = yield from self._option(where, self._affordable(free, after), lead)
             self.text += lead + said
             return
         self.text += lead
         if isinstance(found, nodes.Text):
-            yield from self._text(found, where, after)
+            yield from self._text(found, where, after, [each[1:-1] for each in taken])
         elif isinstance(found, nodes.Pattern):
-            yield from self._pattern(found, where, after)
+            self.text += '"'
+            after = after.and_(self._skeleton.quote)
+            most = self._allot(len(found.example), found, after)
+            self.text += (yield from self._kept(found, where, most, [each[1:-1] for each in taken])) + '"'
         elif isinstance(found, nodes.Number):
-            yield from self._number(found, where, after)
+            yield from self._number(found, where, after, taken)
         elif isinstance(found, nodes.Array):
             yield from self._array(found, where, after, depth - 1)
         elif isinstance(found, nodes.Tuple):
@@ -99,15 +107,16 @@ class SchemaScript(Script):
 
     def _object(self, node: nodes.Object, where: str, after: Need, depth: int) -> Stages:
         after = after.and_(self._skeleton.of("}"))
+        unnamed = self._unnamed(node, node.unnamed, after)
         self.text += "{"
         written = 0
         fields = list(node.fields)
         while fields:
-            at = yield from self._next_field(fields, where, after, depth, first=not written)
+            at = yield from self._next_field(fields, where, unnamed, depth, first=not written)
             if at is None:
                 break
             chosen, fields = fields[at], fields[at + 1 :]
-            rest = self._needed(fields, after)
+            rest = self._needed(fields, unnamed)
             self.text += ", " if written else ""
             written += 1
             if isinstance(chosen.value, nodes.Part):
@@ -146,31 +155,61 @@ class SchemaScript(Script):
         In an object that is empty so far, a short one will do: only where not even that fits it stays empty unasked.
         """
         taken = [each.name for each in node.fields]
-        name = self._skeleton.between + 2 * self._skeleton.quote + _NAME_LEAST
-        while self._may_add(value, name, after, depth, short=not written):
+        name = self._skeleton.name(node.names)
+        while (node.most is None or written < node.most) and self._is_another(node.names, taken):
+            rest = self._unnamed(node, node.least - written - 1, after)
             opening = '"' if not written else ', "'
-            if (yield from self._choose(where, [opening, "}"])) == "}":
-                return
+            if written >= node.least:
+                if not self._may_add(value, name, after, depth, short=not written):
+                    return
+                if (yield from self._choose(where, [opening, "}"])) == "}":
+                    return
             self.text += opening
-            key = yield from self._key(where, taken)
+            if node.names is None:
+                key = yield from self._key(where, taken)
+            else:
+                key = yield from self._kept(node.names, f"{where}.*", len(node.names.example) + UNLIKE, taken)
             taken.append(key)
             self.text += f'{key}":'
-            yield from self._value(value, f"{where}.{key}", after, depth, " ")
+            yield from self._value(value, f"{where}.{key}", rest, depth, " ")
             written += 1
+
+    def _unnamed(self, node: nodes.Object, count: int, after: Need) -> Need:
+        """What so many fields of other names need, before what comes after the object."""
+        if count <= 0 or node.other is None:
+            return after
+        size, name = self.sizes[node.other], self._skeleton.name(node.names)
+        return after.and_(count * (size.least + name), count * (size.usual + name))
+
+    def _is_another(self, node: Node | None, taken: Sequence[str]) -> bool:
+        """Whether there is a text of this kind that is not taken."""
+        return not isinstance(node, nodes.Pattern) or self._another(node, taken) is not None
+
+    def _another(self, node: nodes.Pattern, taken: Sequence[str]) -> str | None:
+        """A text that keeps a pattern and is not taken."""
+        if node.example not in taken:
+            return node.example
+        try:
+            found = grammar.shortest(node.regex, node.least, "", tuple(taken))
+        except ValueError:  # too costly to find
+            return None
+        return found if found and len(found) <= len(node.example) + UNLIKE else None
 
     def _key(self, where: str, taken: Sequence[str]) -> Generator[Ask, Reply, str]:
         """The name of a field, up to its closing quote."""
-        reply = yield Ask(f"{where}.*", _NAME_LEAST, grammar.key(taken), ('"',))
+        reply = yield Ask(f"{where}.*", NAME_LEAST, grammar.key(taken), ('"',))
         name = clip.clean(clip.split_at_quote(reply.text)[0]).replace('"', "").replace("\\", "").strip()
-        while name and (name in taken or self.count(name) + JOIN > _NAME_LEAST):
+        while name and (name in taken or self.count(name) + JOIN > NAME_LEAST):
             name = name[:-1].strip()
         return name or next(name for name in (f"k{n}" for n in range(1, len(taken) + 2)) if name not in taken)
 
     def _array(self, node: nodes.Array, where: str, after: Need, depth: int) -> Stages:
         after = after.and_(self._skeleton.of("]"))
         self.text += "["
-        items, item = 0, node.item
+        items, taken, kind = 0, list[str](), resolved(node.item)
         while node.most is None or items < node.most:
+            if not self._is_another(kind, [each[1:-1] for each in taken]):
+                break
             must = items < node.least
             if not must:
                 if not self._may_add(node.item, self._skeleton.between, after, depth):
@@ -185,11 +224,10 @@ class SchemaScript(Script):
                 left * (size.least + self._skeleton.between), left * (size.usual + self._skeleton.between)
             )
             before = len(self.text)
-            yield from self._value(item, f"{where}[{items}]", rest, depth, " " if items else "")
+            yield from self._value(node.item, f"{where}[{items}]", rest, depth, " " if items else "", taken)
             items += 1
-            if node.unique and isinstance(item, nodes.Choice):
-                taken = self.text[before:].lstrip()
-                item = nodes.Choice(tuple(option for option in item.options if option != taken))
+            if node.unique:
+                taken.append(self.text[before:].lstrip())
         self.text += "]"
 
     def _tuple(self, node: nodes.Tuple, where: str, after: Need, depth: int) -> Stages:
@@ -246,15 +284,14 @@ class SchemaScript(Script):
 
     # Values that hold no other
 
-    def _text(self, node: nodes.Text, where: str, after: Need) -> Stages:
+    def _text(self, node: nodes.Text, where: str, after: Need, taken: Sequence[str]) -> Stages:
         self.text += '"'
         most = self._allot(max(TEXT_LEAST, CHARACTER * node.least), node, after.and_(self._skeleton.quote))
         if node.most is not None:
             most = min(most, max(1, CHARACTER * node.most))
         for attempt in range(TRIES):
-            reply = yield Ask(
-                where, most + QUOTE, grammar.text(node.least, node.most), (), attempt, free_after=2 * node.least
-            )
+            rules = grammar.text(node.least, node.most, taken)
+            reply = yield Ask(where, most + QUOTE, rules, (), attempt, free_after=2 * node.least)
             body, tail = clip.split_at_quote(reply.text)
             text, stopped = clip.clean(body), tail is None
             if len(text) < node.least:  # cleaned too well
@@ -263,34 +300,40 @@ class SchemaScript(Script):
             if stopped or not fits(text):
                 shorter = clip.shorten(text, fits)
                 text, stopped = shorter if len(shorter) >= node.least else clip.cut(text, fits), True
-            if len(text) >= node.least:
+            while clip.escape(text) in taken and text:
+                text, stopped = text[:-1], True
+            if len(text) >= node.least and clip.escape(text) not in taken:
                 break
         else:
-            raise AnswerError(f"the checkpoint wrote too little for {where}, twice")
+            raise AnswerError(f"the checkpoint wrote too little for {where}, or the same again, twice")
         self.text += clip.escape(text) + '"'
         if stopped:
             self.clipped.append(where)
 
-    def _pattern(self, node: nodes.Pattern, where: str, after: Need) -> Stages:
-        self.text += '"'
-        most = self._allot(len(node.example), node, after.and_(self._skeleton.quote))
+    def _kept(self, node: nodes.Pattern, where: str, most: int, taken: Sequence[str]) -> Generator[Ask, Reply, str]:
+        """A text of at most so many tokens that keeps a pattern, without its quotes."""
         longest = min(most, grammar.LONGEST_MATCH, *([node.most] if node.most is not None else []))
-        rules = grammar.pattern(node.regex, node.least, longest)
-        reply = yield Ask(where, most + QUOTE, rules, ())
+        reply = yield Ask(where, most + QUOTE, grammar.pattern(node.regex, node.least, longest, taken), ())
         body, tail = clip.split_at_quote(reply.text)
-        usable = tail is not None and self.count(body) <= most and grammar.keeps(node.regex, node.least, longest, body)
-        self.text += (body if usable else node.example) + '"'
-        if not usable:
-            self.clipped.append(where)
+        usable = tail is not None and self.count(body) <= most and body not in taken
+        if usable and grammar.keeps(node.regex, node.least, longest, body):
+            return body
+        self.clipped.append(where)
+        return self._another(node, taken) or node.example
 
-    def _number(self, node: nodes.Number, where: str, after: Need) -> Stages:
+    def _number(self, node: nodes.Number, where: str, after: Need, taken: Sequence[str]) -> Stages:
         most = self._allot(len(node.example), node, after)
-        reply = yield Ask(where, most + 1, grammar.number(node), ())
+        reply = yield Ask(where, most + 1, grammar.number(node, taken), ())
         found = _NUMBER.match(reply.text)
-        text = found[0] if found else ""
-        while text and not (_NUMBER.fullmatch(text) and self.count(text) <= most and within(float(text), node)):
+        text, others = found[0] if found else "", [float(each) for each in taken]
+        while text and not (
+            _NUMBER.fullmatch(text)
+            and self.count(text) <= most
+            and float(text) not in others
+            and within(float(text), node)
+        ):
             text = text[:-1]
-        self.text += text or node.example
+        self.text += text or (another_of(node, others) if others else node.example)
         if not reply.ended or not text:
             self.clipped.append(where)
 

@@ -16,6 +16,8 @@ TEXT_LEAST, TEXT_USUAL, NUMBER_USUAL, ITEMS_USUAL = 4, 24, 4, 3
 # A character takes four tokens at most: a byte each.
 CHARACTER = 4
 _USUAL_MOST = 4096
+# A name that nothing is known about; characters that a value has more for being unlike those before it.
+NAME_LEAST, UNLIKE = 8, 3
 # What may hold itself has no usual size of its own: so much more than its least.
 _MORE = 60
 
@@ -44,6 +46,11 @@ class Skeleton:
 
     def key(self, name: str) -> int:
         return self.of(f"{json.dumps(name, ensure_ascii=False)}: ") + self.between
+
+    def name(self, names: nodes.Pattern | None) -> int:
+        """A field of a name that the checkpoint says."""
+        longest = max(NAME_LEAST, len(names.example) + UNLIKE) if names else NAME_LEAST
+        return self.between + 2 * self.quote + longest
 
 
 def measure(root: Node, count: Count) -> Sizes:
@@ -103,7 +110,7 @@ def _held(node: Node, sizes: Sizes, skeleton: Skeleton) -> Measure | None:
         if item is None:
             return None if node.least else _row([], skeleton.brackets, sizes)
         items = max(node.least, ITEMS_USUAL if node.most is None else min(ITEMS_USUAL, node.most))
-        least = skeleton.brackets + node.least * (item.least + skeleton.between)
+        least = skeleton.brackets + node.least * (item.least + skeleton.between + UNLIKE * node.unique)
         usual = skeleton.brackets + items * (item.usual + skeleton.between)
         return Measure(1 + item.depth * bool(node.least), least, min(usual, max(least, _USUAL_MOST)))
     if isinstance(node, nodes.Tuple):
@@ -112,7 +119,12 @@ def _held(node: Node, sizes: Sizes, skeleton: Skeleton) -> Measure | None:
     required = [field for field in node.fields if field.required]
     more = ITEMS_USUAL * (sizes[node.other].least + skeleton.between + TEXT_LEAST) if node.other in sizes else 0
     forced = skeleton.braces + sum(skeleton.key(field.name) for field in required)
-    return _row([field.value for field in required], forced, sizes, more)
+    values = [field.value for field in required]
+    if node.unnamed:
+        assert node.other is not None
+        values += node.unnamed * [node.other]
+        forced += node.unnamed * skeleton.name(node.names)
+    return _row(values, forced, sizes, more)
 
 
 def _row(values: Sequence[Node], forced: int, sizes: Sizes, more: int = 0) -> Measure | None:

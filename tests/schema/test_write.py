@@ -296,6 +296,60 @@ def test_no_value_of_a_set_comes_twice() -> None:
     assert any(len(each) == 3 for each in sets) and all(len(set(each)) == len(each) >= 2 for each in sets)
 
 
+SETS: list[Json] = [
+    {"type": "string"},
+    {"type": "string", "maxLength": 2},
+    {"type": "string", "pattern": "^[ab]{1,3}$"},
+    {"type": "string", "format": "uuid"},
+    {"type": "integer"},
+    {"type": "number"},
+    {"type": "integer", "minimum": 1, "maximum": 5},
+    {"type": "integer", "minimum": 1},
+    {"type": "integer", "minimum": 0, "maximum": 1000, "multipleOf": 50},
+    {"type": "integer", "exclusiveMaximum": -5, "multipleOf": 3},
+]
+
+
+@pytest.mark.parametrize("items", SETS, ids=json.dumps)
+def test_no_value_of_a_set_of_any_kind_comes_twice(items: Json) -> None:
+    """As pydantic writes `set[str]`."""
+    kind = {"type": "array", "uniqueItems": True, "items": items, "minItems": 3, "maxItems": 5}
+    model = RandomModel(b',"')
+    least = smallest(SchemaWriter(model), field(**kind))
+    for seed, extra in enumerate((0, 5, 20, 60, 300)):
+        write(model, field(**kind), least + extra, seed)
+
+
+@pytest.mark.parametrize("items", [{"type": "string"}, {"type": "integer"}, {"type": "number", "minimum": 0.5}])
+def test_a_set_is_one_where_the_checkpoint_repeats_itself_and_a_grammar_takes_nothing_away(items: Json) -> None:
+    echo = EchoModel(script=lambda asked: "," if "CHOICE" in (asked.grammar or "") else '1111"')
+    kind = {"type": "array", "uniqueItems": True, "items": items, "minItems": 3, "maxItems": 4}
+    assert len(write(echo, field(**kind), 300)[0]["a"]) >= 3
+
+
+NAMED: list[Json] = [
+    {"propertyNames": {"format": "uuid"}},
+    {"propertyNames": {"pattern": "^[a-c]{1,2}$"}},
+    {"propertyNames": {"minLength": 2, "maxLength": 4}},
+    {"patternProperties": {"^x-[0-9]{2}$": {"type": "integer"}}, "additionalProperties": False},
+    {"patternProperties": {"^[a-z]{3}$": {"type": "integer"}}},
+    {"additionalProperties": {"type": "integer"}, "properties": {"a": {"type": "null"}}, "required": ["a"]},
+    {"additionalProperties": {"type": "integer"}},
+]
+
+
+@pytest.mark.parametrize("kind", NAMED, ids=json.dumps)
+@pytest.mark.parametrize(("least", "most"), [(0, 9), (2, 3), (3, 3)])
+def test_names_and_their_number_are_kept(kind: Json, least: int, most: int) -> None:
+    schema = field(
+        type="object", **({"additionalProperties": {"type": "integer"}} | kind), minProperties=least, maxProperties=most
+    )
+    model = RandomModel(b',"')
+    smallest_of = smallest(SchemaWriter(model), schema)
+    counts = {len(write(model, schema, smallest_of + extra, extra)[0]["a"]) for extra in (0, 3, 30, 100, 400)}
+    assert max(counts) >= max(1, least)
+
+
 def test_a_tuple_is_written_whole() -> None:
     kind = {"prefixItems": [{"type": "string"}, {"type": "integer"}, {"type": ["boolean", "null"]}], "items": False}
     model = RandomModel()
