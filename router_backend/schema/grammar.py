@@ -16,6 +16,7 @@ from router_backend.schema.nodes import Number
 from router_backend.writing.grammar import CHARACTER, END, escaped, literals
 
 LONGEST_PATTERN, LONGEST_MATCH = 256, 256
+NOT = "\0"
 # Repetitions that a grammar counts; of longer texts the limit in tokens and the last check take care.
 COUNTED = 512
 _DIGITS = 15
@@ -47,9 +48,12 @@ def text(least: int, most: int | None, taken: Sequence[str] = ()) -> str:
 def pattern(regex: str, least: int, most: int, taken: Sequence[str] = (), *, ends: bool = True) -> str:
     """A string of `least` to `most` plain characters that keeps each line of `regex`. Nothing in it needs an escape.
 
+    A line that `NOT` begins is not kept.
+
     Dead ends are not entered, so whatever is written can be closed within `most` characters.
     """
-    each = " & ".join(f"/{_slashed(line)}/" for line in regex.splitlines() or [""])
+    lines = regex.splitlines() or [""]
+    each = " & ".join(f"{'~' * line.startswith(NOT)}/{_slashed(line.removeprefix(NOT))}/" for line in lines)
     body = f"TEXT: {each} & /{_PLAIN}{{{least},{most}}}/{_but(taken)}\n"
     return f"start: TEXT END\n{body}{END}\n" if ends else f"start: TEXT\n{body}"
 

@@ -37,13 +37,16 @@ _ASSERTIONS = frozenset(
     | {"patternProperties", "propertyNames", "minProperties", "maxProperties", "dependencies", "dependentSchemas"}
     | {"dependentRequired", "unevaluatedItems", "unevaluatedProperties"}
 )
+_UNEVALUATED = frozenset({"unevaluatedItems", "unevaluatedProperties"})
 _BOUNDS = frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"})
 _KEYWORDS = {
     "object": frozenset(
         {"properties", "required", "additionalProperties", "patternProperties", "propertyNames"}
-        | {"minProperties", "maxProperties"}
+        | {"minProperties", "maxProperties", "unevaluatedProperties"}
     ),
-    "array": frozenset({"items", "prefixItems", "additionalItems", "minItems", "maxItems", "uniqueItems"}),
+    "array": frozenset(
+        {"items", "prefixItems", "additionalItems", "unevaluatedItems", "minItems", "maxItems", "uniqueItems"}
+    ),
     "string": frozenset({"minLength", "maxLength", "pattern", "format"}),
     "integer": _BOUNDS | {"multipleOf"},
     "number": _BOUNDS | {"multipleOf"},
@@ -52,6 +55,8 @@ _KEYWORDS = {
 }
 # All that may say which values there are.
 _SAYING = _ASSERTIONS.union(*_KEYWORDS.values())
+_IN_GROUP = r"(?:[^()\[\]\\]|\\.|\[\^?\]?(?:[^\]\\]|\\.)*\])"
+_LOOK_AHEAD = re.compile(rf"\(\?([=!])((?:{_IN_GROUP}|\((?:{_IN_GROUP}|\({_IN_GROUP}*\))*\))*)\)")
 _LOOK_AROUND = re.compile(r"\(\?<?[=!]")
 _ANY_NAME = frozenset({"", ".*", "^.*$", "^(.*)$"})
 _FEW = 64  # whole numbers that are offered one by one
@@ -123,7 +128,9 @@ class _KeepsPattern:
         self._regex = regex
 
     def validate(self, instance: object) -> None:
-        if isinstance(instance, str) and not compiled(self._regex).is_valid(instance):
+        if not isinstance(instance, str):
+            return
+        if any(compiled(part).is_valid(instance) is not wanted for wanted, part in conditions(self._regex)):
             raise ValueError(f"{json.dumps(instance, ensure_ascii=False)} does not match {self._regex}")
 
 
@@ -149,6 +156,7 @@ def _told(schema: Any) -> Any:  # noqa: ANN401
             told[name] = _told(value)
         elif name == "pattern" and isinstance(value, str) and not _is_formats_own(schema):
             told[_PATTERN] = value
+    told = _dated(told)
     patterns = told.get("patternProperties")
     if isinstance(patterns, dict) and patterns.keys() - _ANY_NAME:  # there is one, and all names that we write keep it
         ((regex, told["additionalProperties"]),) = told.pop("patternProperties").items()
@@ -156,6 +164,17 @@ def _told(schema: Any) -> Any:  # noqa: ANN401
     if isinstance(schema.get("items"), list):
         told["prefixItems"], told["items"] = told.pop("items"), told.pop("additionalItems", True)
     return told
+
+
+def _dated(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """With bounds as they are today: in draft 4, and in OpenAPI 3.0, a truth value tells what `minimum` is."""
+    said = dict(schema)
+    for name, exclusive in (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")):
+        if said.get(exclusive) is True and name in said:
+            said[exclusive] = said.pop(name)
+        elif said.get(exclusive) is False:
+            del said[exclusive]
+    return said
 
 
 def _is_formats_own(schema: Mapping[str, Any]) -> bool:
@@ -225,7 +244,7 @@ class _Reader:
             return self._anything()
         if not isinstance(schema, dict):
             raise refused(where, "must be an object")
-        said = dict(schema)
+        said = _dated(schema)
         for name, read in self._COMBINATIONS.items():
             if name in said:
                 return read(self, said, where, depth)
@@ -238,7 +257,7 @@ class _Reader:
         target, _ = self._found(name, where)
         known = target if isinstance(target, dict) else {}
         if beside := {key: value for key, value in _saying(said).items() if known.get(key) != value}:
-            return self._value({"allOf": [beside, target]}, where, depth + 1)
+            return self._value({**beside, "allOf": [target]}, where, depth + 1)
         self._waiting.append(name)
         return nodes.Reference(name, self._definitions)
 
@@ -247,9 +266,13 @@ class _Reader:
         branches = said.pop(name)
         if not isinstance(branches, list) or not branches:
             raise refused(where, f"{name} must be a list that is not empty")
+        branches = [each for each in branches if not _is_nothing(each)] or branches
+        if any(isinstance(each, dict) and each.get("type") == "number" for each in branches):
+            # As pydantic has a Decimal: a number, or a text of a pattern that is beyond us.
+            branches = [each for each in branches if not _is_beyond(each)]
         beside = _saying(said)
         kinds = [
-            self._value({"allOf": [beside, each]} if beside else each, f"{where}.{name}.{at}", depth + 1)
+            self._value({**beside, "allOf": [each]} if beside else each, f"{where}.{name}.{at}", depth + 1)
             for at, each in enumerate(branches)
         ]
         return kinds[0] if len(kinds) == 1 else nodes.Union(tuple(kinds), where=where, exclusive=name == "oneOf")
@@ -261,7 +284,10 @@ class _Reader:
         if len(parts) == 1 and not _saying(said):
             return self._value(parts[0], f"{where}.allOf.0", depth + 1)
         for at, part in enumerate(parts):
-            said = intersect(said, self._plain(part, f"{where}.allOf.{at}"), _SAYING, where)
+            plain = self._plain(part, f"{where}.allOf.{at}")
+            if unevaluated := plain.keys() & _UNEVALUATED:
+                raise refused(f"{where}.allOf.{at}", f"{min(unevaluated)!r} is not supported here")
+            said = intersect(said, plain, _SAYING, where)
         return self._value(said, where, depth + 1)
 
     def _plain(self, part: Any, where: str) -> dict[str, Any]:  # noqa: ANN401
@@ -340,10 +366,12 @@ class _Reader:
         longest = grammar.LONGEST_PATTERN * (4 if also else 1)  # generators write long ones beside their formats
         if not isinstance(regex, str) or len(regex) > longest or not regex.isprintable():
             raise refused(where, f"pattern must be printable text of at most {longest} characters")
-        whole = "\n".join(map(_anchored, filter(None, (regex, also))))
+        parts = [*conditions(regex), *([(True, also)] if also else [])]
+        whole = "\n".join(("" if wanted else grammar.NOT) + _anchored(part) for wanted, part in parts)
         try:
             example = grammar.shortest(whole, least, self._owner)
-            compiled(regex)
+            for _, part in parts:
+                compiled(part)
         except ValueError as error:
             raise refused(where, f"pattern: {' '.join(str(error).split())[:200]}") from None
         if example is None or (most is not None and len(example) > most):
@@ -376,7 +404,7 @@ class _Reader:
 
     def _array(self, said: dict[str, Any], where: str, depth: int) -> Node:
         least, most = _sizes(said, "minItems", "maxItems", where)
-        items, first = said.get("items", {}), said.get("prefixItems", [])
+        items, first = said.get("items", said.get("unevaluatedItems", {})), said.get("prefixItems", [])
         if isinstance(items, list):  # as drafts before 2020-12 write tuples
             items, first = said.get("additionalItems", {}), items
         elif "additionalItems" in said:
@@ -426,7 +454,7 @@ class _Reader:
             raise refused(where, "properties must be an object, and required a list")
         least, most = _sizes(said, "minProperties", "maxProperties", where)
         more, place, patterns = (
-            said.get("additionalProperties", True),
+            said.get("additionalProperties", said.get("unevaluatedProperties", True)),
             "additionalProperties",
             said.get("patternProperties"),
         )
@@ -453,7 +481,7 @@ class _Reader:
         fields = tuple(
             nodes.Field(name, self._value(value, f"{where}.{path}", depth + 1), name in required)
             for name, (path, value) in properties.items()
-            if value is not False or name in required
+            if name in required or not _is_nothing(value)
         )
         must = sum(each.required for each in fields)
         # Further fields are allowed where nothing forbids them, and written where nothing else is asked for.
@@ -587,6 +615,26 @@ def _anchored(regex: str) -> str:
     begins, ends = regex.startswith("^"), regex.endswith("$") and not _escaped_at(regex, len(regex) - 1)
     inner = regex[1 if begins else 0 : len(regex) - 1 if ends else len(regex)]
     return f"{'' if begins else '.*'}({inner}){'' if ends else '.*'}"
+
+
+def conditions(regex: str) -> list[tuple[bool, str]]:
+    """A pattern as expressions that a text must match, or must not: look-aheads at its start stand for themselves."""
+    found: list[tuple[bool, str]] = []
+    rest = regex[1:]
+    while regex.startswith("^") and (ahead := _LOOK_AHEAD.match(rest)):
+        found.append((ahead[1] == "=", f"^{ahead[2].removeprefix('^')}"))
+        rest = rest[ahead.end() :]
+    return [(True, f"^{rest}"), *found] if found else [(True, regex)]
+
+
+def _is_nothing(schema: Any) -> bool:  # noqa: ANN401
+    """Whether no value at all is as it asks, by its own words (`z.never()`)."""
+    return schema is False or (isinstance(schema, dict) and _saying(schema) in ({"not": {}}, {"not": True}))
+
+
+def _is_beyond(schema: Any) -> bool:  # noqa: ANN401
+    regex = schema.get("pattern") if isinstance(schema, dict) and not _is_formats_own(schema) else None
+    return isinstance(regex, str) and any(_LOOK_AROUND.search(part) for _, part in conditions(regex))
 
 
 def _escaped_at(regex: str, at: int) -> bool:

@@ -350,6 +350,65 @@ def test_names_and_their_number_are_kept(kind: Json, least: int, most: int) -> N
     assert max(counts) >= max(1, least)
 
 
+WRITTEN_ELSEWHERE: dict[str, Json] = {
+    "TypeBox closes what it composes": {
+        "allOf": [{"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}],
+        "properties": {"b": {"type": "integer"}},
+        "required": ["b"],
+        "unevaluatedProperties": False,
+    },
+    "a reference that is closed": {
+        "$ref": "#/$defs/A",
+        "unevaluatedProperties": False,
+        "$defs": {"A": {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}},
+    },
+    "branches that are closed": {
+        "type": "object",
+        "anyOf": [
+            {"properties": {"k": {"const": "a"}, "x": {"type": "integer"}}, "required": ["k", "x"]},
+            {"properties": {"k": {"const": "b"}}, "required": ["k"]},
+        ],
+        "unevaluatedProperties": False,
+    },
+    "a tuple that is closed": field(
+        type="array", prefixItems=[{"type": "integer"}], unevaluatedItems=False, minItems=1
+    ),
+    "z.never()": {
+        "type": "object",
+        "properties": {"a": {"anyOf": [{"type": "integer"}, {"not": {}}]}, "b": {"not": {}}},
+        "required": ["a"],
+    },
+    "pydantic's Decimal": field(
+        anyOf=[{"type": "number"}, {"type": "string", "pattern": r"^(?!^[-+.]*$)[+-]?0*\d*\.?\d*$"}]
+    ),
+    "pydantic's Decimal with places": field(
+        anyOf=[
+            {"type": "number", "exclusiveMinimum": 0},
+            {
+                "type": "string",
+                "pattern": r"^(?!^[-+.]*$)[+-]?0*(?:\d{0,3}|(?=[\d.]{1,6}0*$)\d{0,3}\.\d{0,2}0*$)",
+            },
+        ]
+    ),
+    "a rule for passwords": field(type="string", pattern=r"^(?=.*\d)(?=.*[a-z])(?!.*\s).{8,12}$"),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN_ELSEWHERE)
+def test_what_others_write_is_kept(name: str) -> None:
+    schema, model = WRITTEN_ELSEWHERE[name], RandomModel(b'",}a0')
+    for seed, extra in enumerate((0, 4, 60, 200)):
+        write(model, schema, smallest(SchemaWriter(model), schema) + extra, seed)
+
+
+def test_bounds_of_draft_4_and_openapi_3_0() -> None:
+    kind = {"type": "integer", "minimum": 0, "exclusiveMinimum": True, "maximum": 2, "exclusiveMaximum": False}
+    for schema in (field(**kind), field(allOf=[kind], nullable=False)):
+        request = GenerateRequest("t", "p", SamplingParams(60), "json", schema=json.dumps(schema))
+        said = "".join(each.text for each in SchemaWriter(RandomModel(b"0")).write(request, lambda: False))
+        assert json.loads(said)["a"] in (1, 2)
+
+
 def test_a_tuple_is_written_whole() -> None:
     kind = {"prefixItems": [{"type": "string"}, {"type": "integer"}, {"type": ["boolean", "null"]}], "items": False}
     model = RandomModel()
