@@ -40,7 +40,7 @@ Prompt = Annotated[NonEmptyText, AfterValidator(_not_blank)]
 Stop = Annotated[str, AfterValidator(_no_nul), Field(min_length=1, max_length=256)]
 
 # Names of alternatives in a union, which pydantic puts into the place of an error.
-TAGS = frozenset({"(one)", "(list)", "(plain)", "(schema)"})
+TAGS = frozenset({"(one)", "(list)", "(plain)", "(schema)", "(word)", "(named)", "(some)"})
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody} for status in (400, 401, 413, 415, 429, 500, 502, 503, 504)
