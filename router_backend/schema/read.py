@@ -423,22 +423,34 @@ class _Reader:
 
     def _set(self, item: Node, least: int, most: int | None, where: str) -> Node:
         """An array that has no value twice."""
-        low, high = _whole_bounds(item) if isinstance(item, nodes.Number) else (None, None)
-        if isinstance(item, nodes.Number) and low is not None and high is not None and item.integer:
-            if high - low < _FEW:
-                item = nodes.Choice(tuple(str(each) for each in range(low, high + 1) if within(each, item)))
-            else:
-                most = min(MOST_OPTIONS if most is None else most, max(1, int((high - low) // (item.step or 1))))
-        elif low is not None and high is not None:
-            raise refused(where, "'uniqueItems' is not supported for numbers between two bounds")
-        if isinstance(item, nodes.Choice):
-            item = nodes.Choice(tuple({option.removesuffix(".0"): option for option in item.options}.values()))
-            most = min(len(item.options), MOST_OPTIONS if most is None else most)
-        if not isinstance(item, nodes.Choice | nodes.Text | nodes.Pattern | nodes.Number):
-            raise refused(where, "'uniqueItems' is supported for texts, numbers and the values of an enum")
+        item, values = self._countable(item, where)
+        if values is not None:
+            most = min(values, MOST_OPTIONS if most is None else most)
         if most is not None and most < least:
             raise refused(where, f"its items have {most} different values, minItems is {least}")
         return nodes.Array(item, least, most, unique=True)
+
+    def _countable(self, node: Node, where: str) -> tuple[Node, int | None]:
+        """A kind of values as a set has them, and how many of them there are; None for any number."""
+        if isinstance(node, nodes.Union):
+            kinds = [self._countable(each, where) for each in node.branches]
+            counts = [count for _, count in kinds if count is not None]
+            return replace(node, branches=tuple(kind for kind, _ in kinds)), (
+                sum(counts) if len(counts) == len(kinds) else None
+            )
+        low, high = _whole_bounds(node) if isinstance(node, nodes.Number) else (None, None)
+        if isinstance(node, nodes.Number) and low is not None and high is not None:
+            if not node.integer:
+                raise refused(where, "'uniqueItems' is not supported for numbers between two bounds")
+            if high - low >= _FEW:
+                return node, max(1, int((high - low) // (node.step or 1)))
+            node = nodes.Choice(tuple(str(each) for each in range(low, high + 1) if within(each, node)))
+        if isinstance(node, nodes.Choice):
+            options = tuple({option.removesuffix(".0"): option for option in node.options}.values())
+            return nodes.Choice(options), len(options)
+        if isinstance(node, nodes.Text | nodes.Pattern | nodes.Number):
+            return node, None
+        raise refused(where, "'uniqueItems' is supported for texts, numbers and the values of an enum")
 
     def _tuple(self, items: list[Any], where: str, depth: int) -> Node:
         """All the items that are spoken of are written, and no more: who asks for a tuple wants the whole of it."""

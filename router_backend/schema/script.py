@@ -79,7 +79,7 @@ class SchemaScript(Script):
         """
         found = resolved(node)
         if isinstance(found, nodes.Union):
-            yield from self._union(found, where, after, depth, lead)
+            yield from self._union(found, where, after, depth, lead, taken)
             return
         if isinstance(found, nodes.Choice):
             free = nodes.Choice(tuple(option for option in found.options if option not in taken))
@@ -88,12 +88,12 @@ class SchemaScript(Script):
             return
         self.text += lead
         if isinstance(found, nodes.Text):
-            yield from self._text(found, where, after, [each[1:-1] for each in taken])
+            yield from self._text(found, where, after, _bodies(taken))
         elif isinstance(found, nodes.Pattern):
             self.text += '"'
             after = after.and_(self._skeleton.quote)
             most = self._allot(len(found.example), found, after)
-            self.text += (yield from self._kept(found, where, most, [each[1:-1] for each in taken])) + '"'
+            self.text += (yield from self._kept(found, where, most, _bodies(taken))) + '"'
         elif isinstance(found, nodes.Number):
             yield from self._number(found, where, after, taken)
         elif isinstance(found, nodes.Array):
@@ -208,7 +208,7 @@ class SchemaScript(Script):
         self.text += "["
         items, taken, kind = 0, list[str](), resolved(node.item)
         while node.most is None or items < node.most:
-            if not self._is_another(kind, [each[1:-1] for each in taken]):
+            if not self._is_another(kind, _bodies(taken)):
                 break
             must = items < node.least
             if not must:
@@ -263,16 +263,18 @@ class SchemaScript(Script):
             "{" if isinstance(found, nodes.Object) else "[" if isinstance(found, nodes.Array | nodes.Tuple) else '"'
         ], False
 
-    def _union(self, node: nodes.Union, where: str, after: Need, depth: int, lead: str) -> Stages:
+    def _union(self, node: nodes.Union, where: str, after: Need, depth: int, lead: str, taken: Sequence[str]) -> Stages:
         room = self._left() - after.least - JOIN
         ways = [way for way in node.ways if self._fits(way.node, room, depth)]
+        ways = [way for way in ways if not taken or self._is_another(way.node, _bodies(taken))]
         options: dict[str, Node] = {}
         digit: Node | None = None
         for way in ways:
             if way.opening is None:
                 digit = way.node
             elif isinstance(way.node, nodes.Choice) and not way.opening:
-                options |= {option: nodes.Choice((option,)) for option in self._affordable(way.node, after)}
+                free = self._affordable(way.node, after)
+                options |= {option: nodes.Choice((option,)) for option in free if option not in taken}
             else:
                 options[way.opening] = way.node
         if digit is not None and not options:
@@ -280,7 +282,7 @@ class SchemaScript(Script):
         else:
             said = yield from self._choose_kind(where, list(options), lead, digit=digit is not None)
             chosen = options[said] if said in options else digit or next(iter(options.values()))
-        yield from self._value(chosen, where, after, depth, lead)
+        yield from self._value(chosen, where, after, depth, lead, taken)
 
     # Values that hold no other
 
@@ -325,7 +327,7 @@ class SchemaScript(Script):
         most = self._allot(len(node.example), node, after)
         reply = yield Ask(where, most + 1, grammar.number(node, taken), ())
         found = _NUMBER.match(reply.text)
-        text, others = found[0] if found else "", [float(each) for each in taken]
+        text, others = found[0] if found else "", [float(each) for each in taken if _NUMBER.fullmatch(each)]
         while text and not (
             _NUMBER.fullmatch(text)
             and self.count(text) <= most
@@ -397,6 +399,11 @@ class SchemaScript(Script):
 
     def _fits_text(self, tokens: int, characters: int | None, text: str) -> bool:
         return self._tokens(text) <= tokens and (characters is None or len(text) <= characters)
+
+
+def _bodies(taken: Sequence[str]) -> list[str]:
+    """The texts among some values in JSON, without their quotes."""
+    return [each[1:-1] for each in taken if each.startswith('"')]
 
 
 def _quoted(name: str) -> str:

@@ -307,6 +307,9 @@ SETS: list[Json] = [
     {"type": "integer", "minimum": 1},
     {"type": "integer", "minimum": 0, "maximum": 1000, "multipleOf": 50},
     {"type": "integer", "exclusiveMaximum": -5, "multipleOf": 3},
+    {"type": ["string", "null"]},
+    {"anyOf": [{"enum": ["x", "y"]}, {"type": "integer", "minimum": 1, "maximum": 2}, {"type": "null"}]},
+    {"anyOf": [{"type": "number"}, {"type": "string", "pattern": "^[ab]$"}, {"type": "boolean"}]},
 ]
 
 
