@@ -68,12 +68,7 @@ class ChatForm:
         ends = choice.finish_reason
         if ends == "stop" and choice.index in self._calling:
             ends = "function_call" if self._functions else "tool_calls"
-        return {
-            "index": choice.index,
-            name: said,
-            "logprobs": self._logprobs(choice.logprobs),
-            "finish_reason": ends,
-        }
+        return {"index": choice.index, name: said, "logprobs": self._logprobs(choice.logprobs), "finish_reason": ends}
 
     def _calls(self, choice: Choice, *, pieces: bool) -> Json:
         if not choice.calls:

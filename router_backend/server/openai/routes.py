@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse, Response
 
 from router_backend import __version__
 from router_backend.errors import UnknownModel
-from router_backend.server.body import ERRORS, STREAM, asked, body_schema
+from router_backend.server.body import ERRORS, STREAM, asked, body_schema, usage_body
 from router_backend.server.disconnect import unless_gone
 from router_backend.server.middleware import access_log
 from router_backend.server.openai import work
@@ -79,7 +79,8 @@ def _model(name: str) -> dict[str, Any]:
 
 
 def _choices(request: Request, service: GenerationService, body: ChatBody | CompletionBody) -> list[GenerateRequest]:
-    return work.requests(body, access_log.request_id(request), service)
+    with work.in_clients_words(body):
+        return work.requests(body, access_log.request_id(request), service)
 
 
 async def _respond(
@@ -189,15 +190,8 @@ class _Answer:
         prompts: dict[str, Usage] = {}
         for choice, last in zip(self._asked, self._ended, strict=True):
             if last is not None:
-                prompts.setdefault(choice.prompt, last.usage)
-        prompt_tokens = sum(usage.prompt_tokens for usage in prompts.values())
-        completion_tokens = sum(last.usage.completion_tokens for last in self._ended if last is not None)
-        return {
-            "prompt_tokens": prompt_tokens,
-            "completion_tokens": completion_tokens,
-            "total_tokens": prompt_tokens + completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": sum(usage.cached_tokens for usage in prompts.values())},
-        }
+                prompts[choice.prompt] = prompts.get(choice.prompt, Usage()).with_answer(last.usage)
+        return usage_body(sum(prompts.values(), Usage()))
 
     def _note(self) -> None:
         """The last choice stands for all in the access log."""
