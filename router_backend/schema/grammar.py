@@ -10,10 +10,10 @@ import json
 from collections.abc import Sequence
 from functools import lru_cache
 
-from llguidance import LLMatcher, LLTokenizer
+from llguidance import LLMatcher
 
 from router_backend.schema.nodes import Number
-from router_backend.writing.grammar import CHARACTER, END, escaped, literals
+from router_backend.writing.grammar import CHARACTER, END, literals, matcher_of, takes, untaken
 
 LONGEST_PATTERN, LONGEST_MATCH = 256, 256
 # Repetitions that a grammar counts; of longer texts the limit in tokens and the last check take care.
@@ -56,10 +56,7 @@ def pattern(regex: str, least: int, most: int, *, ends: bool = True) -> str:
 
 def key(taken: Sequence[str]) -> str:
     """The name of a free field that is not taken yet, up to and with its closing quote."""
-    body = r"/[A-Za-z_][A-Za-z0-9_ -]*/"
-    if taken:
-        body += f" & ~/({'|'.join(map(escaped, taken))})/"
-    return f"start: TEXT END\nTEXT: {body}\n{END}\n"
+    return untaken("TEXT", "[A-Za-z_][A-Za-z0-9_ -]*", taken)
 
 
 def number(node: Number) -> str:
@@ -123,14 +120,13 @@ def shortest(regex: str, least: int, owner: str = "") -> str | None:
 
 def keeps(regex: str, least: int, most: int, text: str) -> bool:
     """Whether a text is what `pattern` asks for."""
-    matcher = _begin(pattern(regex, least, most, ends=False))
-    said = list(text.encode())
-    return matcher is not None and matcher.try_consume_tokens(said) == len(said) and matcher.is_accepting()
+    matcher = matcher_of(pattern(regex, least, most, ends=False))
+    return takes(matcher, text) and matcher.is_accepting()
 
 
 def _begin(grammar: str) -> LLMatcher | None:
     """A matcher at the start; None where the grammar accepts nothing."""
-    matcher = LLMatcher(_bytes(), grammar, log_level=0)
+    matcher = matcher_of(grammar)
     return None if not _allowed(matcher) and not matcher.is_accepting() else matcher
 
 
@@ -153,12 +149,6 @@ def _allowed(matcher: LLMatcher) -> list[int]:
     """The bytes that may come next."""
     bits = int.from_bytes(matcher.compute_bitmask()[:32], "little")
     return [] if matcher.is_error() else [byte for byte in range(256) if bits >> byte & 1]
-
-
-@lru_cache(maxsize=1)
-def _bytes() -> LLTokenizer:
-    """A tokenizer of single bytes."""
-    return LLTokenizer("byte")
 
 
 def _slashed(regex: str) -> str:

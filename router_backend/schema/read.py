@@ -46,6 +46,7 @@ _KEYWORDS = {
     "boolean": frozenset[str](),
     "null": frozenset[str](),
 }
+_FEW = {"boolean": ("true", "false"), "null": ("null",)}
 # All that may say which values there are.
 _SAYING = _ASSERTIONS.union(*_KEYWORDS.values())
 _LOOK_AROUND = re.compile(r"\(\?<?[=!]")
@@ -309,6 +310,8 @@ class _Reader:
         if not isinstance(kind, str) or kind not in _KEYWORDS:
             raise refused(where, f"type {kind!r} is not known")
         _only(said, _KEYWORDS[kind], where)
+        if kind in _FEW:
+            return nodes.Choice(_FEW[kind])
         return self._KINDS[kind](self, said, where, depth)
 
     def _text(self, said: dict[str, Any], where: str, depth: int) -> Node:
@@ -350,20 +353,12 @@ class _Reader:
             isinstance(step, bool) or not isinstance(step, int | float) or not 1e-6 <= step <= 1e6
         ):
             raise refused(where, "multipleOf must be a number between 0.000001 and 1000000")
-        node = replace(nodes.Number(False, "0", *bounds), step=step)
-        example = example_of(node)
-        if example is None:
-            raise refused(where, "no number is within its bounds")
-        return replace(node, example=example)
+        return _with_example(replace(nodes.Number(False, "0", *bounds), step=step), where)
 
     def _integer(self, said: dict[str, Any], where: str, depth: int) -> Node:
         node = self._number(said, where, depth)
         assert isinstance(node, nodes.Number)
-        whole = nodes.Number(True, "0", *_whole_bounds(node), step=node.step)
-        example = example_of(whole)
-        if example is None:
-            raise refused(where, "no integer is within its bounds")
-        return replace(whole, example=example)
+        return _with_example(nodes.Number(True, "0", *_whole_bounds(node), step=node.step), where)
 
     def _array(self, said: dict[str, Any], where: str, depth: int) -> Node:
         least, most = _sizes(said, "minItems", "maxItems", where)
@@ -403,12 +398,8 @@ class _Reader:
         properties, required = said.get("properties", {}), said.get("required", [])
         if not isinstance(properties, dict) or not isinstance(required, list):
             raise refused(where, "properties must be an object, and required a list")
-        more, place, patterns = (
-            said.get("additionalProperties", True),
-            "additionalProperties",
-            said.get("patternProperties"),
-        )
-        if patterns:
+        more, place = said.get("additionalProperties", True), "additionalProperties"
+        if patterns := said.get("patternProperties"):
             if not isinstance(patterns, dict) or patterns.keys() - _ANY_NAME or len(patterns) > 1 or properties:
                 raise refused(where, "'patternProperties' is not supported here, but for any name")
             ((name, more),) = patterns.items()
@@ -456,21 +447,20 @@ class _Reader:
             self._definitions[name] = nodes.Union((*scalars, nodes.Array(self._any), nodes.Object((), self._any)))
         return self._any
 
-    def _boolean(self, said: dict[str, Any], where: str, depth: int) -> Node:
-        return nodes.Choice(("true", "false"))
-
-    def _null(self, said: dict[str, Any], where: str, depth: int) -> Node:
-        return nodes.Choice(("null",))
-
     _KINDS: Mapping[str, Callable[[_Reader, dict[str, Any], str, int], Node]] = {
         "string": _text,
         "number": _number,
         "integer": _integer,
         "array": _array,
         "object": _object,
-        "boolean": _boolean,
-        "null": _null,
     }
+
+
+def _with_example(node: nodes.Number, where: str) -> nodes.Number:
+    example = example_of(node)
+    if example is None:
+        raise refused(where, f"no {'integer' if node.integer else 'number'} is within its bounds")
+    return replace(node, example=example)
 
 
 def example_of(node: nodes.Number) -> str | None:
