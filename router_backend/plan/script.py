@@ -109,7 +109,8 @@ class PlanScript(Script):
     def _goes_on(self, name: str, items: int, wish: Wish | None, planned: Sequence[Pending]) -> bool:
         """Whether a list gets an item that it need not have."""
         wants_more = wish == "more" or (wish is None and bool(planned))
-        return wants_more and items < self._shapes[name].most and (bool(planned) or self._has_left_over(name))
+        fits = self._has_room(name, planned[0]) if planned else self._has_left_over(name)
+        return wants_more and items < self._shapes[name].most and fits
 
     def _handoff(self) -> Stages:
         if "route_plan" in self._shapes:
@@ -357,6 +358,11 @@ class PlanScript(Script):
         if handoff and handoff.longest is not None and len(" -> ".join([*route, *due, QA])) > handoff.longest:
             return False
         return todo is None or len(set(route)) < todo.most
+
+    def _has_room(self, field: str, text: Pending) -> bool:
+        """Whether a list's next text can have its least: the one before it may have had what was planned for it."""
+        due = budget.floor([text, *self.costs.after(field, self.route, 0)])
+        return due + self.costs.closing + JOIN <= self._left()
 
     def _has_left_over(self, field: str) -> bool:
         """Whether one more item than planned leaves all later texts a quarter more than usual."""
