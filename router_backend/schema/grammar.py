@@ -7,6 +7,8 @@ bounded by its length and by the engine's own limits. Look-around and back-refer
 from __future__ import annotations
 
 import json
+import re
+from bisect import bisect_left
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -102,20 +104,18 @@ def shortest(regex: str, least: int, owner: str = "") -> str | None:
 
     Raises ValueError, in the compiler's words, where it is no regular expression, or is too costly to keep.
     """
-    problem = LLMatcher.validate_grammar(pattern(regex, least, LONGEST_MATCH, ends=False))
+
+    def within(most: int) -> str:
+        return pattern(regex, least, most, ends=False)
+
+    problem = LLMatcher.validate_grammar(within(LONGEST_MATCH))
     if problem and not problem.startswith("WARNING"):
         lines = problem.splitlines()
         raise ValueError(next((line[7:] for line in lines if line.startswith("error: ")), lines[0]))
-    low, high = least, LONGEST_MATCH
-    if _witness(pattern(regex, least, high, ends=False)) is None:
+    if _witness(within(LONGEST_MATCH)) is None:
         return None
-    while low < high:
-        middle = (low + high) // 2
-        if _begin(pattern(regex, least, middle, ends=False)) is None:
-            low = middle + 1
-        else:
-            high = middle
-    return _witness(pattern(regex, least, high, ends=False))
+    shorter = bisect_left(range(least, LONGEST_MATCH), True, key=lambda most: _begin(within(most)) is not None)
+    return _witness(within(least + shorter))
 
 
 def keeps(regex: str, least: int, most: int, text: str) -> bool:
@@ -153,8 +153,4 @@ def _allowed(matcher: LLMatcher) -> list[int]:
 
 def _slashed(regex: str) -> str:
     """With its slashes escaped, as Lark wants them."""
-    said, escaped = [], False
-    for character in regex:
-        said.append("\\/" if character == "/" and not escaped else character)
-        escaped = character == "\\" and not escaped
-    return "".join(said)
+    return re.sub(r"\\.|/", lambda found: "\\/" if found[0] == "/" else found[0], regex, flags=re.DOTALL)

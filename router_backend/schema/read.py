@@ -24,6 +24,7 @@ from router_backend.schema.branches import refused, tell_apart
 from router_backend.schema.intersect import intersect
 from router_backend.schema.nodes import Node, resolved, walk
 from router_backend.schema.size import measure
+from router_backend.writing.clip import open_escape
 
 LONGEST_SCHEMA = 65_536
 MOST_NODES, MOST_DEPTH, MOST_OPTIONS, MOST_PATTERNS = 1000, 32, 500, 32
@@ -535,11 +536,6 @@ def _sizes(said: Mapping[str, Any], least: str, most: str, where: str) -> tuple[
 
 def _anchored(regex: str) -> str:
     """The pattern for a whole string: JSON Schema looks for it anywhere in the string."""
-    begins, ends = regex.startswith("^"), regex.endswith("$") and not _escaped_at(regex, len(regex) - 1)
-    inner = regex[1 if begins else 0 : len(regex) - 1 if ends else len(regex)]
+    begins, ends = regex.startswith("^"), regex.endswith("$") and not open_escape(regex[:-1])
+    inner = regex[begins : len(regex) - ends]
     return f"{'' if begins else '.*'}({inner}){'' if ends else '.*'}"
-
-
-def _escaped_at(regex: str, at: int) -> bool:
-    before = regex[:at]
-    return (len(before) - len(before.rstrip("\\"))) % 2 == 1

@@ -243,7 +243,7 @@ class SchemaScript(Script):
             body, tail = clip.split_at_quote(reply.text)
             text, stopped = clip.clean(body), tail is None
             if len(text) < node.least:  # cleaned too well
-                text = _decoded(body)
+                text = clip.decoded(body) or ""
             fits = partial(self._fits, most, node.most, "")
             if stopped or not fits(text):
                 shorter = clip.shorten(text, fits)
@@ -338,11 +338,3 @@ class SchemaScript(Script):
 
 def _quoted(name: str) -> str:
     return json.dumps(name, ensure_ascii=False)
-
-
-def _decoded(body: str) -> str:
-    """A JSON string's body as text, as it was written."""
-    try:
-        return str(json.loads(f'"{body[:-1] if clip.open_escape(body) else body}"', strict=False))
-    except ValueError:
-        return ""

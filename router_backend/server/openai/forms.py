@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 from router_backend.types import TokenLogprob
 
@@ -32,18 +32,6 @@ class Choice:
     finish_reason: str | None = None
 
 
-class Form(Protocol):
-    kind: str
-    chunk_kind: str
-    prefix: str
-
-    def whole(self, choice: Choice) -> Json: ...
-
-    def piece(self, choice: Choice, *, first: bool) -> Json:
-        """`choice` holds what is new; `first`: nothing of it was sent before."""
-        ...
-
-
 class ChatForm:
     kind, chunk_kind, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
 
@@ -58,6 +46,7 @@ class ChatForm:
         return self._choice(choice, "message", message)
 
     def piece(self, choice: Choice, *, first: bool) -> Json:
+        """`choice` holds what is new; `first`: nothing of it was sent before."""
         delta: Json = {"role": "assistant"} if first else {}
         if choice.text or first:
             delta["content"] = None if choice.calls else choice.text
@@ -123,6 +112,9 @@ class CompletionForm:
             "top_logprobs": [{top.token: top.logprob for top in each.top} for each in choice.logprobs],
             "text_offset": places,
         }
+
+
+Form: TypeAlias = ChatForm | CompletionForm
 
 
 def _one(token: TokenLogprob) -> Json:
