@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any, TypeVar
 
-from fastapi import Request
+from fastapi import APIRouter, Request
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
 
 from router_backend.errors import InvalidRequest, PayloadTooLarge, RateLimited, RouterError, UnsupportedMediaType
@@ -19,6 +19,7 @@ from router_backend.types import SamplingParams, Usage, is_blank
 
 M = TypeVar("M", bound=BaseModel)
 W = TypeVar("W")
+F = TypeVar("F", bound=Callable[..., Any])
 
 LARGEST_BUDGET = 131_072
 _TEXT_LENGTH = 4_000_000
@@ -182,11 +183,19 @@ def _explain(error: ValidationError) -> InvalidRequest:
     return InvalidRequest(f"{name}: {message}" if path else message, param=name, code="invalid_value")
 
 
-def body_schema(model: type[BaseModel]) -> dict[str, Any]:
-    """Puts a body's schema into OpenAPI, since the body is read by `read_body` and not by FastAPI."""
-    schema = model.model_json_schema()
+def post(
+    router: APIRouter,
+    path: str,
+    body: type[BaseModel],
+    answer: type[BaseModel],
+    summary: str,
+    responses: dict[int | str, dict[str, Any]] | None = None,
+) -> Callable[[F], F]:
+    """A route as FastAPI describes it, although its body is read by `read_body` and not by FastAPI."""
+    schema = body.model_json_schema()
     whole = _inlined(schema, schema.pop("$defs", {}))
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": whole}}}}
+    said = {"requestBody": {"required": True, "content": {"application/json": {"schema": whole}}}}
+    return router.post(path, response_model=answer, responses=responses, openapi_extra=said, summary=summary)
 
 
 def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:  # noqa: ANN401 - any JSON

@@ -24,7 +24,7 @@ from router_backend.server.body import (
     Stop,
     Text,
     asked,
-    body_schema,
+    post,
     sampling,
     usage_body,
 )
@@ -141,13 +141,7 @@ def details(last: Chunk, seed: int, info: ModelInfo) -> dict[str, Any]:
 def native_router(service: GenerationService) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["router"], responses={**ERRORS, **STREAM})
 
-    @router.post(
-        "/generate",
-        response_model=GenerateAnswer,
-        response_model_exclude_none=True,
-        openapi_extra=body_schema(GenerateBody),
-        summary="Answer a prompt with a routing plan",
-    )
+    @post(router, "/generate", GenerateBody, GenerateAnswer, "Answer a prompt with a routing plan")
     async def generate(request: Request) -> Response:
         def content(body: GenerateBody, answer: Answer) -> dict[str, Any]:
             report = {"details": details(answer.last, answer.seed, answer.info)} if body.details else {}
@@ -155,13 +149,7 @@ def native_router(service: GenerationService) -> APIRouter:
 
         return await _respond(request, service, GenerateBody, lambda body: (body.prompt, body.output), content)
 
-    @router.post(
-        "/plan",
-        response_model=PlanAnswer,
-        response_model_exclude_none=True,
-        openapi_extra=body_schema(PlanBody),
-        summary="Answer a query with a parsed routing plan",
-    )
+    @post(router, "/plan", PlanBody, PlanAnswer, "Answer a query with a parsed routing plan")
     async def plan(request: Request) -> Response:
         def content(body: PlanBody, answer: Answer) -> dict[str, Any]:
             report = details(answer.last, answer.seed, answer.info)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, StrictBool
 from router_backend.decisions import questions
 from router_backend.decisions.questions import Value
 from router_backend.errors import InvalidRequest
-from router_backend.server.body import ERRORS, Body, NonEmptyText, Prompt, Text, asked, body_schema, unless
+from router_backend.server.body import ERRORS, Body, NonEmptyText, Prompt, Text, asked, post, unless
 from router_backend.server.disconnect import unless_gone
 from router_backend.server.middleware import access_log
 from router_backend.server.openai import work
@@ -191,13 +191,9 @@ class Decision(BaseModel):
 def decisions_router(service: GenerationService) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["openai"])
 
-    @router.post(
-        "/decisions",
-        response_model=Decision,
-        responses={**ERRORS, 404: ERRORS[400]},
-        openapi_extra=body_schema(DecisionBody),
-        summary="Answer questions about an input with probabilities",
-    )
+    what = "Answer questions about an input with probabilities"
+
+    @post(router, "/decisions", DecisionBody, Decision, what, {**ERRORS, 404: ERRORS[400]})
     async def decisions(request: Request) -> Response:
         def work_of(body: DecisionBody) -> GenerateRequest:
             work.check_model(body.model, service)

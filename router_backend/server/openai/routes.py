@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse, Response
 
 from router_backend import __version__
 from router_backend.errors import UnknownModel
-from router_backend.server.body import ERRORS, STREAM, asked, body_schema, usage_body
+from router_backend.server.body import ERRORS, STREAM, asked, post, usage_body
 from router_backend.server.disconnect import unless_gone
 from router_backend.server.middleware import access_log
 from router_backend.server.openai import work
@@ -33,24 +33,14 @@ _STARTED = int(time.time())
 def openai_router(service: GenerationService) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["openai"])
 
-    @router.post(
-        "/chat/completions",
-        response_model=ChatCompletion,
-        responses=RESPONSES,
-        openapi_extra=body_schema(ChatBody),
-        summary="Answer a conversation: with a plan, JSON that keeps a schema, calls of tools, or text",
-    )
+    what = "Answer a conversation: with a plan, JSON that keeps a schema, calls of tools, or text"
+
+    @post(router, "/chat/completions", ChatBody, ChatCompletion, what, RESPONSES)
     async def chat(request: Request) -> Response:
         body, choices = await asked(request, service, ChatBody, partial(_choices, request, service))
         return await _respond(request, service, body, choices, ChatForm(functions=bool(body.functions)))
 
-    @router.post(
-        "/completions",
-        response_model=Completion,
-        responses=RESPONSES,
-        openapi_extra=body_schema(CompletionBody),
-        summary="Answer a prompt, or several",
-    )
+    @post(router, "/completions", CompletionBody, Completion, "Answer a prompt, or several", RESPONSES)
     async def completions(request: Request) -> Response:
         body, choices = await asked(request, service, CompletionBody, partial(_choices, request, service))
         return await _respond(request, service, body, choices, CompletionForm())
