@@ -246,9 +246,7 @@ class Settings(BaseSettings):
         examples=["8bit"],
     )
     model_load_strategies: str = Field(
-        "",
-        description="The precisions to try next, comma-separated. The others come last.",
-        examples=["4bit,cpu"],
+        "", description="The precisions to try next, comma-separated. The others come last.", examples=["4bit,cpu"]
     )
     load_in_8bit: OptionalBool = Field(None, description="An older way to ask for `8bit`.", examples=["1"])
     load_in_4bit: OptionalBool = Field(None, description="An older way to ask for `4bit`.", examples=["0"])
@@ -273,10 +271,7 @@ class Settings(BaseSettings):
         "Answers take longer.",
     )
     draft_tokens: int = Field(
-        16,
-        ge=0,
-        le=64,
-        description="Tokens at most that are guessed ahead and checked in one forward pass. 0: none.",
+        16, ge=0, le=64, description="Tokens at most that are guessed ahead and checked in one forward pass. 0: none."
     )
     drafter: Annotated[Path | None, BeforeValidator(_blank_is_none)] = Field(
         None,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations, permutations, product
 
 from router_backend.errors import InvalidRequest
 from router_backend.schema import nodes
-from router_backend.schema.nodes import Node, resolved
+from router_backend.schema.nodes import Node, leaves, resolved
 
 
 def refused(where: str, why: str) -> InvalidRequest:
@@ -25,19 +25,19 @@ def tell_apart(union: nodes.Union) -> list[nodes.Way]:
     Raises InvalidRequest where two begin alike, or where what is written as one could be of another that excludes it.
     """
     if union.exclusive:
-        for one, other in permutations([list(_leaves(branch, set())) for branch in union.branches], 2):
+        for one, other in permutations([[*leaves(branch)] for branch in union.branches], 2):
             if any(_overlap(*pair) for pair in product(one, other)):
                 raise refused(union.where, "two branches of oneOf may have a value in common; use anyOf")
-    leaves = list(dict.fromkeys(_leaves(union, set())))
-    texts = _widest([leaf for leaf in leaves if isinstance(leaf, nodes.Text | nodes.Pattern)])
-    numbers = _widest([leaf for leaf in leaves if isinstance(leaf, nodes.Number)])
+    kinds = [*leaves(union)]
+    texts = _widest([leaf for leaf in kinds if isinstance(leaf, nodes.Text | nodes.Pattern)])
+    numbers = _widest([leaf for leaf in kinds if isinstance(leaf, nodes.Number)])
     ways = [
         *(nodes.Way('"', leaf) for leaf in texts),
         *(nodes.Way(None, leaf) for leaf in numbers),
-        *(nodes.Way("[", leaf) for leaf in leaves if isinstance(leaf, nodes.Array | nodes.Tuple)),
-        *_by_discriminator([leaf for leaf in leaves if isinstance(leaf, nodes.Object)]),
+        *(nodes.Way("[", leaf) for leaf in kinds if isinstance(leaf, nodes.Array | nodes.Tuple)),
+        *_by_discriminator([leaf for leaf in kinds if isinstance(leaf, nodes.Object)]),
     ]
-    options = dict.fromkeys(option for leaf in leaves if isinstance(leaf, nodes.Choice) for option in leaf.options)
+    options = dict.fromkeys(option for leaf in kinds if isinstance(leaf, nodes.Choice) for option in leaf.options)
     held = [way.opening for way in ways if _is_wide(way.node)]
     said = tuple(option for option in options if not any(_begins(option, opening) for opening in held))
     _check(ways, said, union.where)
@@ -58,22 +58,6 @@ def _widest(kinds: Sequence[Node]) -> Sequence[Node]:
 
 def _begins(text: str, opening: str | None) -> bool:
     return text[0] in "-0123456789" if opening is None else text.startswith(opening)
-
-
-def _leaves(node: Node, seen: set[Node]) -> Iterator[Node]:
-    if node in seen:
-        return
-    seen.add(node)
-    if isinstance(node, nodes.Union):
-        for branch in node.branches:
-            yield from _leaves(branch, seen)
-    elif isinstance(node, nodes.Reference):
-        target = resolved(node)
-        if target is None:
-            raise refused("", f"$ref {node.name!r} leads to itself")
-        yield from _leaves(target, seen)
-    else:
-        yield node
 
 
 _FIRST = {nodes.Text: '"', nodes.Pattern: '"', nodes.Number: "0", nodes.Array: "[", nodes.Tuple: "[", nodes.Object: "{"}

@@ -178,6 +178,22 @@ def resolved(node: Node) -> Node | None:
     return node
 
 
+def leaves(root: Node) -> Iterator[Node]:
+    """What a value may be, each kind once: unions and references are followed."""
+    seen, waiting = set[Node](), [root]
+    while waiting:
+        node = waiting.pop(0)
+        if node in seen:
+            continue
+        seen.add(node)
+        if isinstance(node, Reference):
+            waiting.insert(0, node.target)
+        elif isinstance(node, Union):
+            waiting[:0] = node.branches
+        else:
+            yield node
+
+
 def walk(root: Node) -> Iterator[Node]:
     """Every node once."""
     seen, waiting = {root}, [root]

@@ -25,6 +25,7 @@ from router_backend.schema.branches import refused, tell_apart
 from router_backend.schema.intersect import intersect
 from router_backend.schema.nodes import Node, resolved, walk
 from router_backend.schema.size import measure
+from router_backend.writing.clip import open_escape
 
 LONGEST_SCHEMA = 65_536
 MOST_NODES, MOST_DEPTH, MOST_OPTIONS, MOST_PATTERNS = 1000, 32, 500, 32
@@ -53,13 +54,14 @@ _KEYWORDS = {
     "boolean": frozenset[str](),
     "null": frozenset[str](),
 }
+_FEW = {"boolean": ("true", "false"), "null": ("null",)}
 # All that may say which values there are.
 _SAYING = _ASSERTIONS.union(*_KEYWORDS.values())
 _IN_GROUP = r"(?:[^()\[\]\\]|\\.|\[\^?\]?(?:[^\]\\]|\\.)*\])"
 _LOOK_AHEAD = re.compile(rf"\(\?([=!])((?:{_IN_GROUP}|\((?:{_IN_GROUP}|\({_IN_GROUP}*\))*\))*)\)")
 _LOOK_AROUND = re.compile(r"\(\?<?[=!]")
 _ANY_NAME = frozenset({"", ".*", "^.*$", "^(.*)$"})
-_FEW = 64  # whole numbers that are offered one by one
+_SHORT_RANGE = 64  # whole numbers that are offered one by one
 _NAME = "^[A-Za-z0-9_-]*$"
 _PATTERN = "x-kept-pattern"  # our own keyword, which is taken from no client
 _LARGEST_REGEX = 1 << 20  # bytes, compiled: some milliseconds
@@ -344,6 +346,8 @@ class _Reader:
         if not isinstance(kind, str) or kind not in _KEYWORDS:
             raise refused(where, f"type {kind!r} is not known")
         _only(said, _KEYWORDS[kind], where)
+        if kind in _FEW:
+            return nodes.Choice(_FEW[kind])
         return self._KINDS[kind](self, said, where, depth)
 
     def _text(self, said: dict[str, Any], where: str, depth: int) -> Node:
@@ -387,20 +391,12 @@ class _Reader:
             isinstance(step, bool) or not isinstance(step, int | float) or not 1e-6 <= step <= 1e6
         ):
             raise refused(where, "multipleOf must be a number between 0.000001 and 1000000")
-        node = replace(nodes.Number(False, "0", *bounds), step=step)
-        example = example_of(node)
-        if example is None:
-            raise refused(where, "no number is within its bounds")
-        return replace(node, example=example)
+        return _with_example(replace(nodes.Number(False, "0", *bounds), step=step), where)
 
     def _integer(self, said: dict[str, Any], where: str, depth: int) -> Node:
         node = self._number(said, where, depth)
         assert isinstance(node, nodes.Number)
-        whole = nodes.Number(True, "0", *_whole_bounds(node), step=node.step)
-        example = example_of(whole)
-        if example is None:
-            raise refused(where, "no integer is within its bounds")
-        return replace(whole, example=example)
+        return _with_example(nodes.Number(True, "0", *_whole_bounds(node), step=node.step), where)
 
     def _array(self, said: dict[str, Any], where: str, depth: int) -> Node:
         least, most = _sizes(said, "minItems", "maxItems", where)
@@ -442,7 +438,7 @@ class _Reader:
         if isinstance(node, nodes.Number) and low is not None and high is not None:
             if not node.integer:
                 raise refused(where, "'uniqueItems' is not supported for numbers between two bounds")
-            if high - low >= _FEW:
+            if high - low >= _SHORT_RANGE:
                 return node, max(1, int((high - low) // (node.step or 1)))
             node = nodes.Choice(tuple(str(each) for each in range(low, high + 1) if within(each, node)))
         if isinstance(node, nodes.Choice):
@@ -465,13 +461,9 @@ class _Reader:
         if not isinstance(properties, dict) or not isinstance(required, list):
             raise refused(where, "properties must be an object, and required a list")
         least, most = _sizes(said, "minProperties", "maxProperties", where)
-        more, place, patterns = (
-            said.get("additionalProperties", said.get("unevaluatedProperties", True)),
-            "additionalProperties",
-            said.get("patternProperties"),
-        )
-        names, known = said.get("propertyNames", True), f"{where}.propertyNames"
-        if patterns:
+        more = said.get("additionalProperties", said.get("unevaluatedProperties", True))
+        place, names, known = "additionalProperties", said.get("propertyNames", True), f"{where}.propertyNames"
+        if patterns := said.get("patternProperties"):
             if not isinstance(patterns, dict) or len(patterns) > 1 or properties or names is not True:
                 raise refused(where, "'patternProperties' is supported for one pattern, and no other fields beside it")
             ((name, more),) = patterns.items()
@@ -528,21 +520,20 @@ class _Reader:
             self._definitions[name] = nodes.Union((*scalars, nodes.Array(self._any), nodes.Object((), self._any)))
         return self._any
 
-    def _boolean(self, said: dict[str, Any], where: str, depth: int) -> Node:
-        return nodes.Choice(("true", "false"))
-
-    def _null(self, said: dict[str, Any], where: str, depth: int) -> Node:
-        return nodes.Choice(("null",))
-
     _KINDS: Mapping[str, Callable[[_Reader, dict[str, Any], str, int], Node]] = {
         "string": _text,
         "number": _number,
         "integer": _integer,
         "array": _array,
         "object": _object,
-        "boolean": _boolean,
-        "null": _null,
     }
+
+
+def _with_example(node: nodes.Number, where: str) -> nodes.Number:
+    example = example_of(node)
+    if example is None:
+        raise refused(where, f"no {'integer' if node.integer else 'number'} is within its bounds")
+    return replace(node, example=example)
 
 
 def example_of(node: nodes.Number) -> str | None:
@@ -624,8 +615,8 @@ def _sizes(said: Mapping[str, Any], least: str, most: str, where: str) -> tuple[
 
 def _anchored(regex: str) -> str:
     """The pattern for a whole string: JSON Schema looks for it anywhere in the string."""
-    begins, ends = regex.startswith("^"), regex.endswith("$") and not _escaped_at(regex, len(regex) - 1)
-    inner = regex[1 if begins else 0 : len(regex) - 1 if ends else len(regex)]
+    begins, ends = regex.startswith("^"), regex.endswith("$") and not open_escape(regex[:-1])
+    inner = regex[begins : len(regex) - ends]
     return f"{'' if begins else '.*'}({inner}){'' if ends else '.*'}"
 
 
@@ -647,8 +638,3 @@ def _is_nothing(schema: Any) -> bool:  # noqa: ANN401
 def _is_beyond(schema: Any) -> bool:  # noqa: ANN401
     regex = schema.get("pattern") if isinstance(schema, dict) and not _is_formats_own(schema) else None
     return isinstance(regex, str) and any(_LOOK_AROUND.search(part) for _, part in conditions(regex))
-
-
-def _escaped_at(regex: str, at: int) -> bool:
-    before = regex[:at]
-    return (len(before) - len(before.rstrip("\\"))) % 2 == 1

@@ -10,17 +10,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 from router_backend.errors import AnswerError
 from router_backend.schema import grammar, nodes
 from router_backend.schema.nodes import Node, resolved
 from router_backend.schema.read import MOST_DEPTH, another_of, within
-from router_backend.schema.size import CHARACTER, NAME_LEAST, TEXT_LEAST, UNLIKE, Sizes, Skeleton
-from router_backend.types import Step
+from router_backend.schema.size import CHARACTER, NAME_LEAST, TEXT_LEAST, UNLIKE, Measure, Sizes, Skeleton
 from router_backend.writing import clip
-from router_backend.writing.stages import JOIN, QUOTE, TRIES, Ask, Count, Reply, Script, Stages, tokens_of
+from router_backend.writing.stages import JOIN, QUOTE, TRIES, Ask, Reply, Script, Stages, tokens_of
 
 _NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 _DEEPEST = 2 * MOST_DEPTH
@@ -33,8 +32,10 @@ class Need:
     least: int = 0
     usual: int = 0
 
-    def and_(self, least: int, usual: int | None = None) -> Need:
-        return Need(self.least + least, self.usual + (least if usual is None else usual))
+    def and_(self, forced: int, values: Sequence[Measure] = ()) -> Need:
+        """With so many forced tokens, and with values."""
+        least, usual = sum(each.least for each in values), sum(each.usual for each in values)
+        return Need(self.least + forced + least, self.usual + forced + usual)
 
 
 NOTHING = Need()
@@ -42,22 +43,12 @@ NOTHING = Need()
 
 @dataclass
 class SchemaScript(Script):
-    """One answer. `limit` is its budget in tokens as `count` counts them; `sizes` are those of `root` and all below.
-
-    Attributes:
-        text: the JSON so far; never taken back.
-        clipped: places of the values that their limit stopped, like `.steps[2].title`.
-    """
+    """One answer. `sizes` are those of `root` and all below."""
 
     failure = AnswerError
 
     root: Node
-    limit: int
     sizes: Sizes
-    count: Count
-    text: str = ""
-    clipped: list[str] = field(default_factory=list)
-    steps: list[Step] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._skeleton = Skeleton(self.count)
@@ -179,7 +170,7 @@ class SchemaScript(Script):
         if count <= 0 or node.other is None:
             return after
         size, name = self.sizes[node.other], self._skeleton.name(node.names)
-        return after.and_(count * (size.least + name), count * (size.usual + name))
+        return after.and_(count * name, count * [size])
 
     def _is_another(self, node: Node | None, taken: Sequence[str]) -> bool:
         """Whether there is a text of this kind that is not taken."""
@@ -190,7 +181,8 @@ class SchemaScript(Script):
         if node.example not in taken:
             return node.example
         try:
-            found = grammar.shortest(node.regex, node.least, "", tuple(taken))
+            # Not remembered: what one key's answer held is nobody else's business.
+            found = grammar.shortest.__wrapped__(node.regex, node.least, "", tuple(taken))
         except ValueError:  # too costly to find
             return None
         return found if found and len(found) <= len(node.example) + UNLIKE else None
@@ -210,19 +202,15 @@ class SchemaScript(Script):
         while node.most is None or items < node.most:
             if not self._is_another(kind, _bodies(taken)):
                 break
-            must = items < node.least
-            if not must:
-                if not self._may_add(node.item, self._skeleton.between, after, depth):
-                    break
-                comma = "," if items else ""
-                if (yield from self._goes_on(node, where, comma, depth)) == "]":
-                    break
-            self.text += "," if items else ""
-            size = self.sizes[node.item]
+            comma = "," if items else ""
+            if items >= node.least and (
+                not self._may_add(node.item, self._skeleton.between, after, depth)
+                or (yield from self._goes_on(node, where, comma)) == "]"
+            ):
+                break
+            self.text += comma
             left = max(0, node.least - items - 1)
-            rest = after.and_(
-                left * (size.least + self._skeleton.between), left * (size.usual + self._skeleton.between)
-            )
+            rest = after.and_(left * self._skeleton.between, [self.sizes[node.item]] * left)
             before = len(self.text)
             yield from self._value(node.item, f"{where}[{items}]", rest, depth, " " if items else "", taken)
             items += 1
@@ -234,20 +222,18 @@ class SchemaScript(Script):
         after = after.and_(self._skeleton.of("]"))
         self.text += "["
         for at, item in enumerate(node.items):
-            sizes = [self.sizes[each] for each in node.items[at + 1 :]]
-            forced = len(sizes) * self._skeleton.between
-            rest = after.and_(forced + sum(each.least for each in sizes), forced + sum(each.usual for each in sizes))
+            later = [self.sizes[each] for each in node.items[at + 1 :]]
+            rest = after.and_(len(later) * self._skeleton.between, later)
             self.text += "," if at else ""
             yield from self._value(item, f"{where}[{at}]", rest, depth, " " if at else "")
         self.text += "]"
 
-    def _goes_on(self, node: nodes.Array, where: str, comma: str, depth: int) -> Generator[Ask, Reply, str]:
+    def _goes_on(self, node: nodes.Array, where: str, comma: str) -> Generator[Ask, Reply, str]:
         """Whether a list has another item. A comma says so; before the first item, what that begins with."""
         if comma:
             return (yield from self._choose(where, [comma, "]"]))
         openings, digit = self._openings(node.item)
-        said = yield from self._choose_kind(where, [*openings, "]"], digit=digit)
-        return said
+        return (yield from self._choose_kind(where, [*openings, "]"], digit=digit))
 
     def _openings(self, node: Node) -> tuple[list[str], bool]:
         """What a value may begin with, and whether that may be a digit or a sign."""
@@ -265,7 +251,7 @@ class SchemaScript(Script):
 
     def _union(self, node: nodes.Union, where: str, after: Need, depth: int, lead: str, taken: Sequence[str]) -> Stages:
         room = self._left() - after.least - JOIN
-        ways = [way for way in node.ways if self._fits(way.node, room, depth)]
+        ways = [way for way in node.ways if self._has_room(way.node, room, depth)]
         ways = [way for way in ways if not taken or self._is_another(way.node, _bodies(taken))]
         options: dict[str, Node] = {}
         digit: Node | None = None
@@ -297,8 +283,8 @@ class SchemaScript(Script):
             body, tail = clip.split_at_quote(reply.text)
             text, stopped = clip.clean(body), tail is None
             if len(text) < node.least:  # cleaned too well
-                text = _decoded(body)
-            fits = partial(self._fits_text, most, node.most)
+                text = clip.decoded(body) or ""
+            fits = partial(self._fits, most, node.most, "")
             if stopped or not fits(text):
                 shorter = clip.shorten(text, fits)
                 text, stopped = shorter if len(shorter) >= node.least else clip.cut(text, fits), True
@@ -377,11 +363,9 @@ class SchemaScript(Script):
         return max(1, min(room, least + max(0, room - least) * want // (want + after.usual - after.least)))
 
     def _needed(self, fields: Sequence[nodes.Field], after: Need) -> Need:
-        for each in fields:
-            if each.required:
-                size, key = self.sizes[each.value], self._skeleton.key(each.name)
-                after = after.and_(size.least + key, size.usual + key)
-        return after
+        required = [each for each in fields if each.required]
+        keys = sum(self._skeleton.key(each.name) for each in required)
+        return after.and_(keys, [self.sizes[each.value] for each in required])
 
     def _may_add(self, node: Node, forced: int, after: Need, depth: int, *, short: bool = False) -> bool:
         """Whether something that may be left out can come, without taking from what must come."""
@@ -389,16 +373,13 @@ class SchemaScript(Script):
         own = size.least if short else size.usual
         return size.depth < depth and forced + own + after.usual + JOIN <= self._left()
 
-    def _fits(self, node: Node, room: int, depth: int) -> bool:
+    def _has_room(self, node: Node, room: int, depth: int) -> bool:
         return self.sizes[node].depth <= depth and self.sizes[node].least <= room
 
     def _affordable(self, node: nodes.Choice, after: Need) -> list[str]:
         room = self._left() - after.least - JOIN
         fitting = [option for option in node.options if self._skeleton.of(option) <= room]
         return fitting or [min(node.options, key=self._skeleton.of)]
-
-    def _fits_text(self, tokens: int, characters: int | None, text: str) -> bool:
-        return self._tokens(text) <= tokens and (characters is None or len(text) <= characters)
 
 
 def _bodies(taken: Sequence[str]) -> list[str]:
@@ -408,11 +389,3 @@ def _bodies(taken: Sequence[str]) -> list[str]:
 
 def _quoted(name: str) -> str:
     return json.dumps(name, ensure_ascii=False)
-
-
-def _decoded(body: str) -> str:
-    """A JSON string's body as text, as it was written."""
-    try:
-        return str(json.loads(f'"{body[:-1] if clip.open_escape(body) else body}"', strict=False))
-    except ValueError:
-        return ""
