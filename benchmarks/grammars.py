@@ -73,7 +73,7 @@ def masked(data: Path) -> None:
     plans = [json.loads(row["completion"]) for _, row in read_values(data)][::20]
     masks, builds = [], []
     for plan in plans:
-        script = PlanScript(600, costs, lambda text: len(encode(text)))
+        script = PlanScript(600, lambda text: len(encode(text)), costs)
         teacher, stages = Reference(plan, script), script.stages()
         ask = next(stages)
         try:

@@ -47,7 +47,7 @@ class CannotShorten(Exception):
 
 def shorten(plan: dict[str, Any], budget: int, costs: Costs, count: Count) -> str | None:
     """The plan's text within `budget` tokens as `count` counts them; None where that takes more than whole phrases."""
-    script = PlanScript(budget, costs, count)
+    script = PlanScript(budget, count, costs)
     teacher = _Teacher(plan, script)
     stages = script.stages()
     try:
