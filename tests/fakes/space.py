@@ -23,6 +23,7 @@ from tests.fakes.upstream import KEY
 from tests.fakes.zerogpu import FakeZeroGPU, fake_zerogpu
 from tests.vllm import vllm
 
+PATIENCE = 300.0  # seconds for an answer: a busy machine, or a model of another server's, takes its time
 APP = Path(__file__).with_name("space_app.py")
 
 
@@ -50,13 +51,13 @@ class Door:
         host, _, port = self.url.removeprefix("http://").partition(":")
         sent = json.dumps(body).encode()
         head = f"POST /v1/generate HTTP/{version}\r\nHost: {host}\r\nContent-Type: application/json\r\n"
-        connection = socket.create_connection((host, int(port)), timeout=30)
+        connection = socket.create_connection((host, int(port)), timeout=PATIENCE)
         connection.sendall(f"{head}Content-Length: {len(sent)}\r\n\r\n".encode() + sent)
         return connection
 
     def generate(self, prompt: str = "hello", headers: dict[str, str] | None = None, **body: object) -> httpx.Response:
         sent = {"prompt": prompt, "output": "text", **body}
-        return httpx.post(f"{self.url}/v1/generate", json=sent, headers=headers, timeout=60)
+        return httpx.post(f"{self.url}/v1/generate", json=sent, headers=headers, timeout=PATIENCE)
 
     def released(self, since: float, seconds: float) -> None:
         """Waits for the GPU to be given back, at most so long."""
@@ -64,13 +65,13 @@ class Door:
 
     @property
     def idle(self) -> bool:
-        queue = httpx.get(f"{self.url}/health", timeout=30).json()["queue"]
+        queue = httpx.get(f"{self.url}/health", timeout=PATIENCE).json()["queue"]
         return queue["running"] == queue["waiting"] == 0 and not self.api.held
 
 
 def client(door: Door, path: str = "/gradio", **more: object) -> Client:
     """A visitor of the UI, patient on a busy machine."""
-    return Client(f"{door.url}{path}", verbose=False, httpx_kwargs={"timeout": 60}, **more)
+    return Client(f"{door.url}{path}", verbose=False, httpx_kwargs={"timeout": PATIENCE}, **more)
 
 
 @contextlib.contextmanager
