@@ -11,7 +11,7 @@ EXTRAS := llamacpp,transformers,train,merge,ui,space,otel,dev
 export HF_HUB_OFFLINE ?= 1
 export GRADIO_ANALYTICS_ENABLED ?= False
 
-.PHONY: help install install-transformers run check quick test test-setup test-lowest test-newest lock outdated security audit fuzz soak mutants clients cluster-test vllm-test screenshots docs fix clean
+.PHONY: help install install-transformers run check quick test test-setup test-lowest test-newest lock outdated security audit fuzz soak mutants clients doors cluster-test vllm-test screenshots docs fix clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 14
@@ -83,8 +83,12 @@ clients: install $(VENV)/clients/.installed $(VENV)/clients-older/.installed $(V
 	@$(BIN)/python -m tests.clients
 
 cluster-test: test-setup $(VENV)/cluster/.installed ## Two nodes of a Ray cluster here: the contract, growth, faults, updates, and what its proxy costs
-	@CLUSTER_PYTHON=$(abspath $(VENV)/cluster/bin/python) $(PYTEST) tests/server/test_contract.py -k cluster
+	@DOORS=cluster CLUSTER_PYTHON=$(abspath $(VENV)/cluster/bin/python) $(PYTEST) tests/server/test_contract.py
 	@PYTHONPATH=. $(VENV)/cluster/bin/python -W ignore benchmarks/cluster.py
+
+doors: test-setup $(VENV)/cluster/.installed $(VENV)/vllm/.installed ## The contract through every door: with the trained model, behind llama-server and vLLM, on a cluster
+	@DOORS=plain,zerogpu,embedded,llama-server,vllm,cluster CLUSTER_PYTHON=$(abspath $(VENV)/cluster/bin/python) \
+	  $(PYTEST) tests/server/test_contract.py
 
 vllm-test: test-setup $(VENV)/vllm/.installed ## Set up vLLM for processors and run the upstream engine's tests against it (needs the index, minutes)
 	@$(BIN)/python -m tests.vllm

@@ -19,7 +19,6 @@ from replay import Reference
 
 from router_backend.checkpoints import embedded, ladder
 from router_backend.engines.echo import EchoModel
-from router_backend.engines.llamacpp import check_grammar
 from router_backend.jsonl import read_values
 from router_backend.plan import grammar
 from router_backend.plan.budget import Costs
@@ -29,7 +28,7 @@ from router_backend.plan.write import PlanWriter
 from router_backend.service.loader import Loader
 from router_backend.settings import load_settings
 from router_backend.types import GenerateRequest, SamplingParams
-from router_backend.writing.grammar import choice
+from router_backend.writing.grammar import choice, problem_of
 
 ANY_TEXT = "start: TEXT\nTEXT: /(?s:.)*/\n"
 
@@ -45,12 +44,12 @@ def built() -> None:
     for name, text in kinds.items():
         times = []
         for _ in range(50):
-            check_grammar.cache_clear()
+            problem_of.cache_clear()
             began = time.perf_counter()
-            check_grammar(text)
+            problem_of(text)
             times.append(time.perf_counter() - began)
         began = time.perf_counter()
-        check_grammar(text)
+        problem_of(text)
         cached = time.perf_counter() - began
         print(f"{name}: cold p50 {1e6 * statistics.median(times):.0f} µs, cached {1e6 * cached:.1f} µs")
 
@@ -74,7 +73,7 @@ def masked(data: Path) -> None:
     plans = [json.loads(row["completion"]) for _, row in read_values(data)][::20]
     masks, builds = [], []
     for plan in plans:
-        script = PlanScript(600, costs, lambda text: len(encode(text)))
+        script = PlanScript(600, lambda text: len(encode(text)), costs)
         teacher, stages = Reference(plan, script), script.stages()
         ask = next(stages)
         try:
@@ -105,7 +104,7 @@ def remembered() -> None:
 
     def says(request: GenerateRequest) -> str:
         assert request.grammar is not None
-        check_grammar(request.grammar)
+        problem_of(request.grammar)
         dice = random.Random(request.sampling.seed)
         if "CHOICE:" in request.grammar:
             options = request.grammar.partition("CHOICE: ")[2].split(" | ")
@@ -127,7 +126,7 @@ def remembered() -> None:
         list(writer.write(request, lambda: False))
         model.seen.clear()
     after = process.memory_info().rss
-    print(f"10,000 plans after 1,000: {(after - before) / 2**20:.1f} MiB more, {check_grammar.cache_info()}")
+    print(f"10,000 plans after 1,000: {(after - before) / 2**20:.1f} MiB more, {problem_of.cache_info()}")
 
 
 def decoded() -> None:

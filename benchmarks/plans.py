@@ -36,20 +36,8 @@ def schema_mode(model: LocalModel, request: GenerateRequest, slot: int) -> Itera
     """The engine's own structured output: the plan's JSON schema, and the limit cuts where it cuts."""
     if not isinstance(model, LlamaCppModel):
         return model.generate(replace(request, schema=json.dumps(Plan.model_json_schema())), lambda: False, slot)
-    call = {
-        "prompt": list(model.prompt_ids(request.prompt)),
-        "n_predict": request.sampling.max_new_tokens,
-        "temperature": request.sampling.temperature,
-        "top_p": request.sampling.top_p,
-        "top_k": 0,
-        "min_p": 0.0,
-        "samplers": ["temperature", "top_p"],
-        "seed": request.sampling.seed,
-        "json_schema": Plan.model_json_schema(),
-        "id_slot": slot,
-        "stream": True,
-    }
-    return model._stream(call, lambda: False)
+    body, tokens = model._body(request, slot)
+    return model._answer({**body, "json_schema": Plan.model_json_schema()}, tokens, request, lambda: False)
 
 
 def main() -> None:

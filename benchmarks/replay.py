@@ -109,7 +109,7 @@ def main() -> None:
         clipped = texts = broken = over = used = 0
         items: dict[str, int] = {}
         for plan in plans:
-            script = PlanScript(limit, costs, count)
+            script = PlanScript(limit, count, costs)
             teacher = Reference(plan, script)
             stages = script.stages()
             try:

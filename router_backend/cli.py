@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -20,6 +20,9 @@ from typer.core import TyperGroup
 from router_backend import __version__
 from router_backend.errors import InvalidRequest, RouterError
 from router_backend.types import is_blank
+
+if TYPE_CHECKING:
+    from router_backend.settings import Settings
 
 # Commands whose exit code 1 is a verdict: of theirs, 2 says that there is none.
 _JUDGES = ("evaluate", "smoke", "merge", "deploy")
@@ -109,15 +112,19 @@ drafter = typer.Typer(help="Plans that drafts are made of.", no_args_is_help=Tru
 app.add_typer(drafter, name="drafter")
 
 
+def _settings() -> Settings:
+    from router_backend.settings import load_settings
+
+    return load_settings()
+
+
 @app.command()
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to bind; wins over HOST.")] = None,
     port: Annotated[int | None, typer.Option(help="Port; wins over PORT. 0: any free one.")] = None,
 ) -> int:
     """Serve the API, the UI and the console."""
-    from router_backend.settings import load_settings
-
-    if load_settings().spaces_zero_gpu:
+    if _settings().spaces_zero_gpu:
         from router_backend.space import serve as serve_here
     else:
         from router_backend.server.serve import serve as serve_here
@@ -160,9 +167,8 @@ def generate(
 def doctor() -> int:
     """Show the machine and what would be loaded, in order, and why. Loads nothing."""
     from router_backend.service.doctor import report
-    from router_backend.settings import load_settings
 
-    return report(load_settings())
+    return report(_settings())
 
 
 @app.command()
@@ -183,7 +189,6 @@ def evaluate(
     api_key: Annotated[str | None, typer.Option(envvar="ROUTER_API_KEY", help="Better in the environment.")] = None,
 ) -> int:
     """Score a router on a benchmark file; exit code 1 when a threshold fails."""
-    from router_backend.settings import load_settings
     from router_tools.evaluate import EvaluateOptions
     from router_tools.evaluate import evaluate as run
     from router_tools.evaluate.local import predictor
@@ -201,7 +206,7 @@ def evaluate(
         seed=seed,
         output="text" if text else "plan",
         lenient=lenient,
-        tools=load_settings().tools,
+        tools=_settings().tools,
         thresholds=thresholds,
         concurrency=concurrency,
     )
@@ -217,9 +222,7 @@ def calibrate(
     candidate: Annotated[str, typer.Option(help="The checkpoint: embedded, a GGUF file, a folder, a hub repo.")],
 ) -> None:
     """Find the temperature at which a router's probabilities of tools come true, and keep it beside the checkpoint."""
-    from router_backend.settings import load_settings
-
-    load_settings()  # what is wrong in it is told before the long imports
+    _settings()  # what is wrong in it is told before the long imports
     from router_tools.calibrate import calibrate as run
 
     run(data, candidate, typer.echo)
@@ -232,10 +235,9 @@ def smoke(
     api_key: Annotated[str | None, typer.Option(envvar="ROUTER_API_KEY", help="Better in the environment.")] = None,
 ) -> int:
     """Check a deployment: exit code 0 when all is well, 1 when a check failed, 2 when nothing could be checked."""
-    from router_backend.settings import load_settings
     from router_tools.smoke import run_smoke
 
-    return run_smoke(url, api_key, within=within, tools=load_settings().tools)
+    return run_smoke(url, api_key, within=within, tools=_settings().tools)
 
 
 @drafter.command("build")
@@ -245,9 +247,8 @@ def drafter_build(
 ) -> None:
     """Collect earlier plans, so that the transformers engine drafts well from its first answer on."""
     from router_backend.engines.transformers.drafter import build
-    from router_backend.settings import load_settings
 
-    written, left_out = build(source, out, load_settings().tools)
+    written, left_out = build(source, out, _settings().tools)
     typer.echo(f"{out}: {written} plans ({left_out} rows without a valid plan left out)")
 
 
@@ -269,9 +270,7 @@ def train(
     threads: Annotated[int | None, typer.Option(min=1, help="1 where other work shares the processor.")] = None,
 ) -> int:
     """Train a LoRA adapter on router data. SIGINT and SIGTERM stop it between two steps, ready for --resume."""
-    from router_backend.settings import load_settings
-
-    tools = load_settings().tools  # what is wrong in it is told before the long imports
+    tools = _settings().tools  # what is wrong in it is told before the long imports
     from router_tools.train import TrainOptions
     from router_tools.train import train as run
 
@@ -309,9 +308,7 @@ def merge(
     private: Annotated[bool, typer.Option(help="Of a repository that is created.")] = False,
 ) -> int:
     """Make a merged router checkpoint; exit code 1 when it does not compute what base and adapter compute."""
-    from router_backend.settings import load_settings
-
-    settings = load_settings()
+    settings = _settings()
     from router_tools.merge import MergeOptions
     from router_tools.merge import merge as run
 
@@ -330,14 +327,13 @@ def deploy(
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that are waited for.")] = 1800,
 ) -> int:
     """Bring a Space to the declared state and check it: 0 well, 1 it fails, 2 not possible, 3 hardware refused."""
-    from router_backend.settings import load_settings
     from router_tools.deploy import DeployOptions
     from router_tools.deploy import deploy as run
 
     options = DeployOptions(
         space, dry_run=dry_run, wait=wait, private=private, all_secrets=all_secrets, timeout=timeout
     )
-    return run(options, load_settings(), typer.echo)
+    return run(options, _settings(), typer.echo)
 
 
 @app.command()
@@ -353,10 +349,9 @@ def cluster(
     """Serve with replicas on the Ray cluster that runs, or on one of this machine's own. Again: a rolling update."""
     from router_backend.cluster.layout import Layout, parse_replicas
     from router_backend.cluster.run import run
-    from router_backend.settings import load_settings
 
     layout = Layout(*parse_replicas(replicas), cpus, gpus, grow_after, shrink_after)
-    return run(layout, load_settings(), typer.echo, dry_run=dry_run, image=kuberay)
+    return run(layout, _settings(), typer.echo, dry_run=dry_run, image=kuberay)
 
 
 @app.command()

@@ -7,10 +7,11 @@ ClientError           the answer is an error, or no answer of a router
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from types import TracebackType
@@ -35,17 +36,9 @@ class ClientError(Exception):
     """
 
     def __init__(
-        self,
-        status: int | None,
-        message: str,
-        request_id: str | None = None,
-        *,
-        retry_after: float | None = None,
+        self, status: int | None, message: str, request_id: str | None = None, *, retry_after: float | None = None
     ) -> None:
-        self.status = status
-        self.message = message
-        self.request_id = request_id
-        self.retry_after = retry_after
+        self.status, self.message, self.request_id, self.retry_after = status, message, request_id, retry_after
         told = f"{_status_line(status)}: {message}" if status is not None else message
         super().__init__(f"{told} (request {request_id})" if request_id else told)
 
@@ -167,32 +160,37 @@ class RouterClient:
         Raises:
             Unreachable, TimedOut, ClientError: nothing came back.
         """
-        limit = self.timeout if timeout is None else timeout
         headers = {} if body is None else {"Content-Type": "application/json"}
         content = None if body is None else json.dumps(body, allow_nan=False).encode()
-        patience = httpx.Timeout(limit, connect=min(limit, _CONNECT))
         began = time.monotonic()
         received = bytearray()
+        with (
+            self._patience(path, timeout) as patience,
+            self._http.stream(method, self.url + path, content=content, headers=headers, timeout=patience) as answer,
+        ):
+            for piece in answer.iter_bytes():
+                received += piece
+                # httpx limits each read; an answer that trickles would never end.
+                if time.monotonic() - began > (patience.read or 0):
+                    raise httpx.ReadTimeout("too slow")
+        return Reply(answer.status_code, answer.headers, bytes(received), time.monotonic() - began)
+
+    @contextlib.contextmanager
+    def _patience(self, path: str, timeout: float | None = None) -> Iterator[httpx.Timeout]:
+        """How long is waited. Raises Unreachable, TimedOut or ClientError for what goes wrong on the way."""
+        limit = self.timeout if timeout is None else timeout
+        patience = httpx.Timeout(limit, connect=min(limit, _CONNECT))
         try:
-            with self._http.stream(
-                method, self.url + path, content=content, headers=headers, timeout=patience
-            ) as answer:
-                for piece in answer.iter_bytes():
-                    received += piece
-                    # httpx limits each read; an answer that trickles would never end.
-                    if time.monotonic() - began > limit:
-                        raise httpx.ReadTimeout("too slow")
+            yield patience
         except httpx.ConnectTimeout:
             raise Unreachable(None, f"cannot connect to {self.url}: no answer in {patience.connect:g} s") from None
         except httpx.TimeoutException:
             raise TimedOut(None, f"no whole answer from {self.url}{path} in {limit:g} s") from None
-        except httpx.ConnectError as error:
-            reason = self.clean(str(error)) or type(error).__name__
-            raise Unreachable(None, f"cannot connect to {self.url}: {reason}") from None
         except httpx.RequestError as error:
             reason = self.clean(str(error)) or type(error).__name__
+            if isinstance(error, httpx.ConnectError):
+                raise Unreachable(None, f"cannot connect to {self.url}: {reason}") from None
             raise ClientError(None, f"the connection to {self.url} broke: {reason}") from None
-        return Reply(answer.status_code, answer.headers, bytes(received), time.monotonic() - began)
 
     async def stream(self, path: str, body: Mapping[str, object]) -> AsyncGenerator[dict[str, Any], None]:
         """Yields the events of an answer as they come. Closing it hangs up, which cancels the request.
@@ -201,8 +199,7 @@ class RouterClient:
             ClientError: any status but 200, an error in mid-stream, or a stream that ends before its answer does.
         """
         began, sent, whole = time.monotonic(), {**body, "stream": True}, False
-        patience = httpx.Timeout(self.timeout, connect=min(self.timeout, _CONNECT))
-        try:
+        with self._patience(path) as patience:
             async with (
                 httpx.AsyncClient(headers=self._http.headers, auth=self._http.auth, timeout=patience) as http,
                 http.stream("POST", self.url + path, json=sent) as answer,
@@ -216,21 +213,11 @@ class RouterClient:
                         break
                     if data != line:
                         yield self._event(data)
-        except httpx.ConnectError as error:
-            raise Unreachable(None, f"cannot connect to {self.url}: {self.clean(str(error))}") from None
-        except httpx.TimeoutException:
-            raise TimedOut(None, f"no answer from {self.url}{path} in {self.timeout:g} s") from None
-        except httpx.RequestError as error:
-            reason = self.clean(str(error)) or type(error).__name__
-            raise ClientError(None, f"the connection to {self.url} broke: {reason}") from None
         if not whole:
             raise ClientError(None, f"{self.url} ended the stream before its answer was complete")
 
     def _event(self, data: str) -> dict[str, Any]:
-        try:
-            value = json.loads(data)
-        except (ValueError, RecursionError):
-            value = None
+        value = _parsed(data)
         if not isinstance(value, dict):
             raise ClientError(200, f"an event of the stream is not a JSON object: {self.clean(data)!r}")
         if isinstance(error := value.get("error"), dict):
@@ -249,10 +236,7 @@ class RouterClient:
         raise self.error_of(reply)
 
     def _object(self, reply: Reply, key: str) -> dict[str, Any]:
-        try:
-            value = reply.json()
-        except (ValueError, RecursionError):
-            value = None
+        value = _parsed(reply.content)
         if isinstance(value, dict) and isinstance(value.get(key), str):
             return value
         told = f"the body is no answer of a router: no {key!r} in {self._excerpt(reply)}"
@@ -282,16 +266,21 @@ class RouterClient:
 
 def error_message(reply: Reply) -> str | None:
     """The message of a body in the one error shape, exactly; None for any other body."""
-    try:
-        body = reply.json()
-    except (ValueError, RecursionError):
-        return None
+    body = _parsed(reply.content)
     error = body.get("error") if isinstance(body, dict) and set(body) == {"error"} else None
     if not isinstance(error, dict) or set(error) != {"message", "type", "param", "code"}:
         return None
     texts = isinstance(error["message"], str) and isinstance(error["type"], str)
     options = all(error[key] is None or isinstance(error[key], str) for key in ("param", "code"))
     return error["message"] if texts and options and error["message"] else None
+
+
+def _parsed(text: str | bytes) -> Any:  # noqa: ANN401 - any JSON
+    """What it says as JSON; None where it is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _status_line(status: int) -> str:

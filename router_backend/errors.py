@@ -58,6 +58,10 @@ class RouterError(Exception):
     type: ClassVar[str] = "server_error"
     code: str = "internal_error"
 
+    def __init_subclass__(cls, status: int | None = None, type: str | None = None, code: str | None = None) -> None:
+        """What is not given is as its family's."""
+        cls.status, cls.type, cls.code = status or cls.status, type or cls.type, code or cls.code
+
     def __init__(
         self, message: str, *, param: str | None = None, code: str | None = None, retry_after: float | None = None
     ) -> None:
@@ -69,157 +73,94 @@ class RouterError(Exception):
             self.code = code
 
 
-class InvalidRequest(RouterError):
-    status = 400
-    type = "invalid_request_error"
-    code = "invalid_request"
+class InvalidRequest(RouterError, status=400, type="invalid_request_error", code="invalid_request"): ...
 
 
-class ContextOverflow(InvalidRequest):
-    code = "context_length_exceeded"
+class ContextOverflow(InvalidRequest, code="context_length_exceeded"): ...
 
 
-class BudgetTooSmall(InvalidRequest):
-    code = "budget_too_small"
+class BudgetTooSmall(InvalidRequest, code="budget_too_small"): ...
 
 
-class DurationTooLong(InvalidRequest):
-    code = "gpu_duration_too_long"
+class DurationTooLong(InvalidRequest, code="gpu_duration_too_long"): ...
 
 
-class Unauthorized(RouterError):
-    status = 401
-    type = "authentication_error"
-    code = "invalid_api_key"
+class Unauthorized(RouterError, status=401, type="authentication_error", code="invalid_api_key"): ...
 
 
-class Forbidden(RouterError):
-    status = 403
-    type = "permission_error"
-    code = "forbidden"
+class Forbidden(RouterError, status=403, type="permission_error", code="forbidden"): ...
 
 
-class UnknownModel(RouterError):
-    status = 404
-    type = "invalid_request_error"
-    code = "model_not_found"
+class UnknownModel(RouterError, status=404, type="invalid_request_error", code="model_not_found"): ...
 
 
-class RequestTimeout(RouterError):
-    status = 408
-    type = "invalid_request_error"
-    code = "request_timeout"
+class RequestTimeout(RouterError, status=408, type="invalid_request_error", code="request_timeout"): ...
 
 
-class PayloadTooLarge(RouterError):
-    status = 413
-    type = "invalid_request_error"
-    code = "payload_too_large"
+class PayloadTooLarge(RouterError, status=413, type="invalid_request_error", code="payload_too_large"): ...
 
 
-class UrlTooLong(RouterError):
-    status = 414
-    type = "invalid_request_error"
-    code = "url_too_long"
+class UrlTooLong(RouterError, status=414, type="invalid_request_error", code="url_too_long"): ...
 
 
-class UnsupportedMediaType(RouterError):
-    status = 415
-    type = "invalid_request_error"
-    code = "unsupported_media_type"
+class UnsupportedMediaType(RouterError, status=415, type="invalid_request_error", code="unsupported_media_type"): ...
 
 
-class WrongHost(RouterError):
-    status = 421
-    type = "invalid_request_error"
-    code = "wrong_host"
+class WrongHost(RouterError, status=421, type="invalid_request_error", code="wrong_host"): ...
 
 
-class HeadersTooLarge(RouterError):
-    status = 431
-    type = "invalid_request_error"
-    code = "headers_too_large"
+class HeadersTooLarge(RouterError, status=431, type="invalid_request_error", code="headers_too_large"): ...
 
 
-class Overloaded(RouterError):
-    status = 429
-    type = "rate_limit_error"
-    code = "overloaded"
+class Overloaded(RouterError, status=429, type="rate_limit_error", code="overloaded"): ...
 
 
-class RateLimited(Overloaded):
-    code = "rate_limit_exceeded"
+class RateLimited(Overloaded, code="rate_limit_exceeded"): ...
 
 
-class QuotaExceeded(Overloaded):
-    code = "gpu_quota_exceeded"
+class QuotaExceeded(Overloaded, code="gpu_quota_exceeded"): ...
 
 
-class EngineError(RouterError):
-    code = "engine_error"
+class EngineError(RouterError, code="engine_error"): ...
 
 
-class OutOfMemory(EngineError):
-    status = 503
-    code = "out_of_memory"
+class OutOfMemory(EngineError, status=503, code="out_of_memory"): ...
 
 
-class EngineLost(EngineError):
-    status = 503
-    code = "engine_lost"
+class EngineLost(EngineError, status=503, code="engine_lost"): ...
 
 
-class UpstreamError(EngineError):
-    status = 502
-    code = "upstream_failed"
+class UpstreamError(EngineError, status=502, code="upstream_failed"): ...
 
 
-class UpstreamDown(EngineError):
-    status = 503
-    code = "upstream_down"
+class UpstreamDown(EngineError, status=503, code="upstream_down"): ...
 
 
-class PlanError(RouterError):
-    status = 502
-    code = "invalid_plan"
+class PlanError(RouterError, status=502, code="invalid_plan"): ...
 
 
-class AnswerError(RouterError):
-    status = 502
-    code = "invalid_answer"
+class AnswerError(RouterError, status=502, code="invalid_answer"): ...
 
 
-class GpuAborted(RouterError):
-    status = 502
-    code = "gpu_aborted"
+class GpuAborted(RouterError, status=502, code="gpu_aborted"): ...
 
 
-class NotReady(RouterError):
-    status = 503
-    type = "unavailable_error"
-    code = "not_ready"
+class NotReady(RouterError, status=503, type="unavailable_error", code="not_ready"): ...
 
 
-class NoGpu(NotReady):
-    code = "no_gpu"
+class NoGpu(NotReady, code="no_gpu"): ...
 
 
-class DeadlineExceeded(RouterError):
-    status = 504
-    type = "timeout_error"
-    code = "deadline_exceeded"
+class DeadlineExceeded(RouterError, status=504, type="timeout_error", code="deadline_exceeded"): ...
 
 
-class SettingsError(RouterError):
-    code = "invalid_settings"
+class SettingsError(RouterError, code="invalid_settings"): ...
 
 
-class HubError(RouterError):
-    code = "hub_failed"
+class HubError(RouterError, code="hub_failed"): ...
 
 
-class LoadError(RouterError):
-    code = "load_failed"
+class LoadError(RouterError, code="load_failed"): ...
 
 
 class CandidateError(LoadError):

@@ -42,12 +42,13 @@ def read_values(path: Path, content: bytes | None = None) -> Iterator[tuple[int,
 def parse(text: bytes, where: str) -> Any:  # noqa: ANN401 - any JSON value
     """The value of a JSON text in UTF-8. Raises InvalidRequest that begins with `where`."""
     try:
-        return json.loads(text.decode("utf-8"), parse_constant=_refuse)
+        return json.loads(text.decode("utf-8"), parse_constant=refuse)
     except UnicodeDecodeError:
         raise InvalidRequest(f"{where}: not valid UTF-8") from None
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"{where}: not valid JSON: {error}") from None
 
 
-def _refuse(constant: str) -> NoReturn:
+def refuse(constant: str) -> NoReturn:
+    """For `parse_constant`: NaN and Infinity are Python's, not JSON's."""
     raise ValueError(f"{constant} is not JSON")

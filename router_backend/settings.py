@@ -105,7 +105,7 @@ class Settings(BaseSettings):
     model_device: Literal["auto", "cuda", "cpu"] = Field("auto", description="Where the model runs.")
     skip_warm_start: bool = Field(False, description="Load the model with the first request instead of at the start.")
     allow_warm_start_failure: bool = Field(
-        False, description="Stay up when nothing loads, and try again with later requests."
+        False, description="Stay up when nothing loads, and try again: after 2, 4, 8 … 60 seconds."
     )
     engine: Annotated[Literal["echo"] | None, BeforeValidator(_blank_is_none)] = Field(
         None,
@@ -246,9 +246,7 @@ class Settings(BaseSettings):
         examples=["8bit"],
     )
     model_load_strategies: str = Field(
-        "",
-        description="The precisions to try next, comma-separated. The others come last.",
-        examples=["4bit,cpu"],
+        "", description="The precisions to try next, comma-separated. The others come last.", examples=["4bit,cpu"]
     )
     load_in_8bit: OptionalBool = Field(None, description="An older way to ask for `8bit`.", examples=["1"])
     load_in_4bit: OptionalBool = Field(None, description="An older way to ask for `4bit`.", examples=["0"])
@@ -273,10 +271,7 @@ class Settings(BaseSettings):
         "Answers take longer.",
     )
     draft_tokens: int = Field(
-        16,
-        ge=0,
-        le=64,
-        description="Tokens at most that are guessed ahead and checked in one forward pass. 0: none.",
+        16, ge=0, le=64, description="Tokens at most that are guessed ahead and checked in one forward pass. 0: none."
     )
     drafter: Annotated[Path | None, BeforeValidator(_blank_is_none)] = Field(
         None,

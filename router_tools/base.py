@@ -1,7 +1,8 @@
-"""Base: the checkpoint that an adapter is trained on or merged into, by the name that a command is given."""
+"""What commands are given: the base that an adapter is trained on or merged into, and the place for what they make."""
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 from router_backend.checkpoints import embedded, hub
@@ -27,4 +28,11 @@ def files(base: Candidate, settings: Settings) -> Path:
     if base.kind == "gguf":
         gguf_file(Path(base.name))
         return Path(base.name)
-    return hub.fetch_gguf(base, settings) if base.kind == "hub-gguf" else hub.fetch(base, settings)
+    return hub.fetch(base, settings)
+
+
+def writable(folder: Path) -> Path:
+    """The folder, made where it is missing. Raises OSError where no file can be made in it: before the work."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        return folder

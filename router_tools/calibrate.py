@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from rich.progress import track
@@ -17,25 +17,16 @@ from router_backend.errors import InvalidRequest
 from router_backend.types import GenerateRequest, Question, SamplingParams
 from router_tools.evaluate.confidence import Confidence, odds_of
 from router_tools.evaluate.local import Local
-from router_tools.evaluate.rows import GoldRow, read_gold
+from router_tools.evaluate.rows import read_gold
 
 FEWEST = 20
 
 
-@dataclass(frozen=True, slots=True)
-class Fitted:
-    """A temperature, and how far the probabilities can be trusted: as they are, and each half at the other's."""
-
-    temperature: float
-    before: Confidence
-    after: Confidence
-
-
-def calibrate(data: Path, candidate: str, say: Callable[[str], None]) -> float:
+def calibrate(data: Path, candidate: str, say: Callable[[str], None]) -> float | None:
     """Fits the temperature on rows `{"prompt", "completion"}` and writes it beside the checkpoint; returns it.
 
     The rows are halved by their prompts' hashes: what is told of "after" is of each half at the temperature of the
-    other. What is kept is the temperature of all of them.
+    other. What is kept is the temperature of all of them; nothing is, and None returned, where "after" is no better.
 
     Raises:
         InvalidRequest: a row is wrong, or too few of them begin with a tool of this router.
@@ -48,23 +39,32 @@ def calibrate(data: Path, candidate: str, say: Callable[[str], None]) -> float:
         if len(known) < FEWEST:
             raise InvalidRequest(f"{data} has {len(known)} rows that begin with one of {tools}; {FEWEST} are needed")
         question = Question(("",), tools, plan_budget=local.settings.max_new_tokens)
-        rows = [(row.prompt, _ask(local, row, question)) for row in track(known, "asking", transient=True)]
+        rows: list[tuple[str, Right]] = []
+        for row in track(known, "asking", transient=True):
+            request = GenerateRequest("calibrate", row.prompt, SamplingParams(1), "decision", questions=(question,))
+            (odds,) = local.ask(request)[-1].odds
+            rows.append((row.prompt, (replace(odds, temperature=1.0), row.first)))  # as the checkpoint makes them
         path = calibration.place(local.place)
     try:
-        found = fitted(rows)
+        temperature, before, after = fitted(rows)
     except ValueError as error:
         raise InvalidRequest(f"{data}: {error}") from None
-    say(f"before: {found.before}")
-    say(f"after:  {found.after}")
-    if found.after.surprise >= found.before.surprise:
-        say("on rows that it was not fitted on, a temperature does not help: more rows may")
-    path.write_text(json.dumps(asdict(found), indent=2) + "\n", encoding="ascii")
-    say(f"temperature {found.temperature}, kept in {path}; a server reads it when it loads the checkpoint")
-    return found.temperature
+    say(f"before: {before}")
+    say(f"after:  {after}")
+    if after.surprise >= before.surprise:
+        say("nothing is kept: on rows that it was not fitted on, a temperature does not help; more rows may")
+        return None
+    kept = {"temperature": temperature, "before": asdict(before), "after": asdict(after)}
+    path.write_text(json.dumps(kept, indent=2) + "\n", encoding="ascii")
+    say(f"temperature {temperature}, kept in {path}; a server reads it when it loads the checkpoint")
+    return temperature
 
 
-def fitted(rows: Sequence[tuple[str, Right]]) -> Fitted:
-    """What is kept, of prompts with what was made of them. Raises ValueError where a half of them is empty."""
+def fitted(rows: Sequence[tuple[str, Right]]) -> tuple[float, Confidence, Confidence]:
+    """The temperature of prompts with what was made of them, and how far the probabilities can be trusted.
+
+    As they are, and each half at the other's temperature. Raises ValueError where a half is empty.
+    """
     halves: list[list[Right]] = [[], []]
     for prompt, answer in rows:
         halves[hashlib.sha256(prompt.encode()).digest()[0] % 2].append(answer)
@@ -73,15 +73,5 @@ def fitted(rows: Sequence[tuple[str, Right]]) -> Fitted:
     one, other = halves
     crossed = [*calibration.at(one, calibration.fit(other)), *calibration.at(other, calibration.fit(one))]
     together = [*one, *other]
-    return Fitted(round(calibration.fit(together), 4), _confidence(together), _confidence(crossed))
-
-
-def _ask(local: Local, row: GoldRow, question: Question) -> Right:
-    """What the checkpoint makes of the tools, as it is, and the one that was right."""
-    request = GenerateRequest("calibrate", row.prompt, SamplingParams(1), "decision", questions=(question,))
-    (odds,) = local.ask(request)[-1].odds
-    return replace(odds, temperature=1.0), row.first
-
-
-def _confidence(rows: list[Right]) -> Confidence:
-    return Confidence.of([(odds_of(odds), right) for odds, right in rows])
+    before, after = (Confidence.of([(odds_of(odds), right) for odds, right in each]) for each in (together, crossed))
+    return round(calibration.fit(together), 4), before, after

@@ -1,4 +1,4 @@
-"""`docs/settings.md` and `.env.example`, made of the fields of `Settings`.
+"""`docs/settings.md` and `.env.example`, made of the fields of `Settings` by the templates beside this file.
 
     python -m router_tools.settings_page     # in the repository's root
 
@@ -7,10 +7,10 @@ A test checks that both files are current.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
+from jinja2 import Environment, PackageLoader, select_autoescape
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
@@ -25,62 +25,27 @@ GROUPS = {
     "model_load_strategy": "Checkpoints in safetensors (the transformers engine)",
     "zerogpu_size": "A ZeroGPU Space",
 }
-_INTRODUCTION = """\
-# Settings
-
-Every setting is a variable in the environment or a line in a `.env` file in the working folder; the environment wins.
-A wrong value stops the start with one message that names the variable, the value and the choices. `1`, `true`, `yes`
-and `on` switch on, `0`, `false`, `no` and `off` switch off. An empty value is the default.
-
-This page is made of `router_backend/settings.py` by `python -m router_tools.settings_page`.
-"""
-_OTHERS = """
-## Variables of the commands
-
-`HF_ROUTER_API` is the URL for `smoke`, `ROUTER_API_KEY` the key for `smoke` and `evaluate`. Both are read from the
-environment alone. `HF_HOME` says where the hub's files are kept.
-
-## Names of earlier versions
-
-They have no effect. If one is still set, the log of the start says so.
-
-| name | instead |
-|---|---|
-"""
-_EXAMPLE = """\
-# Copy to .env and take away the # where you want another value. The environment wins over this file.
-# docs/settings.md describes every name.
-"""
 
 
 def page() -> str:
     """`docs/settings.md`."""
-    lines = [_INTRODUCTION]
-    for name, field, group in _fields():
-        if group:
-            lines.append(f"\n## {group}\n\n| name | default | meaning |\n|---|---|---|\n")
-        default = _text(field)
-        lines.append(
-            f"| `{name.upper()}` | {f'`{default}`' if default else ''} | {field.description}{_choices(field)} |\n"
-        )
-    lines.append(_OTHERS)
-    lines += [f"| `{name}` | {instead} |\n" for name, instead in REPLACED.items()]
-    return "".join(lines)
+    return _filled("settings.md.jinja")
 
 
 def example() -> str:
     """`.env.example`: each setting with its default, or with an example where it has none."""
-    lines = [_EXAMPLE]
-    for name, field, group in _fields():
-        if group:
-            lines.append(f"\n# {group}\n")
-        lines.append(f"#{name.upper()}={_text(field) or next(iter(field.examples or ['']))}\n")
-    return "".join(lines)
+    return _filled("settings.env.jinja")
 
 
-def _fields() -> Iterator[tuple[str, FieldInfo, str | None]]:
-    for name, field in Settings.model_fields.items():
-        yield name, field, GROUPS.get(name)
+def _filled(name: str) -> str:
+    pages = Environment(
+        loader=PackageLoader("router_tools", ""),
+        autoescape=select_autoescape(),
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    values = {"fields": Settings.model_fields, "groups": GROUPS, "replaced": REPLACED}
+    return pages.get_template(name).render(values, text=_text, choices=_choices)
 
 
 def _text(field: FieldInfo) -> str:

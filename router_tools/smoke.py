@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from router_backend.client import ClientError, Reply, RouterClient, Unreachable, error_message
@@ -18,12 +19,9 @@ QUERY = (
     "Find how the golden-section search is usually stated, derive how many steps it needs for a given tolerance, "
     "and write a Python function that minimises a unimodal function with it, with a test."
 )
+T = TypeVar("T")
 _UNKNOWN = "no_such_field"
 _QUICK = 30.0
-
-
-class _Wrong(Exception):
-    """What a check found."""
 
 
 class _Skip(Exception):
@@ -80,8 +78,6 @@ def _run(client: RouterClient, name: str, check: Callable[[], str], out: Callabl
     began = time.monotonic()
     try:
         verdict, said = "ok  ", check()
-    except _Wrong as wrong:
-        verdict, said = "FAIL", str(wrong)
     except _Skip as skip:
         verdict, said = "skip", str(skip)
     except Unreachable:
@@ -94,12 +90,11 @@ def _run(client: RouterClient, name: str, check: Callable[[], str], out: Callabl
 
 
 class _Smoke:
-    """The checks in order. Each returns what it saw, or raises `_Wrong`; later ones look at the answer of the first."""
+    """The checks in order. Each returns what it saw, or raises ClientError; later ones look at what was found."""
 
     def __init__(self, client: RouterClient, within: float, tools: Sequence[str]) -> None:
-        self._client = client
-        self._within = within
-        self._tools = tools
+        self._client, self._within, self._tools = client, within, tools
+        self._quick = min(client.timeout, _QUICK)
         self._reply: Reply | None = None
         self._text: str | None = None
         self._plan: object = None
@@ -116,20 +111,14 @@ class _Smoke:
 
     def _health(self) -> str:
         reply = self._client.send("GET", "/health", timeout=self._quick)
-        health = _json(reply)
-        if not isinstance(health, dict):
-            raise _Wrong(f"{reply.status}, and the body is no JSON object")
+        health = _object(reply, f"{reply.status}, and the body is no JSON object")
         status, model, strategy = (health.get(key) for key in ("status", "model", "strategy"))
         reason = health.get("reason") or "no reason given"
-        if reply.status != 200:
-            raise _Wrong(f"{reply.status}, status {status}: {reason}")
-        if status not in ("ok", "idle"):
-            raise _Wrong(f"200, but status is {status}: {reason}")
-        if not isinstance(strategy, str) or not strategy:
-            raise _Wrong("no strategy in the body")
+        _must(reply.status == 200, f"{reply.status}, status {status}: {reason}")
+        _must(status in ("ok", "idle"), f"200, but status is {status}: {reason}")
+        _must(strategy and isinstance(strategy, str), "no strategy in the body")
         # Nothing is loaded while idle, so there may be no model to name.
-        if "model" not in health or (status == "ok" and not (isinstance(model, str) and model)):
-            raise _Wrong("no model in the body")
+        _must("model" in health and (status == "idle" or (model and isinstance(model, str))), "no model in the body")
         stands_in = ", a stand-in" if health.get("stand_in") else ""
         return f"{status}, model {model}, strategy {strategy}{stands_in}"
 
@@ -141,77 +130,70 @@ class _Smoke:
         return "200 at the defaults"
 
     def _body(self) -> str:
-        if self._reply is None:
-            raise _Skip("there is no answer to look at")
-        body = _json(self._reply)
-        if not isinstance(body, dict):
-            raise _Wrong("is no JSON object")
-        if isinstance(body.get("text"), str):
-            self._text = body["text"]
-        if set(body) != {"text"}:
-            raise _Wrong(f'must be exactly {{"text"}}, and has the keys {sorted(body)}')
-        if self._text is None:
-            raise _Wrong("text is no string")
+        body = _object(_there(self._reply, "answer to look at"), "is no JSON object")
+        self._text = body["text"] if isinstance(body.get("text"), str) else None
+        _must(set(body) == {"text"}, f'must be exactly {{"text"}}, and has the keys {sorted(body)}')
+        _must(self._text is not None, "text is no string")
         return 'exactly {"text"}'
 
     def _json(self) -> str:
-        if self._text is None:
-            raise _Skip("there is no text to look at")
+        text = _there(self._text, "text to look at")
         try:
-            plan = json.loads(self._text)
+            plan = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise _Wrong(f"the text is no whole JSON: {error}") from None
-        if not isinstance(plan, dict):
-            raise _Wrong("the text is JSON, but no object")
+            raise ClientError(None, f"the text is no whole JSON: {error}") from None
+        _must(isinstance(plan, dict), "the text is JSON, but no object")
         self._plan = plan
-        return f"the text is JSON, {len(self._text)} characters"
+        return f"the text is JSON, {len(text)} characters"
 
     def _rules(self) -> str:
-        if self._plan is None:
-            raise _Skip("there is no plan to look at")
-        plan, findings = validate(self._plan, self._tools)
+        plan, findings = validate(_there(self._plan, "plan to look at"), self._tools)
         if findings or plan is None:
             more = f" (and {len(findings) - 3} more)" if len(findings) > 3 else ""
-            raise _Wrong("; ".join(map(str, findings[:3])) + more)
+            raise ClientError(None, "; ".join(map(str, findings[:3])) + more)
         return f"keeps the schema and the rules, {len(plan.route_plan)} steps"
 
     def _time(self) -> str:
-        if self._reply is None:
-            raise _Skip("there is no answer to time")
-        took = f"the answer took {self._reply.seconds:.1f} s, {self._within:g} are allowed"
-        if self._reply.seconds > self._within:
-            raise _Wrong(took)
+        reply = _there(self._reply, "answer to time")
+        took = f"the answer took {reply.seconds:.1f} s, {self._within:g} are allowed"
+        _must(reply.seconds <= self._within, took)
         return took
 
     def _unknown_field(self) -> str:
         body = {"prompt": "ping", _UNKNOWN: 1}
         reply = self._client.send("POST", "/v1/generate", body, timeout=self._quick)
-        if reply.status != 400:
-            raise _Wrong(f"must be refused with 400, and the answer is {reply.status}")
+        _must(reply.status == 400, f"must be refused with 400, and the answer is {reply.status}")
         message = error_message(reply)
-        if message is None:
-            raise _Wrong('400, but not in the shape {"error": {"message", "type", "param", "code"}}')
+        _must(message is not None, '400, but not in the shape {"error": {"message", "type", "param", "code"}}')
         # Another 400, for a small budget say, would prove nothing about the field.
-        if _UNKNOWN.encode() not in reply.content:
-            raise _Wrong(f"400, but it does not name the field: {message}")
+        _must(_UNKNOWN.encode() in reply.content, f"400, but it does not name the field: {message}")
         return "refused with 400, by name"
 
     def _redirect(self) -> str:
         reply = self._client.send("GET", "/", timeout=self._quick)
-        if reply.status != 307:
-            raise _Wrong(f"GET / must answer 307, and answers {reply.status}")
+        _must(reply.status == 307, f"GET / must answer 307, and answers {reply.status}")
         location = reply.headers.get("location", "")
-        if not urlsplit(location).path.rstrip("/").endswith("/gradio"):
-            raise _Wrong(f"GET / leads to {location or 'nowhere'}, not to /gradio")
+        leads_there = urlsplit(location).path.rstrip("/").endswith("/gradio")
+        _must(leads_there, f"GET / leads to {location or 'nowhere'}, not to /gradio")
         return "GET / leads to /gradio"
 
-    @property
-    def _quick(self) -> float:
-        return min(self._client.timeout, _QUICK)
+
+def _must(fine: object, wrong: str) -> None:
+    if not fine:
+        raise ClientError(None, wrong)
 
 
-def _json(reply: Reply) -> object:
+def _there(value: T | None, what: str) -> T:
+    if value is None:
+        raise _Skip(f"there is no {what}")
+    return value
+
+
+def _object(reply: Reply, wrong: str) -> dict[str, Any]:
     try:
-        return reply.json()
+        value = reply.json()
     except (ValueError, RecursionError):
-        return None
+        value = None
+    if not isinstance(value, dict):
+        raise ClientError(None, wrong)
+    return value

@@ -45,7 +45,13 @@ def checkpoint(folder: Path) -> Path:
 
 @contextlib.contextmanager
 def vllm() -> Iterator[str]:
-    """The URL of a server that is ready. It ends with the block, and all its processes with it."""
+    """The URL of a server that is ready. It ends with the block, and all its processes with it.
+
+    `UPSTREAM_URL` names one that runs already (`serve`), and is left running.
+    """
+    if running := os.environ.get("UPSTREAM_URL"):
+        yield running
+        return
     model = checkpoint(ENVIRONMENT / "checkpoint")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

@@ -50,17 +50,9 @@ class Footprint:
         return self.weights + self.cache + self.working + self.runtime
 
     def __str__(self) -> str:
-        parts = [
-            f"{gigabytes(size)} {name}"
-            for name, size in (
-                ("weights", self.weights),
-                ("cache", self.cache),
-                ("working space", self.working),
-                ("runtime", self.runtime),
-            )
-            if size
-        ]
-        return f"needs {gigabytes(self.total)} GB at {self.strategy}: {', '.join(parts)}"
+        sizes = {"weights": self.weights, "cache": self.cache, "working space": self.working, "runtime": self.runtime}
+        parts = ", ".join(f"{gigabytes(size)} {name}" for name, size in sizes.items() if size)
+        return f"needs {gigabytes(self.total)} GB at {self.strategy}: {parts}"
 
 
 def estimate(

@@ -30,10 +30,7 @@ from router_backend.plan.prompt import BUDGET_KEY
 FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "BF16": 32}
 # Those whose linear layers llama.cpp keeps as they are, but for llama's query and key rows.
 ARCHITECTURES = {
-    "llama": gguf.MODEL_ARCH.LLAMA,
-    "qwen2": gguf.MODEL_ARCH.QWEN2,
-    "qwen3": gguf.MODEL_ARCH.QWEN3,
-    "gemma3": gguf.MODEL_ARCH.GEMMA3,
+    name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name in ("llama", "qwen2", "qwen3", "gemma3")
 }
 
 _ABANDONED = 3600.0  # seconds after which nobody writes a merged file any more
@@ -99,10 +96,9 @@ def check_kind(kind: str) -> None:
 
 def _deltas(adapter: Adapter, reader: GGUFReader) -> dict[str, Array]:
     """What the adapter adds to each tensor, by the tensor's name in the GGUF."""
-    arch = _architecture(reader)
-    names = gguf.get_tensor_name_map(ARCHITECTURES[arch], _number(reader, f"{arch}.block_count"))
+    names = tensor_names(reader)
     heads: dict[str, int] = {}
-    if arch == "llama":
+    if _architecture(reader) == "llama":
         heads["q_proj"] = _number(reader, "llama.attention.head_count")
         heads["k_proj"] = _number(reader, "llama.attention.head_count_kv", heads["q_proj"])
     shapes = {tensor.name: tuple(map(int, reversed(tensor.shape))) for tensor in reader.tensors}
@@ -115,6 +111,12 @@ def _deltas(adapter: Adapter, reader: GGUFReader) -> dict[str, Array]:
         delta, own = lora.rows(0, lora.shape[0]), module.rpartition(".")[2]
         deltas[name] = (_as_stored(delta, heads[own]) if own in heads else delta).astype(np.float32)
     return deltas
+
+
+def tensor_names(reader: GGUFReader) -> gguf.TensorNameMap:
+    """From the names that transformers gives. Raises CandidateError where the architecture is not one of ours."""
+    arch = _architecture(reader)
+    return gguf.get_tensor_name_map(ARCHITECTURES[arch], _number(reader, f"{arch}.block_count"))
 
 
 def _architecture(reader: GGUFReader) -> str:

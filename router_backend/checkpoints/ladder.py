@@ -239,8 +239,6 @@ def first_that_loads(
         start = clock()
         try:
             steps = tuple(rungs_of(candidate))
-        except (KeyboardInterrupt, SystemExit):
-            raise
         except BaseException as error:
             note(candidate, "any", "failed", _reason(error), clock() - start)
             continue
@@ -251,8 +249,6 @@ def first_that_loads(
             start = clock()
             try:
                 model = load(rung)
-            except (KeyboardInterrupt, SystemExit):
-                raise
             except BaseException as error:
                 note(candidate, rung.strategy, "failed", _reason(error), clock() - start)
                 if isinstance(error, CandidateError):
@@ -264,4 +260,7 @@ def first_that_loads(
 
 
 def _reason(error: BaseException) -> str:
+    """What it says. Raises it again where it is to end the process."""
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+        raise error
     return error.message if isinstance(error, LoadError) else f"{type(error).__name__}: {error}"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import yaml
+from jinja2 import Environment, PackageLoader, select_autoescape
 from pydantic import SecretStr
 
 from router_backend.errors import InvalidRequest
@@ -15,7 +16,6 @@ from router_backend.settings import Settings
 NAME, DEPLOYMENT, PORT = "router", "Router", 8000
 # What Ray's proxies read when they start; `proxy.py` says what it is for.
 PROXY_VARIABLE = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "router_backend.cluster.proxy:middlewares"}
-_RAY = "2.60.0"
 _BEYOND_THE_QUEUE = 64  # probes, metrics and pages that a replica answers while its queue is full
 _REPLICAS = re.compile(r"([1-9][0-9]{0,4})(?::([1-9][0-9]{0,4}))?")
 _PLACES = ("host", "port")  # the proxies listen, not the replicas
@@ -90,78 +90,35 @@ def configuration(layout: Layout, settings: Settings, host: str, port: int) -> d
     }
 
 
-def manifest(layout: Layout, settings: Settings, image: str) -> dict[str, Any]:
-    """A RayService of KubeRay: a head that computes nothing, and a worker for each replica.
+def manifest(layout: Layout, settings: Settings, image: str) -> str:
+    """`rayservice.yaml.jinja` for a layout, with what the settings are.
 
     Secrets are read from a Secret named `router`, whose keys are the variables' names.
     """
-    environment = [*({"name": name, "value": value} for name, value in PROXY_VARIABLE.items()), *_environment(settings)]
-
-    def pod(resources: dict[str, str], *more: dict[str, Any]) -> dict[str, Any]:
-        container = {
-            "name": "ray",
-            "image": image,
-            "env": environment,
-            "ports": [{"name": "serve", "containerPort": PORT}, *more],
-            "resources": {"limits": resources, "requests": resources},
-        }
-        # A pod that is told to go gives its replica the time to drain.
-        return {
-            "spec": {"containers": [container], "terminationGracePeriodSeconds": round(settings.drain_timeout) + 30}
-        }
-
-    worker = {"cpu": f"{max(1.0, layout.cpus):g}", "memory": "8Gi"}
+    resources = {"cpu": f"{max(1.0, layout.cpus):g}", "memory": "8Gi"}
     if layout.gpus:
-        worker["nvidia.com/gpu"] = f"{max(1, round(layout.gpus))}"
-    head_ports = [{"name": "gcs", "containerPort": 6379}, {"name": "dashboard", "containerPort": 8265}]
-    return {
-        "apiVersion": "ray.io/v1",
-        "kind": "RayService",
-        "metadata": {"name": NAME},
-        "spec": {
-            "serveConfigV2": as_yaml(configuration(layout, settings, "0.0.0.0", PORT)),  # noqa: S104 - in a pod
-            "rayClusterConfig": {
-                "rayVersion": _RAY,
-                "enableInTreeAutoscaling": True,
-                "headGroupSpec": {
-                    "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},  # noqa: S104
-                    "template": pod({"cpu": "2", "memory": "4Gi"}, *head_ports),
-                },
-                "workerGroupSpecs": [
-                    {
-                        "groupName": "replicas",
-                        "replicas": layout.least,
-                        "minReplicas": layout.least,
-                        "maxReplicas": layout.most + -(-layout.most // 4),  # and those that an update starts first
-                        "rayStartParams": {},
-                        "template": pod(worker),
-                    }
-                ],
-            },
-        },
-    }
-
-
-class _Plain(yaml.SafeDumper):  # type: ignore[misc] # it has no types
-    """YAML that people read: no anchors, and a text of several lines as such."""
-
-    def ignore_aliases(self, data: object) -> bool:
-        return True
-
-    def represent_text(self, text: str) -> Any:  # noqa: ANN401 - a node
-        return self.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
-
-
-_Plain.add_representer(str, _Plain.represent_text)
+        resources["nvidia.com/gpu"] = f"{max(1, round(layout.gpus))}"
+    pages = Environment(
+        loader=PackageLoader("router_backend.cluster", ""), autoescape=select_autoescape(), trim_blocks=True
+    )
+    return pages.get_template("rayservice.yaml.jinja").render(
+        serve=as_yaml(configuration(layout, settings, "0.0.0.0", PORT)),  # noqa: S104 - in a pod
+        layout=layout,
+        image=image,
+        port=PORT,
+        environment=_environment(settings),
+        resources=resources,
+        drain=round(settings.drain_timeout),
+    )
 
 
 def as_yaml(data: dict[str, Any]) -> str:
-    return str(yaml.dump(data, Dumper=_Plain, sort_keys=False, width=120))
+    return str(yaml.safe_dump(data, sort_keys=False, width=120)).rstrip()
 
 
 def _environment(settings: Settings) -> list[dict[str, Any]]:
-    """The settings that were set, for a container; of a secret the place where its value is."""
-    found: list[dict[str, Any]] = []
+    """For a container: the settings that were set; of a secret the place where its value is."""
+    found: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in PROXY_VARIABLE.items()]
     for name in sorted(settings.model_fields_set.difference(_PLACES)):
         value, variable = getattr(settings, name), name.upper()
         if isinstance(value, SecretStr):

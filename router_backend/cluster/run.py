@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from typing import Any
 
 from router_backend.cluster.layout import DEPLOYMENT, NAME, PROXY_VARIABLE, Layout, as_yaml, configuration, manifest
 from router_backend.errors import LoadError, SettingsError
@@ -26,8 +27,8 @@ def run(
         SettingsError: no Ray cluster is where RAY_ADDRESS says.
     """
     if image is not None or dry_run:
-        plain = configuration(layout, settings, settings.host, settings.port)
-        out(as_yaml(plain if image is None else manifest(layout, settings, image)).rstrip())
+        plain = as_yaml(configuration(layout, settings, settings.host, settings.port))
+        out(plain if image is None else manifest(layout, settings, image))
         return 0
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.update(PROXY_VARIABLE)
@@ -55,15 +56,14 @@ def run(
     return 0
 
 
-def _join(ray: object) -> bool:
+def _join(ray: Any) -> bool:  # noqa: ANN401 - it has no types
     """Connects to the cluster that RAY_ADDRESS names or that runs here. Whether there was none, and one was started."""
-    init = getattr(ray, "init")  # noqa: B009 - Ray has no types
     quiet = {"logging_level": logging.WARNING, "namespace": "serve"}
     try:
-        init(address=os.environ.get("RAY_ADDRESS", "auto"), runtime_env={"env_vars": PROXY_VARIABLE}, **quiet)
+        ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), runtime_env={"env_vars": PROXY_VARIABLE}, **quiet)
         return False
     except ConnectionError:
         if "RAY_ADDRESS" in os.environ:
             raise SettingsError(f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}: no Ray cluster answers there") from None
-    init(include_dashboard=False, **quiet)
+    ray.init(include_dashboard=False, **quiet)
     return True

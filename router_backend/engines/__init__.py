@@ -24,7 +24,7 @@ ENGINES = {
     "llamacpp": "router_backend.engines.llamacpp:load",
     "transformers": "router_backend.engines.transformers.load:load",
     "echo": "router_backend.engines.echo:load",
-    "upstream": "router_backend.engines.upstream.load:load",
+    "upstream": "router_backend.engines.upstream.model:load",
 }
 PACKAGES = {"llamacpp": "xllamacpp", "transformers": "torch"}
 # What transformers needs for checkpoints that come quantised, by their method, and what is done where it is missing.

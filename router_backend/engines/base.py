@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from router_backend.types import Chunk, GenerateRequest, LentGpu, ModelInfo
 
 
 class LocalModel(Protocol):
-    """A loaded checkpoint whose calls block: llama.cpp, transformers, echo. Methods may be called from any thread."""
+    """A loaded checkpoint whose calls block: llama.cpp, transformers, echo. Methods may be called from any thread.
+
+    One in a process of its own, which may end by itself, also says whether it `died`: nothing is left to ask then.
+    """
 
     @property
     def info(self) -> ModelInfo: ...
@@ -56,16 +59,6 @@ class LocalModel(Protocol):
         ...
 
     def close(self) -> None: ...
-
-
-@runtime_checkable
-class Perishable(Protocol):
-    """A model in a process of its own, which may end by itself."""
-
-    @property
-    def died(self) -> bool:
-        """Whether it has: then there is nothing left to ask."""
-        ...
 
 
 class Engine(Protocol):

@@ -15,31 +15,18 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from http.client import HTTPConnection, HTTPException, HTTPResponse
+from http.client import HTTPConnection, HTTPException, HTTPResponse, IncompleteRead
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from router_backend.errors import EngineError, EngineLost, RungError
+from router_backend.errors import ContextOverflow, EngineError, EngineLost, InvalidRequest, RungError
 
 _LONGEST_FOLDER = 80  # characters: a socket's path has at most 103
 _SECRET = re.compile("token|key|secret|passw", re.IGNORECASE)  # in the names of variables that a child need not know
-
-
-class _Connection(HTTPConnection):
-    """To a unix socket."""
-
-    def __init__(self, path: Path, timeout: float | None) -> None:
-        super().__init__("localhost", timeout=timeout)
-        self._path = str(path)
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
 
 
 class Child:
@@ -87,28 +74,61 @@ class Child:
         try:
             said = self._said.get(timeout=patience)
         except Empty:
-            self.kill()
+            self.close()
             raise RungError(f"no sign of life for {patience:g} seconds") from None
         if said is None:
             raise RungError(f"its process ended ({self._end()})")
         return said
 
-    @contextmanager
-    def asked(self, path: str, body: dict[str, Any] | None = None) -> Iterator[HTTPResponse]:
-        """Its answer, to be read inside the block; what goes on at the block's end is cancelled.
+    def ask(self, path: str, body: Mapping[str, Any] | None = None) -> Any:  # noqa: ANN401 - any JSON value
+        """A whole answer, as JSON: of GET, or of POST where there is a body.
 
         Raises:
             EngineLost: it died, or was killed because it hangs.
-            EngineError: it does not answer as a server does.
+            EngineError: it failed, or does not answer as a server does.
+            InvalidRequest: it refuses what was asked.
         """
-        connection = _Connection(self._socket, self.patience)
+        with self._asked(path, body) as answer:
+            return json.loads(answer.read())
+
+    def stream(
+        self, path: str, body: Mapping[str, Any], headers: Mapping[str, str], cancelled: Callable[[], bool]
+    ) -> Iterator[dict[str, Any] | None]:
+        """The events of an answer, and None as the last one where it was cancelled. Raises as `ask` does.
+
+        `cancelled` is asked at each event. Closing the iterator ends the work. It needs no `headers`.
+        """
+        with self._asked(path, body) as answer:
+            for line in answer:
+                kind, _, value = line.partition(b": ")
+                if value.startswith(b"[DONE]"):
+                    return
+                if kind not in (b"data", b"error"):
+                    continue
+                event, stop = json.loads(value), cancelled()
+                if kind == b"error" or "error" in event:
+                    raise refusal(event.get("error", event))
+                yield event
+                if stop:
+                    yield None
+                    return
+            raise IncompleteRead(b"")
+
+    @contextmanager
+    def _asked(self, path: str, body: Mapping[str, Any] | None) -> Iterator[HTTPResponse]:
+        """A successful answer, to be read inside the block; what goes on at the block's end is cancelled."""
+        connection = HTTPConnection("localhost")
+        connection.sock = stream = socket.socket(socket.AF_UNIX)
+        stream.settimeout(self.patience)
         try:
+            stream.connect(str(self._socket))
             sent = None if body is None else json.dumps(body)
             headers = {"Connection": "close", "Content-Type": "application/json"}
-            connection.request("GET" if body is None else "POST", path, sent, headers)
-            stream = connection.sock
+            connection.request("GET" if body is None else "POST", f"/{path}", sent, headers)
             try:
                 with connection.getresponse() as answer:
+                    if answer.status != 200:
+                        raise refusal(json.loads(answer.read())["error"])
                     yield answer
             finally:
                 # Closing is not enough: a process that was forked off this one holds the connection too.
@@ -119,24 +139,15 @@ class Child:
         finally:
             connection.close()
 
-    def ask(self, path: str, body: dict[str, Any] | None = None) -> tuple[int, Any]:
-        """The status and the JSON of its whole answer. Raises as `asked` does."""
-        with self.asked(path, body) as answer:
-            return answer.status, json.loads(answer.read())
-
-    def kill(self) -> None:
-        """Returns when it has ended; a process that the system holds back is left."""
+    def close(self) -> None:
+        """Kills it. Returns when it has ended; a process that the system holds back is left."""
         self._process.kill()
         self._ended.wait(5)
 
     def _keep(self, started: Future[subprocess.Popen[bytes]], command: list[str], environment: dict[str, str]) -> None:
         try:
             process = subprocess.Popen(  # noqa: S603 - our own file
-                command,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
+                command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
             )
         except OSError as error:
             started.set_exception(error)
@@ -157,11 +168,22 @@ class Child:
 
     def _failure(self, error: Exception) -> EngineError:
         if isinstance(error, TimeoutError):
-            self.kill()
+            self.close()
             return EngineLost(f"the engine showed no sign of life for {self.patience:g} seconds", retry_after=1)
         if self._ended.wait(1):  # the connection breaks a moment before the process is gone
             return EngineLost(f"the engine's process ended ({self._end()})", retry_after=1)
         return EngineError(f"the engine broke off: {type(error).__name__}")
+
+
+def refusal(error: dict[str, Any]) -> EngineError | InvalidRequest:
+    """What llama.cpp's server says of an error, as ours."""
+    if error.get("type") == "exceed_context_size_error":
+        return ContextOverflow(
+            f"the prompt has {error.get('n_prompt_tokens')} tokens, the context {error.get('n_ctx')}", param="prompt"
+        )
+    if error.get("type") == "invalid_request_error":
+        return InvalidRequest(str(error.get("message")))
+    return EngineError(f"llama.cpp failed: {error.get('message')}")
 
 
 def _folder() -> Path:

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
 from typing import TypeVar
 from weakref import WeakSet
 
@@ -31,27 +32,17 @@ def any_at_work() -> bool:
 
 def in_daemon_thread(work: Callable[[], T], name: str) -> Awaitable[T]:
     """Starts `work` now; its result can be awaited, or left. Raises what `work` raises, as `failure` has it."""
-    loop = asyncio.get_running_loop()
-    result: asyncio.Future[T] = loop.create_future()
-
-    def finish(value: T | None, error: Exception | None) -> None:
-        if result.cancelled():
-            return
-        if error is not None:
-            result.set_exception(error)
-        else:
-            result.set_result(value)  # type: ignore[arg-type] # None only where T is
+    result: Future[T] = Future()
+    result.set_running_or_notify_cancel()  # from here on nobody can cancel it, only leave it
 
     def run() -> None:
-        value, error = None, None
         try:
-            value = work()
+            result.set_result(work())
         except BaseException as caught:
-            error = failure(caught)
-        tell(loop, finish, value, error)
+            result.set_exception(failure(caught))
 
     daemon(run, name)
-    return result
+    return asyncio.wrap_future(result)
 
 
 def failure(caught: BaseException) -> Exception:

@@ -5,48 +5,24 @@ xllamacpp runs llama.cpp's server in a process of its own (`llama_server.py`), a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
-from functools import lru_cache
-from http.client import HTTPResponse, IncompleteRead
-from itertools import chain
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import psutil
-from llguidance import LLMatcher
 
 from router_backend.checkpoints import machine
 from router_backend.decisions.calibration import temperature_of
 from router_backend.engines import llama_server
 from router_backend.engines.child import Child
-from router_backend.engines.conversation import (
-    Message,
-    around,
-    instructions,
-    refused,
-    shared,
-    through_template,
-    without_template,
-)
-from router_backend.errors import CandidateError, ContextOverflow, EngineError, InvalidRequest, RungError
+from router_backend.engines.conversation import Message, instructions, shared, through_template
+from router_backend.engines.upstream.model import ServedModel
+from router_backend.engines.upstream.probe import LLAMA_SERVER, Served, render
+from router_backend.errors import CandidateError, EngineError, RungError
 from router_backend.plan.prompt import BUDGET_KEY
-from router_backend.remembered import Remembered
-from router_backend.types import (
-    Chunk,
-    FinishReason,
-    GenerateRequest,
-    ModelInfo,
-    Odds,
-    Role,
-    SamplingParams,
-    Timings,
-    TokenLogprob,
-    Turn,
-    Usage,
-)
+from router_backend.types import Chunk, GenerateRequest, ModelInfo, Odds, SamplingParams, Timings, Usage
 
 if TYPE_CHECKING:
     from router_backend.checkpoints.ladder import Rung
@@ -56,27 +32,14 @@ if TYPE_CHECKING:
 _SLOWEST_LOAD = 100e6
 # Where one thread decodes. Of the process alone: libgomp reads it as it starts.
 _ASLEEP = {"OMP_WAIT_POLICY": "passive"}
-_GRAMMAR_MARK = "%llguidance {}\n"
+# Nothing but these two draws, in this order; and a cancel is seen during prefill too.
+_EXTRAS = {"top_k": 0, "min_p": 0.0, "samplers": ["temperature", "top_p"], "return_progress": True}
 
 
 def load(rung: Rung, settings: Settings, path: Path) -> LlamaCppModel:
     """Loads a GGUF file. Raises RungError: not enough memory, an unknown architecture, a damaged file."""
     name = path.name if rung.candidate.kind == "gguf" else rung.candidate.name
     return LlamaCppModel(path, name, rung.strategy, settings)
-
-
-@lru_cache(maxsize=512)
-def check_grammar(grammar: str, owner: str = "") -> None:
-    """llama.cpp ignores a grammar that does not compile and answers unconstrained, so it is compiled here first.
-
-    The last few are remembered, for each owner apart.
-
-    Raises:
-        InvalidRequest: with the compiler's own words.
-    """
-    problem = LLMatcher.validate_grammar(grammar)
-    if problem and not problem.startswith("WARNING"):
-        raise InvalidRequest(f"the grammar does not compile: {problem.splitlines()[0]}", param="grammar")
 
 
 class Pace:
@@ -110,7 +73,7 @@ class Pace:
         return (f"llama.cpp writes at {self._recent:.0%} of its own best pace, beside other processes; {advice}",)
 
 
-class LlamaCppModel:
+class LlamaCppModel(ServedModel):
     """A loaded GGUF. Thread-safe; each slot decodes one request at a time."""
 
     def __init__(self, path: Path, name: str, strategy: str, settings: Settings) -> None:
@@ -126,65 +89,27 @@ class LlamaCppModel:
             "memory": min(psutil.virtual_memory().total, machine.container_memory()[0]),
             "budget_key": BUDGET_KEY,
         }
-        # A plan counts and sends the same texts several times at each stage, the choices of a call the same prompt.
-        self._remembered = Remembered.of_texts(self._ask_tokens)
-        self._pieces = lru_cache(maxsize=64)(self._read_pieces)
+        served = Served(name, None, None, "v1/completions", LLAMA_SERVER, tokenizes=True, applies=True, extras=_EXTRAS)
         try:
-            self._chat, warnings = self._begun(settings.prompt_format)
-            meta = self._child.ask("/v1/models")[1]["data"][0]["meta"]
+            chat, warnings = self._begun(settings.prompt_format, served)
+            meta = self._child.ask("v1/models")["data"][0]["meta"]
+            info = ModelInfo(
+                *(name, strategy, "llamacpp", min(settings.context_length, meta["n_ctx_train"]), settings.slots),
+                budget_line=self._head["budget_line"],
+                temperature=temperature_of(path),
+                warnings=tuple(warnings),
+            )
+            super().__init__(self._child, served, info, chat=chat)
             self._instructions = tuple(instructions(self.prompt_ids))
         except (CandidateError, EngineError) as error:
-            self._child.kill()
+            self._child.close()
             raise error if isinstance(error, CandidateError) else RungError(error.message) from error
-        context = min(settings.context_length, meta["n_ctx_train"])
-        budget_line = self._head["budget_line"]
-        self._info = ModelInfo(
-            *(name, strategy, "llamacpp", context, settings.slots, budget_line),
-            temperature=temperature_of(path),
-            warnings=tuple(warnings),
-        )
         self._pace, self._busy = Pace(threads[0]), set[int]()
-        self._owners: dict[int, str] = {}  # whose text the prefix cache of each slot holds
 
     @property
     def info(self) -> ModelInfo:
         slow = self._pace.warnings
         return replace(self._info, warnings=(*self._info.warnings, *slow)) if slow else self._info
-
-    def count_tokens(self, text: str) -> int:
-        return len(self._tokenize(text))
-
-    def prompt_tokens(self, request: GenerateRequest) -> int:
-        return len(self.prompt_ids(request.prompt, request.history, request.owner))
-
-    def generate(self, request: GenerateRequest, cancelled: Callable[[], bool], slot: int = 0) -> Iterator[Chunk]:
-        prompt = (
-            *self.prompt_ids(request.prompt, request.history, request.owner),
-            *self._tokenize(request.prefix),
-        )
-        sampling = request.sampling
-        self._info.check_room(len(prompt), sampling.max_new_tokens)
-        call: dict[str, Any] = {
-            "prompt": prompt,
-            "n_predict": sampling.max_new_tokens,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "top_k": 0,
-            "min_p": 0.0,
-            "samplers": ["temperature", "top_p"],
-            "seed": sampling.seed % 2**32,
-            "stop": list(sampling.stop),
-            "cache_prompt": True,
-            "id_slot": slot,
-            "stream": True,
-            "return_progress": True,  # so that a cancel is seen during prefill too
-        }
-        if sampling.logprobs is not None:
-            call["logprobs"] = max(1, sampling.logprobs)
-        if request.grammar is not None:
-            check_grammar(request.grammar, request.owner)
-            call["grammar"] = _GRAMMAR_MARK + request.grammar
-        return self._answer(call, cancelled, request.owner)
 
     def weigh(
         self, request: GenerateRequest, answers: Sequence[str], cancelled: Callable[[], bool], slot: int = 0
@@ -206,23 +131,18 @@ class LlamaCppModel:
             usage, timings = usage.with_answer(last.usage), timings + last.timings
         return Chunk(finish_reason="stop", usage=usage, timings=timings, odds=(Odds(tuple(answers), tuple(logs)),))
 
-    def remember(self, text: str, owner: str = "") -> None:
-        """Nothing: llama.cpp is given no drafts."""
-
     @property
     def died(self) -> bool:
         """Whether its process has ended: there is nothing left to ask."""
         return self._child.died
 
-    def close(self) -> None:
-        self._child.kill()
-
-    def _begun(self, wanted: str) -> tuple[bool, list[str]]:
+    def _begun(self, wanted: str, served: Served) -> tuple[bool, list[str]]:
         """Starts the process, and says what `through_template` says. Raises RungError and CandidateError."""
         plain = wanted == "raw"
+        self._head: dict[str, bool] = {}
         try:
             self._begin(plain=plain)
-            chosen = through_template(wanted, self._head["template"], self._render)
+            chosen = through_template(wanted, self._head["template"], partial(render, self._child, served))
             if not self._child.died:
                 return chosen
             trouble = "it ends llama.cpp"
@@ -240,7 +160,6 @@ class LlamaCppModel:
 
     def _begin(self, *, plain: bool) -> None:
         """Raises RungError: the file does not load, or takes too long."""
-        self._head: dict[str, bool] = {}
         size = self._path.stat().st_size
         patience = self._patience and self._patience + size / _SLOWEST_LOAD
         variables = _ASLEEP if self._orders["threads"][0] == 1 else {}
@@ -250,92 +169,35 @@ class LlamaCppModel:
             while said is not True:
                 said = self._child.heard(patience)
                 if isinstance(said, str):
-                    self._child.kill()
+                    self._child.close()
                     raise RungError(said)
         except RungError as error:
             raise RungError(f"llama.cpp does not load {self._path.name}: {error.message}") from error
 
-    def _answer(self, call: dict[str, Any], cancelled: Callable[[], bool], owner: str) -> Iterator[Chunk]:
-        slot = call["id_slot"]
-        if self._owners.get(slot, "") != owner:
+    def _apart(self, owner: str, slot: int) -> dict[str, Any]:
+        """A slot of another owner's is brought back before it answers."""
+        return {"id_slot": slot, "cache_prompt": True}
+
+    def _answer(
+        self, body: dict[str, Any], prompt_tokens: int, request: GenerateRequest, cancelled: Callable[[], bool]
+    ) -> Iterator[Chunk]:
+        slot = body["id_slot"]
+        if self._owners.get(slot, "") != request.owner:
             # llama.cpp goes on from whatever a slot holds. So the slot first gets what everybody knows, and no more.
-            common = shared(self._instructions, call["prompt"])
-            clean = {"prompt": self._instructions[: max(1, common)], "n_predict": 0, "temperature": 0.0}
-            for chunk in self._stream({**call, **clean, "grammar": "", "stop": []}, cancelled):
-                if chunk.finish_reason == "cancelled":
-                    yield chunk
+            common = self._instructions[: max(1, shared(self._instructions, body["prompt"]))]
+            clean = {**body, "prompt": common, "max_tokens": 0, "temperature": 0.0, "grammar": "", "stop": []}
+            for event in self._child.stream(self._served.route, clean, {}, cancelled):
+                if event is None:
+                    yield Chunk(finish_reason="cancelled")
                     return
-            self._owners[slot] = owner
-        yield from self._stream(call, cancelled)
-
-    def _stream(self, call: dict[str, Any], cancelled: Callable[[], bool]) -> Iterator[Chunk]:
-        with self._child.asked("/v1/completions", call) as answer, self._at_work(call.get("id_slot", 0)):
-            for event in _events(answer):
-                if "error" in event:
-                    raise _error(event["error"])
-                stop = cancelled()
-                chunk = _chunk(event)
-                if "usage" in event:
-                    self._pace.note(chunk.usage.completion_tokens, chunk.timings.decode_seconds, len(self._busy))
-                    yield chunk
-                    return
-                yield chunk
-                if stop:
-                    break
-            else:
-                raise IncompleteRead(b"")
-        yield Chunk(finish_reason="cancelled")
-
-    @contextmanager
-    def _at_work(self, slot: int) -> Iterator[None]:
+            self._owners[slot] = request.owner
         self._busy.add(slot)
         try:
-            yield
+            for chunk in super()._answer(body, prompt_tokens, request, cancelled):
+                self._pace.note(chunk.usage.completion_tokens, chunk.timings.decode_seconds, len(self._busy))
+                yield chunk
         finally:
             self._busy.discard(slot)
-
-    def _render(self, messages: list[Message]) -> str:
-        body = {"messages": messages, "chat_template_kwargs": {"enable_thinking": False}}
-        status, said = self._child.ask("/apply-template", body)
-        if status != 200:
-            raise ValueError(str(said.get("error", {}).get("message", ""))[:200])
-        return str(said.get("prompt", ""))
-
-    def _read_pieces(self, roles: tuple[Role, ...]) -> tuple[tuple[int, ...], ...]:
-        """Token ids before, between and after the texts of such turns."""
-        try:
-            head, *rest = around(roles, self._render) if self._chat else without_template(roles)
-        except ValueError:
-            raise refused(roles) from None
-        return (
-            self._tokenize(head, add_special=True, parse_special=True),
-            *(self._tokenize(piece, parse_special=True) for piece in rest),
-        )
-
-    def prompt_ids(self, prompt: str, history: Sequence[Turn] = (), owner: str = "") -> tuple[int, ...]:
-        """Token ids of the prompt, after the conversation before it, inside the chat template."""
-        head, *rest = self._pieces((*(turn.role for turn in history), "user"))
-        texts = [*(turn.content for turn in history), prompt]
-        return (
-            *head,
-            *chain.from_iterable(
-                (*self._tokenize(text, owner), *after) for text, after in zip(texts, rest, strict=True)
-            ),
-        )
-
-    def _tokenize(
-        self, text: str, owner: str = "", *, add_special: bool = False, parse_special: bool = False
-    ) -> tuple[int, ...]:
-        if not text and not add_special:
-            return ()
-        return self._remembered(owner, text, add_special, parse_special)
-
-    def _ask_tokens(self, owner: str, text: str, add_special: bool, parse_special: bool) -> tuple[int, ...]:
-        body = {"content": text, "add_special": add_special, "parse_special": parse_special}
-        status, said = self._child.ask("/tokenize", body)
-        if status != 200:
-            raise _error(said["error"])
-        return tuple(said["tokens"])
 
 
 def default_threads(cores: int) -> tuple[int, int]:
@@ -346,53 +208,3 @@ def default_threads(cores: int) -> tuple[int, int]:
     """
     decode = max(1, cores - 1)
     return decode, cores if decode == 1 else decode
-
-
-def _events(answer: HTTPResponse) -> Iterator[dict[str, Any]]:
-    """The server-sent events of an answer, or its one error."""
-    if answer.status != 200:
-        yield json.loads(answer.read())
-        return
-    for line in answer:
-        kind, _, value = line.partition(b": ")
-        if kind in (b"data", b"error") and not value.startswith(b"[DONE]"):
-            event = json.loads(value)
-            yield {"error": event} if kind == b"error" else event
-
-
-def _chunk(event: dict[str, Any]) -> Chunk:
-    choice = event["choices"][0]
-    if "usage" not in event:
-        return Chunk(choice["text"], logprobs=_logprobs(choice.get("logprobs")))
-    usage, timings = event["usage"], event.get("timings", {})
-    decoded = usage["completion_tokens"]
-    return Chunk(
-        choice["text"],
-        cast("FinishReason", choice["finish_reason"]),
-        Usage(usage["prompt_tokens"], decoded, usage.get("prompt_tokens_details", {}).get("cached_tokens", 0)),
-        Timings(
-            prefill_seconds=timings.get("prompt_ms", 0.0) / 1000,
-            decode_seconds=timings.get("predicted_ms", 0.0) / 1000,
-            forward_passes=max(1, decoded),  # the prefill's pass draws the first token
-        ),
-        logprobs=_logprobs(choice.get("logprobs")),
-    )
-
-
-def _logprobs(found: dict[str, Any] | None) -> tuple[TokenLogprob, ...]:
-    def read(entry: dict[str, Any]) -> TokenLogprob:
-        top = tuple(read(each) for each in entry.get("top_logprobs", ()))
-        # A probability of 0 is no number in JSON.
-        return TokenLogprob(entry["token"], tuple(entry["bytes"]), max(entry["logprob"] or 0.0, -9999.0), top)
-
-    return tuple(read(entry) for entry in (found or {}).get("content") or ())
-
-
-def _error(error: dict[str, Any]) -> EngineError | InvalidRequest:
-    if error.get("type") == "exceed_context_size_error":
-        return ContextOverflow(
-            f"the prompt has {error.get('n_prompt_tokens')} tokens, the context {error.get('n_ctx')}", param="prompt"
-        )
-    if error.get("type") == "invalid_request_error":
-        return InvalidRequest(str(error.get("message")))
-    return EngineError(f"llama.cpp failed: {error.get('message')}")

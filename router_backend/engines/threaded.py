@@ -12,7 +12,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from router_backend.decisions.decide import Decider
-from router_backend.engines.base import Perishable
 from router_backend.engines.daemon import failure, in_daemon_thread, tell
 from router_backend.plan.part import with_plans
 from router_backend.schema.write import SchemaWriter
@@ -68,7 +67,7 @@ class ThreadedEngine:
 
     @property
     def died(self) -> bool:
-        return isinstance(self._model, Perishable) and self._model.died
+        return bool(getattr(self._model, "died", False))
 
     def smallest_budget(self) -> int:
         return self._writer.smallest_budget

@@ -173,10 +173,7 @@ class DraftRun(StageRun):
         most = max(1, min(self._room, max(_USUAL, 2 * sampling.max_new_tokens)))
         seed = (sampling.seed + 1000 * self.calls) % 2**32
         asked = replace(
-            self._request,
-            sampling=replace(sampling, max_new_tokens=most, seed=seed),
-            output="text",
-            schema=as_schema(),
+            self._request, sampling=replace(sampling, max_new_tokens=most, seed=seed), output="text", schema=as_schema()
         )
         ask = Ask("plan", most, "", (), attempt=self.calls)
         for chunk in self._model.generate(asked, self._is_cancelled, self._slot):

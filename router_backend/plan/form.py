@@ -94,7 +94,7 @@ class Form:
     @property
     def ends(self) -> str:
         """What closes all that is open, once the last field's mark is closed."""
-        return "}" * (self._has_metrics + self.alone)
+        return "}" * (self.last.startswith(METRICS) + self.alone)
 
     @property
     def closing(self) -> str:
@@ -104,10 +104,6 @@ class Form:
     @property
     def last(self) -> str:
         return list(self.shapes)[-1]
-
-    @property
-    def _has_metrics(self) -> bool:
-        return self.last.startswith(METRICS)
 
 
 def is_list(name: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from router_backend.writing.grammar import CHARACTER, END, escaped, literals
+from router_backend.writing.grammar import CHARACTER, END, escaped, literals, untaken
 
 _FIRST = CHARACTER.replace("[^", r"[^\s")
 _FIRST_OF_CALL = CHARACTER.replace("[^", r"[^)\s")
@@ -41,10 +41,7 @@ def rest(*, banned: Sequence[str] = ()) -> str:
 
 def tag(taken: Sequence[str]) -> str:
     """A kebab-case tag that is not taken yet, up to and with its closing quote."""
-    body = f"/{_TAG}/"
-    if taken:
-        body += f" & ~/({'|'.join(map(escaped, taken))})/"
-    return f"start: TAG END\nTAG: {body}\n{END}\n"
+    return untaken("TAG", _TAG, taken)
 
 
 def _without(banned: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,10 +32,12 @@ def parse(text: str) -> dict[str, Any]:
     budget = _Budget()
     best: dict[str, Any] | None = None
     for source in dict.fromkeys((*_FENCE.findall(said), said, text)):
-        found = _largest_or_plan(source, budget)
-        if found is not None and "route_plan" in found:
-            return found
-        best = found if best is None else best
+        found = []
+        for value in _objects(source, budget):
+            if "route_plan" in value:
+                return value
+            found.append(value)
+        best = max(found, key=len, default=None) if best is None else best
     if best is None:
         raise NoPlanFound("there is no JSON object in the text")
     return best
@@ -82,19 +85,14 @@ class _Budget:
     marks: int = _MARKS
 
 
-def _largest_or_plan(source: str, budget: _Budget) -> dict[str, Any] | None:
-    best: dict[str, Any] | None = None
+def _objects(source: str, budget: _Budget) -> Iterator[dict[str, Any]]:
     at = 0
     while budget.failures > 0 and budget.marks > 0 and (opening := _OBJECT.search(source, at)):
         at = opening.start()
         value, end = _read(source, at, budget)
         if isinstance(value, dict):
-            if "route_plan" in value:
-                return value
-            if best is None or len(value) > len(best):
-                best = value
+            yield value
         at = max(end, at + 1)
-    return best
 
 
 def _read(source: str, at: int, budget: _Budget) -> tuple[object, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from router_backend.plan.prompt import with_budget
 from router_backend.plan.rules import QA, TAG, TODO, findings_of
 from router_backend.plan.schema import DIFFICULTIES, KEYS, OPTIONAL_METRICS
 from router_backend.plan.script import PlanScript
-from router_backend.schema.nodes import Array, Choice, Field, Node, Object, Part, Reference, Text, Union, resolved
+from router_backend.schema.nodes import Array, Choice, Field, Node, Object, Part, Text, leaves, resolved
 from router_backend.writing.stages import Count
 
 # So many of the ten keys are a plan, and fewer where a route is among them.
@@ -34,7 +34,7 @@ class PlanPart(Part):
         return costs.smallest, costs.usual
 
     def script(self, limit: int, count: Count, text: str) -> PlanScript:
-        return PlanScript(limit, Costs(count, self.tools, self.form), count, text, first=self.first)
+        return PlanScript(limit, count, Costs(count, self.tools, self.form), text=text, first=self.first)
 
     def told(self, prompt: str, limit: int) -> str:
         return with_budget(prompt, limit)
@@ -67,7 +67,7 @@ def with_plans(node: Node, tools: Sequence[str], first: str | None = None, *, de
     keys = {name.partition(".")[0] for name in form.shapes}
     place = next(at for at, each in enumerate(found.fields) if each.name in keys)
     rest = [each for each in found.fields if each.name not in keys]
-    part = Field(next(iter(keys & {each.name for each in found.fields})), PlanPart(form, tuple(tools), first), True)
+    part = Field(found.fields[place].name, PlanPart(form, tuple(tools), first), True)
     return replace(found, fields=(*rest[:place], part, *rest[place:]))
 
 
@@ -93,7 +93,7 @@ def form_of(node: Object, tools: Sequence[str]) -> Form | None:
 
 def _metrics(node: Node, tools: Sequence[str]) -> tuple[dict[str, Shape], tuple[str, ...]] | None:
     """The metrics that are written and those that may be; None where a plan's are not what is asked for."""
-    for found in _kinds(node):
+    for found in leaves(node):
         if not isinstance(found, Object):
             continue
         if not found.fields:
@@ -124,7 +124,7 @@ def _shape(name: str, node: Node, tools: Sequence[str]) -> Shape | None:
     shape = SHAPES.get(name, OPTIONAL)
     if not is_list(name):
         return _text(shape, node, _forced(name, tools))
-    for found in _kinds(node):
+    for found in leaves(node):
         if not isinstance(found, Array) or found.least > (STEPS_MOST if name == "route_plan" else _FEWEST):
             continue
         most = max(shape.most, found.least) if found.most is None else min(max(shape.most, found.least), found.most)
@@ -139,7 +139,7 @@ def _shape(name: str, node: Node, tools: Sequence[str]) -> Shape | None:
 
 def _text(shape: Shape, node: Node, forced: int, *, tags: bool = False) -> Shape | None:
     """The shape with a text's own limits; `forced`: characters that it has in any case."""
-    for found in _kinds(node):
+    for found in leaves(node):
         if isinstance(found, Text) and found.least <= (1 if tags or shape.words else _SHORTEST):
             if found.most is not None and found.most < (max(map(len, shape.words)) if shape.words else forced):
                 continue
@@ -165,19 +165,3 @@ def _forced(name: str, tools: Sequence[str]) -> int:
         "thinking_outline": len("1."),
     }
     return sizes.get(name, 0) + 2
-
-
-def _kinds(node: Node) -> Iterator[Node]:
-    """What a value may be, unions and references followed."""
-    waiting, seen = [node], set[Node]()
-    while waiting:
-        found = waiting.pop(0)
-        if found in seen:
-            continue
-        seen.add(found)
-        if isinstance(found, Reference):
-            waiting.append(found.target)
-        elif isinstance(found, Union):
-            waiting[:0] = found.branches
-        else:
-            yield found

@@ -127,7 +127,14 @@ def _empty(value: object, where: str) -> Iterator[tuple[str, object]]:
         yield from _empty(item, f"{where}[{index}]")
 
 
-RULES = (check_route, check_handoff, check_todo, check_form, check_metrics)
+# Each rule, and the fields of a plan that it is about.
+RULES: dict[Callable[[Plan, Sequence[str]], Iterator[Finding]], set[str]] = {
+    check_route: {"route_plan"},
+    check_handoff: {"route_plan", "handoff_plan"},
+    check_todo: {"route_plan", "todo_list"},
+    check_form: {"thinking_outline", "tags"},
+    check_metrics: {"metrics"},
+}
 
 
 def texts_of(value: object, where: str = "") -> Iterator[tuple[str, str]]:
@@ -169,13 +176,4 @@ def findings_of(value: Mapping[str, Any], fields: Iterable[str], tools: Sequence
     if "metrics" in held:
         held["metrics"] = Metrics.model_construct(**held["metrics"])
     plan = Plan.model_construct(**held)
-    return [finding for rule, needed in _NEEDED.items() if needed <= keys for finding in rule(plan, tools)]
-
-
-_NEEDED: dict[Callable[[Plan, Sequence[str]], Iterator[Finding]], set[str]] = {
-    check_route: {"route_plan"},
-    check_handoff: {"route_plan", "handoff_plan"},
-    check_todo: {"route_plan", "todo_list"},
-    check_form: {"thinking_outline", "tags"},
-    check_metrics: {"metrics"},
-}
+    return [finding for rule, needed in RULES.items() if needed <= keys for finding in rule(plan, tools)]

@@ -76,8 +76,3 @@ def as_schema() -> str:
     single = {"route_rationale": text, "handoff_plan": text, "difficulty": {"type": "string", "enum": [*DIFFICULTIES]}}
     metrics = all_of({"primary": texts, "secondary": texts})
     return json.dumps(all_of({key: single.get(key, texts) for key in KEYS} | {"metrics": metrics}))
-
-
-def to_text(plan: dict[str, Any]) -> str:
-    """The reference form: Python's default separators, all of Unicode as it is."""
-    return json.dumps(plan, ensure_ascii=False)

@@ -18,9 +18,9 @@ from router_backend.plan import budget, grammar
 from router_backend.plan.budget import LEVEL_FOR_MORE, STEPS_CHEAP, Costs, Pending
 from router_backend.plan.form import LEVELS, METRICS, OPTIONAL, Shape, closed, is_list
 from router_backend.plan.rules import QA
-from router_backend.types import FieldBudget, Step
+from router_backend.types import FieldBudget
 from router_backend.writing import clip
-from router_backend.writing.stages import JOIN, QUOTE, TRIES, Ask, Count, Reply, Script, Stages
+from router_backend.writing.stages import JOIN, QUOTE, TRIES, Ask, Reply, Script, Stages
 
 # A hand-off with fewer tokens than these is its chain alone.
 _WORTH_ASKING = 8
@@ -31,25 +31,18 @@ Written = tuple[str, "str | None", bool]
 
 @dataclass
 class PlanScript(Script):
-    """One plan. `limit` is its budget in tokens as `count` counts them.
+    """One plan.
 
     Attributes:
-        text: the plan so far; never taken back.
-        clipped: texts that were stopped by their limit, as `field` or `field[index]`.
         fields: tokens given to and used by each field's texts.
         first: the tool that the route begins with; None where the checkpoint chooses it.
     """
 
     failure = PlanError
 
-    limit: int
     costs: Costs
-    count: Count
-    text: str = ""
-    clipped: list[str] = field(default_factory=list)
     fields: dict[str, FieldBudget] = field(default_factory=dict)
     route: list[str] = field(default_factory=list)
-    steps: list[Step] = field(default_factory=list)
     first: str | None = None
 
     def __post_init__(self) -> None:
@@ -69,7 +62,7 @@ class PlanScript(Script):
             elif is_list(name):
                 last = yield from self._list(name)
             else:
-                last = yield from self._text(name, name, self._level(name))
+                last = yield from self._text(name, self._level(name))
         yield from self._optional_metrics(last)
 
     # Fields
@@ -89,9 +82,7 @@ class PlanScript(Script):
             name = f"route_plan[{len(self.route) - 1}]"
             level, planned = self._plan("route_plan", len(self.route) - 1)
             due = self._shapes["route_plan"].fewest - len(self.route)
-            wish = yield from self._text(
-                name, "route_plan", level, planned, needed=self._steps(due), leads=("(",), call=True
-            )
+            wish = yield from self._text(name, level, planned, needed=self._steps(due), leads=("(",), call=True)
             self.text += ")"
             options = self._next_tools()
             if due > 0:
@@ -104,23 +95,22 @@ class PlanScript(Script):
                 return
             self.text += '",'
 
-    def _list(self, name: str, *, leads: Sequence[str] = ()) -> Generator[Ask, Reply, Wish | None]:
-        index = 0
+    def _list(self, name: str) -> Generator[Ask, Reply, Wish | None]:
+        index, numbered = 0, name == "thinking_outline"
         while True:
             level, needed, planned = self._due(name, index)
-            wish = yield from self._text(f"{name}[{index}]", name, level, planned, needed=needed, leads=leads)
+            leads = (" ",) if numbered else ()
+            wish = yield from self._text(f"{name}[{index}]", level, planned, needed=needed, leads=leads)
             index += 1
             if not needed and not self._goes_on(name, index, wish, planned):
                 return wish
-            self.text += '", "' + (f"{index + 1}." if name == "thinking_outline" else "")
+            self.text += '", "' + (f"{index + 1}." if numbered else "")
 
     def _goes_on(self, name: str, items: int, wish: Wish | None, planned: Sequence[Pending]) -> bool:
         """Whether a list gets an item that it need not have."""
         wants_more = wish == "more" or (wish is None and bool(planned))
-        return wants_more and items < self._shapes[name].most and (bool(planned) or self._has_left_over(name))
-
-    def _outline(self) -> Stages:
-        yield from self._list("thinking_outline", leads=(" ",))
+        fits = self._has_room(name, planned[0]) if planned else self._has_left_over(name)
+        return wants_more and items < self._shapes[name].most and fits
 
     def _handoff(self) -> Stages:
         if "route_plan" in self._shapes:
@@ -129,9 +119,7 @@ class PlanScript(Script):
             said = yield from self._choose("handoff_plan", [f"{tool} -> {QA}" for tool in self.costs.tools])
             self.route.append(said.partition(" ")[0])
             self.text += said
-        yield from self._text(
-            "handoff_plan", "handoff_plan", self._level("handoff_plan"), leads=(" ", ". "), optional=True
-        )
+        yield from self._text("handoff_plan", self._level("handoff_plan"), leads=(" ", ". "), optional=True)
 
     def _todo(self) -> Stages:
         uncovered = list(dict.fromkeys(self.route))
@@ -158,9 +146,8 @@ class PlanScript(Script):
                 due -= 1
             needed = [] if who == QA else [self._todo_item(each) for each in (*uncovered, *[tools[0]] * due, QA)]
             planned = [] if who == QA else [self._todo_item(who)] * (len(rest) - len(needed))
-            yield from self._text(
-                f"todo_list[{index}]", "todo_list", level, planned, needed=needed, leads=(" ",), banned=outside
-            )
+            name = f"todo_list[{index}]"
+            yield from self._text(name, level, planned, needed=needed, leads=(" ",), banned=outside)
             if who == QA:
                 return
             index += 1
@@ -202,7 +189,7 @@ class PlanScript(Script):
             keys.remove(key)
             self.text += said
             before = METRICS + key
-            last = yield from self._text(before, before, LEVELS)
+            last = yield from self._text(before, LEVELS)
         self.text += closed(before) + form.ends
 
     # Stages
@@ -210,7 +197,6 @@ class PlanScript(Script):
     def _text(
         self,
         name: str,
-        field: str,
         level: int,
         planned: Sequence[Pending] = (),
         *,
@@ -224,8 +210,8 @@ class PlanScript(Script):
 
         `planned` are the texts that the list may still get, `needed` those that it must.
         """
-        limit = self._allot(field, planned, needed, level)
-        shape = self._shape(field)
+        field = _field_of(name)
+        limit, shape = self._allot(field, planned, needed, level), self._shape(field)
         # What stands of this string already counts among its characters, and a call's ellipsis and parenthesis.
         written = len(self.text.rpartition('"')[2]) + 2 * call
         room = None if shape.longest is None else shape.longest - written
@@ -247,7 +233,7 @@ class PlanScript(Script):
                     text, stopped = text.partition(word)[0].rstrip(), True
             while grammar.MARK.search(text):  # the same, or left by what was cut out of it
                 text = grammar.MARK.sub("", text).strip()
-            fits = partial(self._fits, lead, limit, room)
+            fits = partial(self._fits, limit, room, lead)
             if stopped or not fits(text):
                 shorter = clip.shorten(text, fits)
                 text, stopped = shorter if len(lead + shorter) >= least else clip.cut(text, fits), True
@@ -259,10 +245,7 @@ class PlanScript(Script):
         else:
             raise PlanError(f"the checkpoint wrote too little for {name}, twice")
         self.text += clip.escape(lead + text) if text else ""
-        self._note(name, field, limit, text, stopped)
-        if stopped:
-            return None
-        return "end" if tail is not None and tail[:1] in ("]", "}") else "more"
+        return self._note(name, limit, text, tail, stopped)
 
     def _known_tag(self, words: Sequence[str], tags: list[str]) -> Generator[Ask, Reply, Wish]:
         """One of the tags that a client knows."""
@@ -295,10 +278,7 @@ class PlanScript(Script):
             tag, stopped = next(name for name in (f"t{n}" for n in range(1, 10)) if name not in tags), True
         tags.append(tag)
         self.text += tag
-        self._note(name, "tags", limit, tag, stopped)
-        if stopped:
-            return None
-        return "end" if tail is not None and tail[:1] in ("]", "}") else "more"
+        return self._note(name, limit, tag, tail, stopped)
 
     def _write(self, name: str, limit: int, rules: str, rest: str, attempt: int) -> Generator[Ask, Reply, Written]:
         """The body of a JSON string, what follows its closing quote, and whether it was closed.
@@ -343,9 +323,6 @@ class PlanScript(Script):
     def _shape(self, field: str) -> Shape:
         return self._shapes.get(field, OPTIONAL)
 
-    def _fits(self, lead: str, limit: int, room: int | None, text: str) -> bool:
-        return self._tokens(lead + text) <= limit and (room is None or len(lead + text) <= room)
-
     def _allot(self, field: str, planned: Sequence[Pending], needed: Sequence[Pending], level: int) -> int:
         """Tokens for the next text: its share, and never what the rest needs at the least."""
         shape = self._shape(field)
@@ -382,6 +359,11 @@ class PlanScript(Script):
             return False
         return todo is None or len(set(route)) < todo.most
 
+    def _has_room(self, field: str, text: Pending) -> bool:
+        """Whether a list's next text can have its least: the one before it may have had what was planned for it."""
+        due = budget.floor([text, *self.costs.after(field, self.route, 0)])
+        return due + self.costs.closing + JOIN <= self._left()
+
     def _has_left_over(self, field: str) -> bool:
         """Whether one more item than planned leaves all later texts a quarter more than usual."""
         shape = self._shapes[field]
@@ -392,18 +374,25 @@ class PlanScript(Script):
             extra += max(self.costs.todo.values()) * 2 + shape.usual
         return self._left() >= extra + rest + self.costs.closing
 
-    def _note(self, name: str, field: str, given: int, text: str, stopped: bool) -> None:
-        top = field.partition(".")[0]
+    def _note(self, name: str, given: int, text: str, tail: str | None, stopped: bool) -> Wish | None:
+        """Counts a text that stands, and reads in what followed it whether the list is to go on; None where stopped."""
+        top = _field_of(name).partition(".")[0]
         before = self.fields.get(top, FieldBudget())
         # A list's next item may have what its earlier ones left over, so what is given does not add up.
         self.fields[top] = FieldBudget(max(before.given, before.used + given), before.used + self._tokens(text))
         if stopped:
             self.clipped.append(name)
+            return None
+        return "end" if tail is not None and tail[:1] in ("]", "}") else "more"
+
+
+def _field_of(name: str) -> str:
+    """The field of a text, without its place in a list."""
+    return name.partition("[")[0]
 
 
 _WRITERS: dict[str, Callable[[PlanScript], Stages]] = {
     "route_plan": PlanScript._route,
-    "thinking_outline": PlanScript._outline,
     "handoff_plan": PlanScript._handoff,
     "todo_list": PlanScript._todo,
     "difficulty": PlanScript._difficulty,

@@ -42,7 +42,7 @@ class PlanWriter(Writer[PlanScript]):
         return self.smallest_budget if request.output == "plan" else 0
 
     def _script(self, request: GenerateRequest) -> PlanScript:
-        return PlanScript(request.sampling.max_new_tokens, self._costs, self._model.count_tokens)
+        return PlanScript(request.sampling.max_new_tokens, self._model.count_tokens, self._costs)
 
     def _told(self, request: GenerateRequest) -> GenerateRequest:
         """With its budget, where the model was trained to keep to one."""

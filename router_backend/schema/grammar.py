@@ -7,15 +7,18 @@ bounded by its length and by the engine's own limits. Look-around and back-refer
 from __future__ import annotations
 
 import json
+import re
+from bisect import bisect_left
 from collections.abc import Sequence
 from functools import lru_cache
 
-from llguidance import LLMatcher, LLTokenizer
+from llguidance import LLMatcher
 
 from router_backend.schema.nodes import Number
-from router_backend.writing.grammar import CHARACTER, END, escaped, literals
+from router_backend.writing.grammar import CHARACTER, END, but, literals, matcher_of, takes, untaken
 
 LONGEST_PATTERN, LONGEST_MATCH = 256, 256
+NOT = "\0"
 # Repetitions that a grammar counts; of longer texts the limit in tokens and the last check take care.
 COUNTED = 512
 _DIGITS = 15
@@ -36,34 +39,34 @@ FORMATS = {
 FORMATS["date-time"] = f"{FORMATS['date']}T{FORMATS['time']}"
 
 
-def text(least: int, most: int | None) -> str:
-    """A string's characters up to and with its closing quote."""
+def text(least: int, most: int | None, taken: Sequence[str] = ()) -> str:
+    """A string's characters up to and with its closing quote; none of the `taken`."""
     counted = most if most is not None and most <= COUNTED else None
     few = min(least, COUNTED)
     times = f"{{{few},{'' if counted is None else counted}}}" if few or counted is not None else "*"
-    return f"start: TEXT END\nTEXT: /{CHARACTER}{times}/\n{END}\n"
+    return f"start: TEXT END\nTEXT: /{CHARACTER}{times}/{but(taken)}\n{END}\n"
 
 
-def pattern(regex: str, least: int, most: int, *, ends: bool = True) -> str:
+def pattern(regex: str, least: int, most: int, taken: Sequence[str] = (), *, ends: bool = True) -> str:
     """A string of `least` to `most` plain characters that keeps each line of `regex`. Nothing in it needs an escape.
+
+    A line that `NOT` begins is not kept.
 
     Dead ends are not entered, so whatever is written can be closed within `most` characters.
     """
-    each = " & ".join(f"/{_slashed(line)}/" for line in regex.splitlines() or [""])
-    body = f"TEXT: {each} & /{_PLAIN}{{{least},{most}}}/\n"
+    lines = regex.splitlines() or [""]
+    each = " & ".join(f"{'~' * line.startswith(NOT)}/{_slashed(line.removeprefix(NOT))}/" for line in lines)
+    body = f"TEXT: {each} & /{_PLAIN}{{{least},{most}}}/{but(taken)}\n"
     return f"start: TEXT END\n{body}{END}\n" if ends else f"start: TEXT\n{body}"
 
 
 def key(taken: Sequence[str]) -> str:
     """The name of a free field that is not taken yet, up to and with its closing quote."""
-    body = r"/[A-Za-z_][A-Za-z0-9_ -]*/"
-    if taken:
-        body += f" & ~/({'|'.join(map(escaped, taken))})/"
-    return f"start: TEXT END\nTEXT: {body}\n{END}\n"
+    return untaken("TEXT", "[A-Za-z_][A-Za-z0-9_ -]*", taken)
 
 
-def number(node: Number) -> str:
-    """A number, and what shows that it has ended."""
+def number(node: Number, taken: Sequence[str] = ()) -> str:
+    """A number, and what shows that it has ended; none of the `taken`, as far as a grammar can say it."""
     bounds = {
         "minimum": node.minimum,
         "maximum": node.maximum,
@@ -74,7 +77,8 @@ def number(node: Number) -> str:
     known = {name: value for name, value in bounds.items() if value is not None}
     if not known:
         fraction = "" if node.integer else r"(\.[0-9]{1,6})?"
-        return f"start: NUMBER END\nNUMBER: /-?(0|[1-9][0-9]{{0,{_DIGITS - 1}}}){fraction}/\n{_END_OF_NUMBER}\n"
+        body = f"/-?(0|[1-9][0-9]{{0,{_DIGITS - 1}}}){fraction}/{but(taken)}"
+        return f"start: NUMBER END\nNUMBER: {body}\n{_END_OF_NUMBER}\n"
     if node.minimum is None and node.above is None:
         known["minimum"] = 1 - 10**_DIGITS
     if node.maximum is None and node.below is None:
@@ -98,39 +102,36 @@ def beginning(lead: str, options: Sequence[str], *, digit: bool) -> str:
 
 
 @lru_cache(maxsize=256)
-def shortest(regex: str, least: int, owner: str = "") -> str | None:
-    """A shortest string that keeps a pattern, None where there is none of `LONGEST_MATCH` characters.
+def shortest(regex: str, least: int, owner: str = "", taken: tuple[str, ...] = ()) -> str | None:
+    """A shortest string that keeps a pattern and is not `taken`, None where none of `LONGEST_MATCH` characters is.
 
     The last few are remembered, for each owner apart.
 
     Raises ValueError, in the compiler's words, where it is no regular expression, or is too costly to keep.
     """
-    problem = LLMatcher.validate_grammar(pattern(regex, least, LONGEST_MATCH, ends=False))
+
+    def within(most: int) -> str:
+        return pattern(regex, least, most, taken, ends=False)
+
+    problem = LLMatcher.validate_grammar(within(LONGEST_MATCH))
     if problem and not problem.startswith("WARNING"):
         lines = problem.splitlines()
         raise ValueError(next((line[7:] for line in lines if line.startswith("error: ")), lines[0]))
-    low, high = least, LONGEST_MATCH
-    if _witness(pattern(regex, least, high, ends=False)) is None:
+    if _witness(within(LONGEST_MATCH)) is None:
         return None
-    while low < high:
-        middle = (low + high) // 2
-        if _begin(pattern(regex, least, middle, ends=False)) is None:
-            low = middle + 1
-        else:
-            high = middle
-    return _witness(pattern(regex, least, high, ends=False))
+    shorter = bisect_left(range(least, LONGEST_MATCH), True, key=lambda most: _begin(within(most)) is not None)
+    return _witness(within(least + shorter))
 
 
 def keeps(regex: str, least: int, most: int, text: str) -> bool:
     """Whether a text is what `pattern` asks for."""
-    matcher = _begin(pattern(regex, least, most, ends=False))
-    said = list(text.encode())
-    return matcher is not None and matcher.try_consume_tokens(said) == len(said) and matcher.is_accepting()
+    matcher = matcher_of(pattern(regex, least, most, ends=False))
+    return takes(matcher, text) and matcher.is_accepting()
 
 
 def _begin(grammar: str) -> LLMatcher | None:
     """A matcher at the start; None where the grammar accepts nothing."""
-    matcher = LLMatcher(_bytes(), grammar, log_level=0)
+    matcher = matcher_of(grammar)
     return None if not _allowed(matcher) and not matcher.is_accepting() else matcher
 
 
@@ -155,16 +156,6 @@ def _allowed(matcher: LLMatcher) -> list[int]:
     return [] if matcher.is_error() else [byte for byte in range(256) if bits >> byte & 1]
 
 
-@lru_cache(maxsize=1)
-def _bytes() -> LLTokenizer:
-    """A tokenizer of single bytes."""
-    return LLTokenizer("byte")
-
-
 def _slashed(regex: str) -> str:
     """With its slashes escaped, as Lark wants them."""
-    said, escaped = [], False
-    for character in regex:
-        said.append("\\/" if character == "/" and not escaped else character)
-        escaped = character == "\\" and not escaped
-    return "".join(said)
+    return re.sub(r"\\.|/", lambda found: "\\/" if found[0] == "/" else found[0], regex, flags=re.DOTALL)

@@ -7,8 +7,8 @@ from typing import Any
 from router_backend.schema.branches import refused
 
 Schema = dict[str, Any]
-_GREATER = frozenset({"minimum", "exclusiveMinimum", "minLength", "minItems"})
-_LESS = frozenset({"maximum", "exclusiveMaximum", "maxLength", "maxItems"})
+_GREATER = frozenset({"minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties"})
+_LESS = frozenset({"maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties"})
 _LONGEST = 500
 _INNER = frozenset({"items", "additionalProperties"})
 

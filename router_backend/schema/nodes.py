@@ -58,7 +58,7 @@ class Choice(Node):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Array(Node):
-    """Items of one kind; `unique`: no value twice, which is for a `Choice` alone."""
+    """Items of one kind; `unique`: no value twice, where the values hold no others."""
 
     item: Node
     least: int = 0
@@ -88,10 +88,21 @@ class Field:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Object(Node):
-    """Fields in their order, then any names with a value of the kind `other`."""
+    """Fields in their order, then names (any, or those of a pattern) with a value of the kind `other`.
+
+    `least` and `most` count the fields; more than are required come only where there is `other`.
+    """
 
     fields: tuple[Field, ...]
     other: Node | None = None
+    names: Pattern | None = None
+    least: int = 0
+    most: int | None = None
+
+    @property
+    def unnamed(self) -> int:
+        """Fields of other names that must come."""
+        return max(0, self.least - sum(each.required for each in self.fields))
 
     def children(self) -> tuple[Node, ...]:
         return (*(each.value for each in self.fields), *((self.other,) if self.other else ()))
@@ -165,6 +176,22 @@ def resolved(node: Node) -> Node | None:
         seen.add(node)
         node = node.target
     return node
+
+
+def leaves(root: Node) -> Iterator[Node]:
+    """What a value may be, each kind once: unions and references are followed."""
+    seen, waiting = set[Node](), [root]
+    while waiting:
+        node = waiting.pop(0)
+        if node in seen:
+            continue
+        seen.add(node)
+        if isinstance(node, Reference):
+            waiting.insert(0, node.target)
+        elif isinstance(node, Union):
+            waiting[:0] = node.branches
+        else:
+            yield node
 
 
 def walk(root: Node) -> Iterator[Node]:

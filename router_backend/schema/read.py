@@ -13,31 +13,19 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from decimal import Decimal
+from itertools import count
 from typing import Any
 from urllib.parse import unquote
 
 import jsonschema_rs
 
 from router_backend.remembered import Remembered
-from router_backend.schema import grammar
+from router_backend.schema import grammar, nodes
 from router_backend.schema.branches import refused, tell_apart
 from router_backend.schema.intersect import intersect
-from router_backend.schema.nodes import (
-    Array,
-    Choice,
-    Field,
-    Node,
-    Number,
-    Object,
-    Pattern,
-    Reference,
-    Text,
-    Tuple,
-    Union,
-    resolved,
-    walk,
-)
+from router_backend.schema.nodes import Node, resolved, walk
 from router_backend.schema.size import measure
+from router_backend.writing.clip import open_escape
 
 LONGEST_SCHEMA = 65_536
 MOST_NODES, MOST_DEPTH, MOST_OPTIONS, MOST_PATTERNS = 1000, 32, 500, 32
@@ -50,20 +38,31 @@ _ASSERTIONS = frozenset(
     | {"patternProperties", "propertyNames", "minProperties", "maxProperties", "dependencies", "dependentSchemas"}
     | {"dependentRequired", "unevaluatedItems", "unevaluatedProperties"}
 )
+_UNEVALUATED = frozenset({"unevaluatedItems", "unevaluatedProperties"})
 _BOUNDS = frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"})
 _KEYWORDS = {
-    "object": frozenset({"properties", "required", "additionalProperties", "patternProperties", "propertyNames"}),
-    "array": frozenset({"items", "prefixItems", "additionalItems", "minItems", "maxItems", "uniqueItems"}),
+    "object": frozenset(
+        {"properties", "required", "additionalProperties", "patternProperties", "propertyNames"}
+        | {"minProperties", "maxProperties", "unevaluatedProperties"}
+    ),
+    "array": frozenset(
+        {"items", "prefixItems", "additionalItems", "unevaluatedItems", "minItems", "maxItems", "uniqueItems"}
+    ),
     "string": frozenset({"minLength", "maxLength", "pattern", "format"}),
     "integer": _BOUNDS | {"multipleOf"},
     "number": _BOUNDS | {"multipleOf"},
     "boolean": frozenset[str](),
     "null": frozenset[str](),
 }
+_FEW = {"boolean": ("true", "false"), "null": ("null",)}
 # All that may say which values there are.
 _SAYING = _ASSERTIONS.union(*_KEYWORDS.values())
+_IN_GROUP = r"(?:[^()\[\]\\]|\\.|\[\^?\]?(?:[^\]\\]|\\.)*\])"
+_LOOK_AHEAD = re.compile(rf"\(\?([=!])((?:{_IN_GROUP}|\((?:{_IN_GROUP}|\({_IN_GROUP}*\))*\))*)\)")
 _LOOK_AROUND = re.compile(r"\(\?<?[=!]")
 _ANY_NAME = frozenset({"", ".*", "^.*$", "^(.*)$"})
+_SHORT_RANGE = 64  # whole numbers that are offered one by one
+_NAME = "^[A-Za-z0-9_-]*$"
 _PATTERN = "x-kept-pattern"  # our own keyword, which is taken from no client
 _LARGEST_REGEX = 1 << 20  # bytes, compiled: some milliseconds
 # What holds values, and what holds schemas by names of the client's.
@@ -90,11 +89,11 @@ def _read(owner: str, text: str) -> Node:
     if resolved(root) is None:
         raise refused("", "a $ref leads to itself")
     for node in [*walk(root)]:  # as it is now: a union's children are its ways afterwards
-        if isinstance(node, Union):
+        if isinstance(node, nodes.Union):
             node.ways.extend(tell_apart(node))
     outermost = resolved(root)
-    kinds = [way.node for way in outermost.ways] if isinstance(outermost, Union) else [outermost]
-    if not all(isinstance(kind, Object) for kind in kinds):
+    kinds = [way.node for way in outermost.ways] if isinstance(outermost, nodes.Union) else [outermost]
+    if not all(isinstance(kind, nodes.Object) for kind in kinds):
         raise refused("", "its outermost type must be object")
     sizes = measure(root, len)
     if any(node not in sizes for node in walk(root)):
@@ -131,7 +130,9 @@ class _KeepsPattern:
         self._regex = regex
 
     def validate(self, instance: object) -> None:
-        if isinstance(instance, str) and not compiled(self._regex).is_valid(instance):
+        if not isinstance(instance, str):
+            return
+        if any(compiled(part).is_valid(instance) is not wanted for wanted, part in conditions(self._regex)):
             raise ValueError(f"{json.dumps(instance, ensure_ascii=False)} does not match {self._regex}")
 
 
@@ -152,15 +153,30 @@ def _told(schema: Any) -> Any:  # noqa: ANN401
         if name in _DATA:
             told[name] = value
         elif name in _BY_NAME and isinstance(value, dict):
-            kept = value if name != "patternProperties" else {key: value[key] for key in value if key in _ANY_NAME}
-            told[name] = {key: _told(each) for key, each in kept.items()}
+            told[name] = {key: _told(each) for key, each in value.items()}
         elif name not in ("pattern", _PATTERN):
             told[name] = _told(value)
         elif name == "pattern" and isinstance(value, str) and not _is_formats_own(schema):
             told[_PATTERN] = value
+    told = _dated(told)
+    patterns = told.get("patternProperties")
+    if isinstance(patterns, dict) and patterns.keys() - _ANY_NAME:  # there is one, and all names that we write keep it
+        ((regex, told["additionalProperties"]),) = told.pop("patternProperties").items()
+        told["propertyNames"] = {_PATTERN: regex}
     if isinstance(schema.get("items"), list):
         told["prefixItems"], told["items"] = told.pop("items"), told.pop("additionalItems", True)
     return told
+
+
+def _dated(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """With bounds as they are today: in draft 4, and in OpenAPI 3.0, a truth value tells what `minimum` is."""
+    said = dict(schema)
+    for name, exclusive in (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")):
+        if said.get(exclusive) is True and name in said:
+            said[exclusive] = said.pop(name)
+        elif said.get(exclusive) is False:
+            del said[exclusive]
+    return said
 
 
 def _is_formats_own(schema: Mapping[str, Any]) -> bool:
@@ -182,7 +198,7 @@ class _Reader:
         self._any: Node | None = None
 
     def whole(self) -> Node:
-        root = Reference("#", self._definitions)
+        root = nodes.Reference("#", self._definitions)
         self._waiting.append("#")
         while self._waiting:
             name = self._waiting.pop()
@@ -230,7 +246,7 @@ class _Reader:
             return self._anything()
         if not isinstance(schema, dict):
             raise refused(where, "must be an object")
-        said = dict(schema)
+        said = _dated(schema)
         for name, read in self._COMBINATIONS.items():
             if name in said:
                 return read(self, said, where, depth)
@@ -243,21 +259,25 @@ class _Reader:
         target, _ = self._found(name, where)
         known = target if isinstance(target, dict) else {}
         if beside := {key: value for key, value in _saying(said).items() if known.get(key) != value}:
-            return self._value({"allOf": [beside, target]}, where, depth + 1)
+            return self._value({**beside, "allOf": [target]}, where, depth + 1)
         self._waiting.append(name)
-        return Reference(name, self._definitions)
+        return nodes.Reference(name, self._definitions)
 
     def _any_of(self, said: dict[str, Any], where: str, depth: int) -> Node:
         name = "anyOf" if "anyOf" in said else "oneOf"
         branches = said.pop(name)
         if not isinstance(branches, list) or not branches:
             raise refused(where, f"{name} must be a list that is not empty")
+        branches = [each for each in branches if not _is_nothing(each)] or branches
+        if any(isinstance(each, dict) and each.get("type") == "number" for each in branches):
+            # As pydantic has a Decimal: a number, or a text of a pattern that is beyond us.
+            branches = [each for each in branches if not _is_beyond(each)]
         beside = _saying(said)
         kinds = [
-            self._value({"allOf": [beside, each]} if beside else each, f"{where}.{name}.{at}", depth + 1)
+            self._value({**beside, "allOf": [each]} if beside else each, f"{where}.{name}.{at}", depth + 1)
             for at, each in enumerate(branches)
         ]
-        return kinds[0] if len(kinds) == 1 else Union(tuple(kinds), where=where, exclusive=name == "oneOf")
+        return kinds[0] if len(kinds) == 1 else nodes.Union(tuple(kinds), where=where, exclusive=name == "oneOf")
 
     def _all_of(self, said: dict[str, Any], where: str, depth: int) -> Node:
         parts = said.pop("allOf")
@@ -266,7 +286,10 @@ class _Reader:
         if len(parts) == 1 and not _saying(said):
             return self._value(parts[0], f"{where}.allOf.0", depth + 1)
         for at, part in enumerate(parts):
-            said = intersect(said, self._plain(part, f"{where}.allOf.{at}"), _SAYING, where)
+            plain = self._plain(part, f"{where}.allOf.{at}")
+            if unevaluated := plain.keys() & _UNEVALUATED:
+                raise refused(f"{where}.allOf.{at}", f"{min(unevaluated)!r} is not supported here")
+            said = intersect(said, plain, _SAYING, where)
         return self._value(said, where, depth + 1)
 
     def _plain(self, part: Any, where: str) -> dict[str, Any]:  # noqa: ANN401
@@ -297,7 +320,7 @@ class _Reader:
         fitting = [json.dumps(option, ensure_ascii=False) for option in options if check.is_valid(option)]
         if not fitting:
             raise refused(where, "no value of its enum or const is as the rest of it asks")
-        return Choice(tuple(dict.fromkeys(fitting)))
+        return nodes.Choice(tuple(dict.fromkeys(fitting)))
 
     _COMBINATIONS: Mapping[str, Callable[[_Reader, dict[str, Any], str, int], Node]] = {
         "$ref": _reference,
@@ -319,10 +342,12 @@ class _Reader:
             if len(kind) == 1:
                 return self._value({**said, "type": kind[0]}, where, depth)
             branches = ({**said, "type": each} for each in kind)
-            return Union(tuple(self._value(each, where, depth + 1) for each in branches), where=where)
+            return nodes.Union(tuple(self._value(each, where, depth + 1) for each in branches), where=where)
         if not isinstance(kind, str) or kind not in _KEYWORDS:
             raise refused(where, f"type {kind!r} is not known")
         _only(said, _KEYWORDS[kind], where)
+        if kind in _FEW:
+            return nodes.Choice(_FEW[kind])
         return self._KINDS[kind](self, said, where, depth)
 
     def _text(self, said: dict[str, Any], where: str, depth: int) -> Node:
@@ -332,7 +357,7 @@ class _Reader:
         regex = said.get("pattern")
         form = said.get("format")
         if not isinstance(form, str) or form not in grammar.FORMATS:
-            return Text(least, most) if regex is None else self._pattern(regex, least, most, where)
+            return nodes.Text(least, most) if regex is None else self._pattern(regex, least, most, where)
         also = f"^({grammar.FORMATS[form]})$"
         if regex is None or _is_formats_own(said):
             return self._pattern(also, least, most, where)
@@ -345,17 +370,19 @@ class _Reader:
         longest = grammar.LONGEST_PATTERN * (4 if also else 1)  # generators write long ones beside their formats
         if not isinstance(regex, str) or len(regex) > longest or not regex.isprintable():
             raise refused(where, f"pattern must be printable text of at most {longest} characters")
-        whole = "\n".join(map(_anchored, filter(None, (regex, also))))
+        parts = [*conditions(regex), *([(True, also)] if also else [])]
+        whole = "\n".join(("" if wanted else grammar.NOT) + _anchored(part) for wanted, part in parts)
         try:
             example = grammar.shortest(whole, least, self._owner)
-            compiled(regex)
+            for _, part in parts:
+                compiled(part)
         except ValueError as error:
             raise refused(where, f"pattern: {' '.join(str(error).split())[:200]}") from None
         if example is None or (most is not None and len(example) > most):
             raise refused(
                 where, f"no plain text of at most {most or grammar.LONGEST_MATCH} characters keeps the pattern"
             )
-        return Pattern(whole, example, least, most)
+        return nodes.Pattern(whole, example, least, most)
 
     def _number(self, said: dict[str, Any], where: str, depth: int) -> Node:
         bounds = [_bound(said, name, where) for name in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")]
@@ -364,24 +391,16 @@ class _Reader:
             isinstance(step, bool) or not isinstance(step, int | float) or not 1e-6 <= step <= 1e6
         ):
             raise refused(where, "multipleOf must be a number between 0.000001 and 1000000")
-        node = replace(Number(False, "0", *bounds), step=step)
-        example = example_of(node)
-        if example is None:
-            raise refused(where, "no number is within its bounds")
-        return replace(node, example=example)
+        return _with_example(replace(nodes.Number(False, "0", *bounds), step=step), where)
 
     def _integer(self, said: dict[str, Any], where: str, depth: int) -> Node:
         node = self._number(said, where, depth)
-        assert isinstance(node, Number)
-        whole = Number(True, "0", *_whole_bounds(node), step=node.step)
-        example = example_of(whole)
-        if example is None:
-            raise refused(where, "no integer is within its bounds")
-        return replace(whole, example=example)
+        assert isinstance(node, nodes.Number)
+        return _with_example(nodes.Number(True, "0", *_whole_bounds(node), step=node.step), where)
 
     def _array(self, said: dict[str, Any], where: str, depth: int) -> Node:
         least, most = _sizes(said, "minItems", "maxItems", where)
-        items, first = said.get("items", {}), said.get("prefixItems", [])
+        items, first = said.get("items", said.get("unevaluatedItems", {})), said.get("prefixItems", [])
         if isinstance(items, list):  # as drafts before 2020-12 write tuples
             items, first = said.get("additionalItems", {}), items
         elif "additionalItems" in said:
@@ -396,37 +415,62 @@ class _Reader:
         if items is False:
             return self._tuple([items] * least, where, depth)
         item = self._value(self._plain(items, f"{where}.items") if unique else items, f"{where}.items", depth + 1)
-        if unique:
-            if not isinstance(item, Choice):
-                raise refused(where, "'uniqueItems' is supported for the values of an enum only")
-            item = Choice(tuple({option.removesuffix(".0"): option for option in item.options}.values()))
-            most = min(len(item.options), MOST_OPTIONS if most is None else most)
-            if most < least:
-                raise refused(where, f"its items have {most} different values, minItems is {least}")
-        return Array(item, least, most, bool(unique))
+        return self._set(item, least, most, where) if unique else nodes.Array(item, least, most)
+
+    def _set(self, item: Node, least: int, most: int | None, where: str) -> Node:
+        """An array that has no value twice."""
+        item, values = self._countable(item, where)
+        if values is not None:
+            most = min(values, MOST_OPTIONS if most is None else most)
+        if most is not None and most < least:
+            raise refused(where, f"its items have {most} different values, minItems is {least}")
+        return nodes.Array(item, least, most, unique=True)
+
+    def _countable(self, node: Node, where: str) -> tuple[Node, int | None]:
+        """A kind of values as a set has them, and how many of them there are; None for any number."""
+        if isinstance(node, nodes.Union):
+            kinds = [self._countable(each, where) for each in node.branches]
+            counts = [count for _, count in kinds if count is not None]
+            return replace(node, branches=tuple(kind for kind, _ in kinds)), (
+                sum(counts) if len(counts) == len(kinds) else None
+            )
+        low, high = _whole_bounds(node) if isinstance(node, nodes.Number) else (None, None)
+        if isinstance(node, nodes.Number) and low is not None and high is not None:
+            if not node.integer:
+                raise refused(where, "'uniqueItems' is not supported for numbers between two bounds")
+            if high - low >= _SHORT_RANGE:
+                return node, max(1, int((high - low) // (node.step or 1)))
+            node = nodes.Choice(tuple(str(each) for each in range(low, high + 1) if within(each, node)))
+        if isinstance(node, nodes.Choice):
+            options = tuple({option.removesuffix(".0"): option for option in node.options}.values())
+            return nodes.Choice(options), len(options)
+        if isinstance(node, nodes.Text | nodes.Pattern | nodes.Number):
+            return node, None
+        raise refused(where, "'uniqueItems' is supported for texts, numbers and the values of an enum")
 
     def _tuple(self, items: list[Any], where: str, depth: int) -> Node:
         """All the items that are spoken of are written, and no more: who asks for a tuple wants the whole of it."""
         if len(items) > MOST_OPTIONS:
             raise refused(where, f"more than {MOST_OPTIONS} items that must come")
-        return Tuple(tuple(self._value(each, f"{where}.prefixItems.{at}", depth + 1) for at, each in enumerate(items)))
+        return nodes.Tuple(
+            tuple(self._value(each, f"{where}.prefixItems.{at}", depth + 1) for at, each in enumerate(items))
+        )
 
     def _object(self, said: dict[str, Any], where: str, depth: int) -> Node:
         properties, required = said.get("properties", {}), said.get("required", [])
         if not isinstance(properties, dict) or not isinstance(required, list):
             raise refused(where, "properties must be an object, and required a list")
-        more, place, patterns = (
-            said.get("additionalProperties", True),
-            "additionalProperties",
-            said.get("patternProperties"),
-        )
-        if patterns:
-            if not isinstance(patterns, dict) or patterns.keys() - _ANY_NAME or len(patterns) > 1 or properties:
-                raise refused(where, "'patternProperties' is not supported here, but for any name")
+        least, most = _sizes(said, "minProperties", "maxProperties", where)
+        more = said.get("additionalProperties", said.get("unevaluatedProperties", True))
+        place, names, known = "additionalProperties", said.get("propertyNames", True), f"{where}.propertyNames"
+        if patterns := said.get("patternProperties"):
+            if not isinstance(patterns, dict) or len(patterns) > 1 or properties or names is not True:
+                raise refused(where, "'patternProperties' is supported for one pattern, and no other fields beside it")
             ((name, more),) = patterns.items()
             place = f"patternProperties.{name}"
+            names, known = name in _ANY_NAME or {"pattern": name}, f"{where}.{place}"
         properties = {name: (f"properties.{name}", value) for name, value in properties.items()}
-        allowed = self._names(said.get("propertyNames", True), f"{where}.propertyNames")
+        allowed, kept = self._names(names, known)
         named = [*(allowed or ()), *required]
         if unknown := [
             name for name in named if not isinstance(name, str) or (name not in properties and more is False)
@@ -439,40 +483,42 @@ class _Reader:
             if not name.isprintable():
                 raise refused(where, f"the name {name!r} holds a character that cannot be shown")
         fields = tuple(
-            Field(name, self._value(value, f"{where}.{path}", depth + 1), name in required)
+            nodes.Field(name, self._value(value, f"{where}.{path}", depth + 1), name in required)
             for name, (path, value) in properties.items()
-            if value is not False or name in required
+            if name in required or not _is_nothing(value)
         )
+        must = sum(each.required for each in fields)
         # Further fields are allowed where nothing forbids them, and written where nothing else is asked for.
-        if more is False or (more in (True, {}) and properties):
-            return Object(fields)
-        return Object(fields, self._value(more, f"{where}.{place}", depth + 1))
+        if more is False or (more in (True, {}) and properties and must >= least):
+            if must < least or (most is not None and len(fields) > most):
+                raise refused(where, "'minProperties' and 'maxProperties' are supported for fields of any name")
+            return nodes.Object(fields)
+        if least > MOST_OPTIONS or (most is not None and len(fields) > most):
+            raise refused(where, "its properties are more than maxProperties, or minProperties too many")
+        return nodes.Object(fields, self._value(more, f"{where}.{place}", depth + 1), kept, least, most)
 
-    def _names(self, schema: Any, where: str) -> list[str] | None:  # noqa: ANN401
-        """The names that fields may have; None for any."""
+    def _names(self, schema: Any, where: str) -> tuple[list[str] | None, nodes.Pattern | None]:  # noqa: ANN401
+        """The names that fields may have, or what they keep; None for any."""
         said = _saying(self._plain(schema, where))
-        if said in ({}, {"type": "string"}):
-            return None
-        if said.keys() & {"enum", "const"}:
-            node = self._enum({**said, "type": "string"}, where, 0)
-            assert isinstance(node, Choice)
-            return [json.loads(option) for option in node.options]
-        raise refused(where, "only the values of an enum are supported here")
+        node = self._value({**said, "type": "string"}, where, 0)
+        if isinstance(node, nodes.Choice):
+            return [json.loads(option) for option in node.options], None
+        if isinstance(node, nodes.Text):
+            if node.least <= 1 and node.most is None:
+                return None, None
+            node = self._pattern(_NAME, max(1, node.least), node.most, where)
+        if not isinstance(node, nodes.Pattern):
+            raise refused(where, "only an enum, a pattern, a format and lengths are supported here")
+        return None, replace(node, least=max(1, node.least))
 
     def _anything(self) -> Node:
         """Any value: of the usual kinds, to any depth that the budget allows."""
         if self._any is None:
             name = "anything"
-            self._any = Reference(name, self._definitions)
-            scalars = (Text(), Number(False, "0"), Choice(("true", "false", "null")))
-            self._definitions[name] = Union((*scalars, Array(self._any), Object((), self._any)))
+            self._any = nodes.Reference(name, self._definitions)
+            scalars = (nodes.Text(), nodes.Number(False, "0"), nodes.Choice(("true", "false", "null")))
+            self._definitions[name] = nodes.Union((*scalars, nodes.Array(self._any), nodes.Object((), self._any)))
         return self._any
-
-    def _boolean(self, said: dict[str, Any], where: str, depth: int) -> Node:
-        return Choice(("true", "false"))
-
-    def _null(self, said: dict[str, Any], where: str, depth: int) -> Node:
-        return Choice(("null",))
 
     _KINDS: Mapping[str, Callable[[_Reader, dict[str, Any], str, int], Node]] = {
         "string": _text,
@@ -480,12 +526,17 @@ class _Reader:
         "integer": _integer,
         "array": _array,
         "object": _object,
-        "boolean": _boolean,
-        "null": _null,
     }
 
 
-def example_of(node: Number) -> str | None:
+def _with_example(node: nodes.Number, where: str) -> nodes.Number:
+    example = example_of(node)
+    if example is None:
+        raise refused(where, f"no {'integer' if node.integer else 'number'} is within its bounds")
+    return replace(node, example=example)
+
+
+def example_of(node: nodes.Number) -> str | None:
     """A short number within the bounds, in JSON."""
     low = max((bound for bound in (node.minimum, node.above) if bound is not None), default=-LARGEST)
     high = min((bound for bound in (node.maximum, node.below) if bound is not None), default=LARGEST)
@@ -499,7 +550,14 @@ def example_of(node: Number) -> str | None:
     return min(fitting, key=len, default=None)
 
 
-def within(number: float, node: Number) -> bool:
+def another_of(node: nodes.Number, taken: Collection[float]) -> str:
+    """A number within the bounds that is not taken, in JSON: one of the nearest to the example."""
+    start, step = Decimal(node.example), Decimal(str(node.step or 1))
+    near = (start + sign * far * step for far in count(1) for sign in (1, -1))
+    return next(str(each) for each in near if float(each) not in taken and within(float(each), node))
+
+
+def within(number: float, node: nodes.Number) -> bool:
     """Whether a number keeps the bounds."""
     return (
         (node.minimum is None or number >= node.minimum)
@@ -511,7 +569,7 @@ def within(number: float, node: Number) -> bool:
     )
 
 
-def _whole_bounds(node: Number) -> tuple[int | None, int | None]:
+def _whole_bounds(node: nodes.Number) -> tuple[int | None, int | None]:
     """The least and the largest integer that keep the bounds."""
     lows = [math.ceil(node.minimum)] if node.minimum is not None else []
     lows += [math.floor(node.above) + 1] if node.above is not None else []
@@ -557,11 +615,26 @@ def _sizes(said: Mapping[str, Any], least: str, most: str, where: str) -> tuple[
 
 def _anchored(regex: str) -> str:
     """The pattern for a whole string: JSON Schema looks for it anywhere in the string."""
-    begins, ends = regex.startswith("^"), regex.endswith("$") and not _escaped_at(regex, len(regex) - 1)
-    inner = regex[1 if begins else 0 : len(regex) - 1 if ends else len(regex)]
+    begins, ends = regex.startswith("^"), regex.endswith("$") and not open_escape(regex[:-1])
+    inner = regex[begins : len(regex) - ends]
     return f"{'' if begins else '.*'}({inner}){'' if ends else '.*'}"
 
 
-def _escaped_at(regex: str, at: int) -> bool:
-    before = regex[:at]
-    return (len(before) - len(before.rstrip("\\"))) % 2 == 1
+def conditions(regex: str) -> list[tuple[bool, str]]:
+    """A pattern as expressions that a text must match, or must not: look-aheads at its start stand for themselves."""
+    found: list[tuple[bool, str]] = []
+    rest = regex[1:]
+    while regex.startswith("^") and (ahead := _LOOK_AHEAD.match(rest)):
+        found.append((ahead[1] == "=", f"^{ahead[2].removeprefix('^')}"))
+        rest = rest[ahead.end() :]
+    return [(True, f"^{rest}"), *found] if found else [(True, regex)]
+
+
+def _is_nothing(schema: Any) -> bool:  # noqa: ANN401
+    """Whether no value at all is as it asks, by its own words (`z.never()`)."""
+    return schema is False or (isinstance(schema, dict) and _saying(schema) in ({"not": {}}, {"not": True}))
+
+
+def _is_beyond(schema: Any) -> bool:  # noqa: ANN401
+    regex = schema.get("pattern") if isinstance(schema, dict) and not _is_formats_own(schema) else None
+    return isinstance(regex, str) and any(_LOOK_AROUND.search(part) for _, part in conditions(regex))

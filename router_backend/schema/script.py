@@ -10,34 +10,19 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 from router_backend.errors import AnswerError
-from router_backend.schema import grammar
-from router_backend.schema.nodes import (
-    Array,
-    Choice,
-    Field,
-    Node,
-    Number,
-    Object,
-    Part,
-    Pattern,
-    Text,
-    Tuple,
-    Union,
-    resolved,
-)
-from router_backend.schema.read import MOST_DEPTH, within
-from router_backend.schema.size import CHARACTER, TEXT_LEAST, Sizes, Skeleton
-from router_backend.types import Step
+from router_backend.schema import grammar, nodes
+from router_backend.schema.nodes import Node, resolved
+from router_backend.schema.read import MOST_DEPTH, another_of, within
+from router_backend.schema.size import CHARACTER, NAME_LEAST, TEXT_LEAST, UNLIKE, Measure, Sizes, Skeleton
 from router_backend.writing import clip
-from router_backend.writing.stages import JOIN, QUOTE, TRIES, Ask, Count, Reply, Script, Stages, tokens_of
+from router_backend.writing.stages import JOIN, QUOTE, TRIES, Ask, Reply, Script, Stages, tokens_of
 
 _NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 _DEEPEST = 2 * MOST_DEPTH
-_NAME_LEAST = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +32,10 @@ class Need:
     least: int = 0
     usual: int = 0
 
-    def and_(self, least: int, usual: int | None = None) -> Need:
-        return Need(self.least + least, self.usual + (least if usual is None else usual))
+    def and_(self, forced: int, values: Sequence[Measure] = ()) -> Need:
+        """With so many forced tokens, and with values."""
+        least, usual = sum(each.least for each in values), sum(each.usual for each in values)
+        return Need(self.least + forced + least, self.usual + forced + usual)
 
 
 NOTHING = Need()
@@ -56,22 +43,12 @@ NOTHING = Need()
 
 @dataclass
 class SchemaScript(Script):
-    """One answer. `limit` is its budget in tokens as `count` counts them; `sizes` are those of `root` and all below.
-
-    Attributes:
-        text: the JSON so far; never taken back.
-        clipped: places of the values that their limit stopped, like `.steps[2].title`.
-    """
+    """One answer. `sizes` are those of `root` and all below."""
 
     failure = AnswerError
 
     root: Node
-    limit: int
     sizes: Sizes
-    count: Count
-    text: str = ""
-    clipped: list[str] = field(default_factory=list)
-    steps: list[Step] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._skeleton = Skeleton(self.count)
@@ -84,46 +61,56 @@ class SchemaScript(Script):
         """
         yield from self._value(self.root, "", NOTHING, _DEEPEST)
 
-    def _value(self, node: Node, where: str, after: Need, depth: int, lead: str = "") -> Stages:
-        """Writes one value. `lead` is the blank before it: it is chosen together with what shares a token with it."""
+    def _value(
+        self, node: Node, where: str, after: Need, depth: int, lead: str = "", taken: Sequence[str] = ()
+    ) -> Stages:
+        """Writes one value, none of the `taken`, in JSON.
+
+        `lead` is the blank before it: it is chosen together with what shares a token with it.
+        """
         found = resolved(node)
-        if isinstance(found, Union):
-            yield from self._union(found, where, after, depth, lead)
+        if isinstance(found, nodes.Union):
+            yield from self._union(found, where, after, depth, lead, taken)
             return
-        if isinstance(found, Choice):
-            said = yield from self._option(where, self._affordable(found, after), lead)
+        if isinstance(found, nodes.Choice):
+            free = nodes.Choice(tuple(option for option in found.options if option not in taken))
+            said = yield from self._option(where, self._affordable(free, after), lead)
             self.text += lead + said
             return
         self.text += lead
-        if isinstance(found, Text):
-            yield from self._text(found, where, after)
-        elif isinstance(found, Pattern):
-            yield from self._pattern(found, where, after)
-        elif isinstance(found, Number):
-            yield from self._number(found, where, after)
-        elif isinstance(found, Array):
+        if isinstance(found, nodes.Text):
+            yield from self._text(found, where, after, _bodies(taken))
+        elif isinstance(found, nodes.Pattern):
+            self.text += '"'
+            after = after.and_(self._skeleton.quote)
+            most = self._allot(len(found.example), found, after)
+            self.text += (yield from self._kept(found, where, most, _bodies(taken))) + '"'
+        elif isinstance(found, nodes.Number):
+            yield from self._number(found, where, after, taken)
+        elif isinstance(found, nodes.Array):
             yield from self._array(found, where, after, depth - 1)
-        elif isinstance(found, Tuple):
+        elif isinstance(found, nodes.Tuple):
             yield from self._tuple(found, where, after, depth - 1)
-        elif isinstance(found, Object):
+        elif isinstance(found, nodes.Object):
             yield from self._object(found, where, after, depth - 1)
 
     # Values that hold others
 
-    def _object(self, node: Object, where: str, after: Need, depth: int) -> Stages:
+    def _object(self, node: nodes.Object, where: str, after: Need, depth: int) -> Stages:
         after = after.and_(self._skeleton.of("}"))
+        unnamed = self._unnamed(node, node.unnamed, after)
         self.text += "{"
         written = 0
         fields = list(node.fields)
         while fields:
-            at = yield from self._next_field(fields, where, after, depth, first=not written)
+            at = yield from self._next_field(fields, where, unnamed, depth, first=not written)
             if at is None:
                 break
             chosen, fields = fields[at], fields[at + 1 :]
-            rest = self._needed(fields, after)
+            rest = self._needed(fields, unnamed)
             self.text += ", " if written else ""
             written += 1
-            if isinstance(chosen.value, Part):
+            if isinstance(chosen.value, nodes.Part):
                 limit = self.count(self.text) + self._allot(self.sizes[chosen.value].least, chosen.value, rest)
                 yield from self._write_by(chosen.value.script(limit, self.count, self.text))
                 continue
@@ -134,7 +121,7 @@ class SchemaScript(Script):
         self.text += "}"
 
     def _next_field(
-        self, fields: Sequence[Field], where: str, after: Need, depth: int, *, first: bool
+        self, fields: Sequence[nodes.Field], where: str, after: Need, depth: int, *, first: bool
     ) -> Generator[Ask, Reply, int | None]:
         """The next field: the first required one, or an optional one before it, which the checkpoint chooses."""
         required = next((at for at, each in enumerate(fields) if each.required), None)
@@ -153,96 +140,127 @@ class SchemaScript(Script):
         said = yield from self._choose(where, options)
         return None if said == "}" else offered[options.index(said)]
 
-    def _others(self, node: Object, value: Node, where: str, after: Need, depth: int, written: int) -> Stages:
-        """Fields of any name, as long as the checkpoint wants and all that must come can have its usual length."""
+    def _others(self, node: nodes.Object, value: Node, where: str, after: Need, depth: int, written: int) -> Stages:
+        """Fields of any name, as long as the checkpoint wants and all that must come can have its usual length.
+
+        In an object that is empty so far, a short one will do: only where not even that fits it stays empty unasked.
+        """
         taken = [each.name for each in node.fields]
-        name = self._skeleton.between + 2 * self._skeleton.quote + _NAME_LEAST
-        while self._may_add(value, name, after, depth):
+        name = self._skeleton.name(node.names)
+        while (node.most is None or written < node.most) and self._is_another(node.names, taken):
+            rest = self._unnamed(node, node.least - written - 1, after)
             opening = '"' if not written else ', "'
-            if (yield from self._choose(where, [opening, "}"])) == "}":
-                return
+            if written >= node.least:
+                if not self._may_add(value, name, after, depth, short=not written):
+                    return
+                if (yield from self._choose(where, [opening, "}"])) == "}":
+                    return
             self.text += opening
-            key = yield from self._key(where, taken)
+            if node.names is None:
+                key = yield from self._key(where, taken)
+            else:
+                key = yield from self._kept(node.names, f"{where}.*", len(node.names.example) + UNLIKE, taken)
             taken.append(key)
             self.text += f'{key}":'
-            yield from self._value(value, f"{where}.{key}", after, depth, " ")
+            yield from self._value(value, f"{where}.{key}", rest, depth, " ")
             written += 1
+
+    def _unnamed(self, node: nodes.Object, count: int, after: Need) -> Need:
+        """What so many fields of other names need, before what comes after the object."""
+        if count <= 0 or node.other is None:
+            return after
+        size, name = self.sizes[node.other], self._skeleton.name(node.names)
+        return after.and_(count * name, count * [size])
+
+    def _is_another(self, node: Node | None, taken: Sequence[str]) -> bool:
+        """Whether there is a text of this kind that is not taken."""
+        return not isinstance(node, nodes.Pattern) or self._another(node, taken) is not None
+
+    def _another(self, node: nodes.Pattern, taken: Sequence[str]) -> str | None:
+        """A text that keeps a pattern and is not taken."""
+        if node.example not in taken:
+            return node.example
+        try:
+            # Not remembered: what one key's answer held is nobody else's business.
+            found = grammar.shortest.__wrapped__(node.regex, node.least, "", tuple(taken))
+        except ValueError:  # too costly to find
+            return None
+        return found if found and len(found) <= len(node.example) + UNLIKE else None
 
     def _key(self, where: str, taken: Sequence[str]) -> Generator[Ask, Reply, str]:
         """The name of a field, up to its closing quote."""
-        reply = yield Ask(f"{where}.*", _NAME_LEAST, grammar.key(taken), ('"',))
+        reply = yield Ask(f"{where}.*", NAME_LEAST, grammar.key(taken), ('"',))
         name = clip.clean(clip.split_at_quote(reply.text)[0]).replace('"', "").replace("\\", "").strip()
-        while name and (name in taken or self.count(name) + JOIN > _NAME_LEAST):
+        while name and (name in taken or self.count(name) + JOIN > NAME_LEAST):
             name = name[:-1].strip()
         return name or next(name for name in (f"k{n}" for n in range(1, len(taken) + 2)) if name not in taken)
 
-    def _array(self, node: Array, where: str, after: Need, depth: int) -> Stages:
+    def _array(self, node: nodes.Array, where: str, after: Need, depth: int) -> Stages:
         after = after.and_(self._skeleton.of("]"))
         self.text += "["
-        items, item = 0, node.item
+        items, taken, kind = 0, list[str](), resolved(node.item)
         while node.most is None or items < node.most:
-            must = items < node.least
-            if not must:
-                if not self._may_add(node.item, self._skeleton.between, after, depth):
-                    break
-                comma = "," if items else ""
-                if (yield from self._goes_on(node, where, comma, depth)) == "]":
-                    break
-            self.text += "," if items else ""
-            size = self.sizes[node.item]
+            if not self._is_another(kind, _bodies(taken)):
+                break
+            comma = "," if items else ""
+            if items >= node.least and (
+                not self._may_add(node.item, self._skeleton.between, after, depth)
+                or (yield from self._goes_on(node, where, comma)) == "]"
+            ):
+                break
+            self.text += comma
             left = max(0, node.least - items - 1)
-            rest = after.and_(
-                left * (size.least + self._skeleton.between), left * (size.usual + self._skeleton.between)
-            )
+            rest = after.and_(left * self._skeleton.between, [self.sizes[node.item]] * left)
             before = len(self.text)
-            yield from self._value(item, f"{where}[{items}]", rest, depth, " " if items else "")
+            yield from self._value(node.item, f"{where}[{items}]", rest, depth, " " if items else "", taken)
             items += 1
-            if node.unique and isinstance(item, Choice):
-                taken = self.text[before:].lstrip()
-                item = Choice(tuple(option for option in item.options if option != taken))
+            if node.unique:
+                taken.append(self.text[before:].lstrip())
         self.text += "]"
 
-    def _tuple(self, node: Tuple, where: str, after: Need, depth: int) -> Stages:
+    def _tuple(self, node: nodes.Tuple, where: str, after: Need, depth: int) -> Stages:
         after = after.and_(self._skeleton.of("]"))
         self.text += "["
         for at, item in enumerate(node.items):
-            sizes = [self.sizes[each] for each in node.items[at + 1 :]]
-            forced = len(sizes) * self._skeleton.between
-            rest = after.and_(forced + sum(each.least for each in sizes), forced + sum(each.usual for each in sizes))
+            later = [self.sizes[each] for each in node.items[at + 1 :]]
+            rest = after.and_(len(later) * self._skeleton.between, later)
             self.text += "," if at else ""
             yield from self._value(item, f"{where}[{at}]", rest, depth, " " if at else "")
         self.text += "]"
 
-    def _goes_on(self, node: Array, where: str, comma: str, depth: int) -> Generator[Ask, Reply, str]:
+    def _goes_on(self, node: nodes.Array, where: str, comma: str) -> Generator[Ask, Reply, str]:
         """Whether a list has another item. A comma says so; before the first item, what that begins with."""
         if comma:
             return (yield from self._choose(where, [comma, "]"]))
         openings, digit = self._openings(node.item)
-        said = yield from self._choose_kind(where, [*openings, "]"], digit=digit)
-        return said
+        return (yield from self._choose_kind(where, [*openings, "]"], digit=digit))
 
     def _openings(self, node: Node) -> tuple[list[str], bool]:
         """What a value may begin with, and whether that may be a digit or a sign."""
         found = resolved(node)
-        if isinstance(found, Union):
+        if isinstance(found, nodes.Union):
             parts = [self._openings(way.node) for way in found.ways]
             return list(dict.fromkeys(text for texts, _ in parts for text in texts)), any(digit for _, digit in parts)
-        if isinstance(found, Choice):
+        if isinstance(found, nodes.Choice):
             return list(found.options), False
-        if isinstance(found, Number):
+        if isinstance(found, nodes.Number):
             return [], True
-        return ["{" if isinstance(found, Object) else "[" if isinstance(found, Array | Tuple) else '"'], False
+        return [
+            "{" if isinstance(found, nodes.Object) else "[" if isinstance(found, nodes.Array | nodes.Tuple) else '"'
+        ], False
 
-    def _union(self, node: Union, where: str, after: Need, depth: int, lead: str) -> Stages:
+    def _union(self, node: nodes.Union, where: str, after: Need, depth: int, lead: str, taken: Sequence[str]) -> Stages:
         room = self._left() - after.least - JOIN
-        ways = [way for way in node.ways if self._fits(way.node, room, depth)]
+        ways = [way for way in node.ways if self._has_room(way.node, room, depth)]
+        ways = [way for way in ways if not taken or self._is_another(way.node, _bodies(taken))]
         options: dict[str, Node] = {}
         digit: Node | None = None
         for way in ways:
             if way.opening is None:
                 digit = way.node
-            elif isinstance(way.node, Choice) and not way.opening:
-                options |= {option: Choice((option,)) for option in self._affordable(way.node, after)}
+            elif isinstance(way.node, nodes.Choice) and not way.opening:
+                free = self._affordable(way.node, after)
+                options |= {option: nodes.Choice((option,)) for option in free if option not in taken}
             else:
                 options[way.opening] = way.node
         if digit is not None and not options:
@@ -250,55 +268,60 @@ class SchemaScript(Script):
         else:
             said = yield from self._choose_kind(where, list(options), lead, digit=digit is not None)
             chosen = options[said] if said in options else digit or next(iter(options.values()))
-        yield from self._value(chosen, where, after, depth, lead)
+        yield from self._value(chosen, where, after, depth, lead, taken)
 
     # Values that hold no other
 
-    def _text(self, node: Text, where: str, after: Need) -> Stages:
+    def _text(self, node: nodes.Text, where: str, after: Need, taken: Sequence[str]) -> Stages:
         self.text += '"'
         most = self._allot(max(TEXT_LEAST, CHARACTER * node.least), node, after.and_(self._skeleton.quote))
         if node.most is not None:
             most = min(most, max(1, CHARACTER * node.most))
         for attempt in range(TRIES):
-            reply = yield Ask(
-                where, most + QUOTE, grammar.text(node.least, node.most), (), attempt, free_after=2 * node.least
-            )
+            rules = grammar.text(node.least, node.most, taken)
+            reply = yield Ask(where, most + QUOTE, rules, (), attempt, free_after=2 * node.least)
             body, tail = clip.split_at_quote(reply.text)
             text, stopped = clip.clean(body), tail is None
             if len(text) < node.least:  # cleaned too well
-                text = _decoded(body)
-            fits = partial(self._fits_text, most, node.most)
+                text = clip.decoded(body) or ""
+            fits = partial(self._fits, most, node.most, "")
             if stopped or not fits(text):
                 shorter = clip.shorten(text, fits)
                 text, stopped = shorter if len(shorter) >= node.least else clip.cut(text, fits), True
-            if len(text) >= node.least:
+            while clip.escape(text) in taken and text:
+                text, stopped = text[:-1], True
+            if len(text) >= node.least and clip.escape(text) not in taken:
                 break
         else:
-            raise AnswerError(f"the checkpoint wrote too little for {where}, twice")
+            raise AnswerError(f"the checkpoint wrote too little for {where}, or the same again, twice")
         self.text += clip.escape(text) + '"'
         if stopped:
             self.clipped.append(where)
 
-    def _pattern(self, node: Pattern, where: str, after: Need) -> Stages:
-        self.text += '"'
-        most = self._allot(len(node.example), node, after.and_(self._skeleton.quote))
+    def _kept(self, node: nodes.Pattern, where: str, most: int, taken: Sequence[str]) -> Generator[Ask, Reply, str]:
+        """A text of at most so many tokens that keeps a pattern, without its quotes."""
         longest = min(most, grammar.LONGEST_MATCH, *([node.most] if node.most is not None else []))
-        rules = grammar.pattern(node.regex, node.least, longest)
-        reply = yield Ask(where, most + QUOTE, rules, ())
+        reply = yield Ask(where, most + QUOTE, grammar.pattern(node.regex, node.least, longest, taken), ())
         body, tail = clip.split_at_quote(reply.text)
-        usable = tail is not None and self.count(body) <= most and grammar.keeps(node.regex, node.least, longest, body)
-        self.text += (body if usable else node.example) + '"'
-        if not usable:
-            self.clipped.append(where)
+        usable = tail is not None and self.count(body) <= most and body not in taken
+        if usable and grammar.keeps(node.regex, node.least, longest, body):
+            return body
+        self.clipped.append(where)
+        return self._another(node, taken) or node.example
 
-    def _number(self, node: Number, where: str, after: Need) -> Stages:
+    def _number(self, node: nodes.Number, where: str, after: Need, taken: Sequence[str]) -> Stages:
         most = self._allot(len(node.example), node, after)
-        reply = yield Ask(where, most + 1, grammar.number(node), ())
+        reply = yield Ask(where, most + 1, grammar.number(node, taken), ())
         found = _NUMBER.match(reply.text)
-        text = found[0] if found else ""
-        while text and not (_NUMBER.fullmatch(text) and self.count(text) <= most and within(float(text), node)):
+        text, others = found[0] if found else "", [float(each) for each in taken if _NUMBER.fullmatch(each)]
+        while text and not (
+            _NUMBER.fullmatch(text)
+            and self.count(text) <= most
+            and float(text) not in others
+            and within(float(text), node)
+        ):
             text = text[:-1]
-        self.text += text or node.example
+        self.text += text or (another_of(node, others) if others else node.example)
         if not reply.ended or not text:
             self.clipped.append(where)
 
@@ -339,37 +362,30 @@ class SchemaScript(Script):
         want = max(1, self.sizes[node].usual - self.sizes[node].least)
         return max(1, min(room, least + max(0, room - least) * want // (want + after.usual - after.least)))
 
-    def _needed(self, fields: Sequence[Field], after: Need) -> Need:
-        for each in fields:
-            if each.required:
-                size, key = self.sizes[each.value], self._skeleton.key(each.name)
-                after = after.and_(size.least + key, size.usual + key)
-        return after
+    def _needed(self, fields: Sequence[nodes.Field], after: Need) -> Need:
+        required = [each for each in fields if each.required]
+        keys = sum(self._skeleton.key(each.name) for each in required)
+        return after.and_(keys, [self.sizes[each.value] for each in required])
 
-    def _may_add(self, node: Node, forced: int, after: Need, depth: int) -> bool:
+    def _may_add(self, node: Node, forced: int, after: Need, depth: int, *, short: bool = False) -> bool:
         """Whether something that may be left out can come, without taking from what must come."""
         size = self.sizes[node]
-        return size.depth < depth and forced + size.usual + after.usual + JOIN <= self._left()
+        own = size.least if short else size.usual
+        return size.depth < depth and forced + own + after.usual + JOIN <= self._left()
 
-    def _fits(self, node: Node, room: int, depth: int) -> bool:
+    def _has_room(self, node: Node, room: int, depth: int) -> bool:
         return self.sizes[node].depth <= depth and self.sizes[node].least <= room
 
-    def _affordable(self, node: Choice, after: Need) -> list[str]:
+    def _affordable(self, node: nodes.Choice, after: Need) -> list[str]:
         room = self._left() - after.least - JOIN
         fitting = [option for option in node.options if self._skeleton.of(option) <= room]
         return fitting or [min(node.options, key=self._skeleton.of)]
 
-    def _fits_text(self, tokens: int, characters: int | None, text: str) -> bool:
-        return self._tokens(text) <= tokens and (characters is None or len(text) <= characters)
+
+def _bodies(taken: Sequence[str]) -> list[str]:
+    """The texts among some values in JSON, without their quotes."""
+    return [each[1:-1] for each in taken if each.startswith('"')]
 
 
 def _quoted(name: str) -> str:
     return json.dumps(name, ensure_ascii=False)
-
-
-def _decoded(body: str) -> str:
-    """A JSON string's body as text, as it was written."""
-    try:
-        return str(json.loads(f'"{body[:-1] if clip.open_escape(body) else body}"', strict=False))
-    except ValueError:
-        return ""

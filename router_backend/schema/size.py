@@ -5,22 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
-from router_backend.schema.nodes import (
-    Array,
-    Choice,
-    Field,
-    Node,
-    Number,
-    Object,
-    Part,
-    Pattern,
-    Reference,
-    Text,
-    Tuple,
-    Union,
-    walk,
-)
+from router_backend.schema import nodes
+from router_backend.schema.nodes import Node, walk
 from router_backend.writing.stages import JOIN, Count
 
 # Tokens of a text that nothing is known about, of a number, items of a list.
@@ -28,6 +16,8 @@ TEXT_LEAST, TEXT_USUAL, NUMBER_USUAL, ITEMS_USUAL = 4, 24, 4, 3
 # A character takes four tokens at most: a byte each.
 CHARACTER = 4
 _USUAL_MOST = 4096
+# A name that nothing is known about; characters that a value has more for being unlike those before it.
+NAME_LEAST, UNLIKE = 8, 3
 # What may hold itself has no usual size of its own: so much more than its least.
 _MORE = 60
 
@@ -45,20 +35,22 @@ Sizes = dict[Node, Measure]
 
 
 class Skeleton:
-    """Tokens of what is forced between the values."""
+    """Tokens of what is forced between the values; `of` any text."""
 
     def __init__(self, count: Count) -> None:
-        self._count = count
-        self.quote = count('"') + JOIN
-        self.between = count(", ") + JOIN
-        self.brackets = count("[") + count("]") + 2 * JOIN
-        self.braces = count("{") + count("}") + 2 * JOIN
-
-    def of(self, text: str) -> int:
-        return self._count(text) + JOIN
+        self.count = count
+        self.of = cache(lambda text: count(text) + JOIN)
+        self.quote, self.between = self.of('"'), self.of(", ")
+        self.brackets = self.of("[") + self.of("]")
+        self.braces = self.of("{") + self.of("}")
 
     def key(self, name: str) -> int:
         return self.of(f"{json.dumps(name, ensure_ascii=False)}: ") + self.between
+
+    def name(self, names: nodes.Pattern | None) -> int:
+        """A field of a name that the checkpoint says."""
+        longest = max(NAME_LEAST, len(names.example) + UNLIKE) if names else NAME_LEAST
+        return self.between + 2 * self.quote + longest
 
 
 def measure(root: Node, count: Count) -> Sizes:
@@ -67,99 +59,78 @@ def measure(root: Node, count: Count) -> Sizes:
     Values that hold themselves have one too, unless they must do so for ever: measures are worked out again and again
     until none changes.
     """
-    skeleton, nodes, sizes = Skeleton(count), list(walk(root)), Sizes()
-    keys = {field: skeleton.key(field.name) for node in nodes if isinstance(node, Object) for field in node.fields}
-    recursive = _recursive(nodes)
-    alone = {node: _alone(node, skeleton) for node in nodes}
-    alone |= {node: Measure(2, *node.size(count)) for node in nodes if isinstance(node, Part)}
-    for _ in range(2 * len(nodes) + 2):
-        changed = False
-        for node in reversed(nodes):
-            found = alone[node] or _held(node, sizes, skeleton, keys)
+    skeleton, every, sizes = Skeleton(count), list(walk(root)), Sizes()
+    recursive = _recursive(every)
+    alone = {node: _alone(node, skeleton) for node in every}
+    for _ in range(2 * len(every) + 2):
+        before = sizes.copy()
+        for node in reversed(every):
+            found = alone[node] or _held(node, sizes, skeleton)
             if found is not None and node in recursive:
                 found = replace(found, usual=min(found.usual, found.least + _MORE))
-            if found is not None and sizes.get(node) != found:
+            if found is not None:
                 sizes[node] = found
-                changed = True
-        if not changed:
+        if sizes == before:
             break
     return sizes
 
 
-def _recursive(nodes: Sequence[Node]) -> set[Node]:
+def _recursive(every: Sequence[Node]) -> set[Node]:
     """References to what holds them."""
-    names = {node.name: node.target for node in nodes if isinstance(node, Reference)}
-    again = {
-        name
-        for name, target in names.items()
-        if any(isinstance(inner, Reference) and inner.name == name for inner in walk(target))
-    }
-    return {node for node in nodes if isinstance(node, Reference) and node.name in again}
+    references = [node for node in every if isinstance(node, nodes.Reference)]
+    targets = {node.name: node.target for node in references}
+    again = {name for name, target in targets.items() if name in (getattr(each, "name", "") for each in walk(target))}
+    return {node for node in references if node.name in again}
 
 
 def _alone(node: Node, skeleton: Skeleton) -> Measure | None:
     """Of a value that holds no other."""
-    if isinstance(node, Text):
+    if isinstance(node, nodes.Text):
         least = 2 * skeleton.quote + max(TEXT_LEAST, CHARACTER * node.least)
         most = least + TEXT_USUAL if node.most is None else 2 * skeleton.quote + CHARACTER * node.most
         return Measure(1, least, min(least + TEXT_USUAL, max(least, most)))
-    if isinstance(node, Pattern):
-        least = 2 * skeleton.quote + len(node.example)
+    if isinstance(node, nodes.Pattern | nodes.Number):
+        least = len(node.example) + (JOIN if isinstance(node, nodes.Number) else 2 * skeleton.quote)
         return Measure(1, least, least + NUMBER_USUAL)
-    if isinstance(node, Number):
-        least = len(node.example) + JOIN
-        return Measure(1, least, least + NUMBER_USUAL)
-    if isinstance(node, Choice):
+    if isinstance(node, nodes.Choice):
         tokens = [skeleton.of(option) for option in node.options]
         return Measure(1, min(tokens), max(tokens))
-    return None
+    return Measure(2, *node.size(skeleton.count)) if isinstance(node, nodes.Part) else None
 
 
-def _held(node: Node, sizes: Sizes, skeleton: Skeleton, keys: dict[Field, int]) -> Measure | None:
+def _held(node: Node, sizes: Sizes, skeleton: Skeleton) -> Measure | None:
     """Of a value that holds others, as far as those are known."""
-    if isinstance(node, Reference):
+    if isinstance(node, nodes.Reference):
         return sizes.get(node.target)
-    if isinstance(node, Union):
-        return _best([sizes[child] for child in node.children() if child in sizes])
-    if isinstance(node, Array):
-        return _array(node, sizes, skeleton)
-    if isinstance(node, Tuple):
-        if any(item not in sizes for item in node.items):
-            return None
-        within = [sizes[item] for item in node.items]
-        forced = skeleton.brackets + len(within) * skeleton.between
-        least, usual = (forced + sum(each) for each in ([m.least for m in within], [m.usual for m in within]))
-        return Measure(_deeper(within), least, min(usual, max(least, _USUAL_MOST)))
-    assert isinstance(node, Object)
+    if isinstance(node, nodes.Union):
+        known = [sizes[child] for child in node.children() if child in sizes]
+        return replace(min(known), usual=max(each.usual for each in known)) if known else None
+    if isinstance(node, nodes.Array):
+        item = sizes.get(node.item)
+        if item is None:
+            return None if node.least else _row([], skeleton.brackets, sizes)
+        items = max(node.least, ITEMS_USUAL if node.most is None else min(ITEMS_USUAL, node.most))
+        least = skeleton.brackets + node.least * (item.least + skeleton.between + UNLIKE * node.unique)
+        usual = skeleton.brackets + items * (item.usual + skeleton.between)
+        return Measure(1 + item.depth * bool(node.least), least, min(usual, max(least, _USUAL_MOST)))
+    if isinstance(node, nodes.Tuple):
+        return _row(node.items, skeleton.brackets + len(node.items) * skeleton.between, sizes)
+    assert isinstance(node, nodes.Object)
     required = [field for field in node.fields if field.required]
-    if any(field.value not in sizes for field in required):
+    more = ITEMS_USUAL * (sizes[node.other].least + skeleton.between + TEXT_LEAST) if node.other in sizes else 0
+    forced = skeleton.braces + sum(skeleton.key(field.name) for field in required)
+    values = [field.value for field in required]
+    if node.unnamed:
+        assert node.other is not None
+        values += node.unnamed * [node.other]
+        forced += node.unnamed * skeleton.name(node.names)
+    return _row(values, forced, sizes, more)
+
+
+def _row(values: Sequence[Node], forced: int, sizes: Sizes, more: int = 0) -> Measure | None:
+    """Of what holds these values, all of which come; `more`: what usually comes besides."""
+    if any(each not in sizes for each in values):
         return None
-    inner = [sizes[field.value] for field in required]
-    forced = skeleton.braces + sum(keys[field] for field in required)
-    usual = forced + sum(each.usual for each in inner)
-    if node.other is not None and node.other in sizes:
-        usual += ITEMS_USUAL * (sizes[node.other].least + skeleton.between + TEXT_LEAST)
-    return Measure(_deeper(inner), forced + sum(each.least for each in inner), min(usual, _USUAL_MOST))
-
-
-def _array(node: Array, sizes: Sizes, skeleton: Skeleton) -> Measure | None:
-    item = sizes.get(node.item)
-    if item is None:
-        return Measure(1, skeleton.brackets, skeleton.brackets) if node.least == 0 else None
-    items = max(node.least, ITEMS_USUAL if node.most is None else min(ITEMS_USUAL, node.most))
-    return Measure(
-        _deeper([item] if node.least else []),
-        skeleton.brackets + node.least * (item.least + skeleton.between),
-        min(skeleton.brackets + items * (item.usual + skeleton.between), _USUAL_MOST),
-    )
-
-
-def _best(known: Sequence[Measure]) -> Measure | None:
-    if not known:
-        return None
-    shallow = min(known)
-    return Measure(shallow.depth, shallow.least, max(each.usual for each in known))
-
-
-def _deeper(inner: Sequence[Measure]) -> int:
-    return 1 + max((each.depth for each in inner), default=0)
+    within = [sizes[each] for each in values]
+    least, usual = forced + sum(each.least for each in within), forced + sum(each.usual for each in within) + more
+    return Measure(1 + max((each.depth for each in within), default=0), least, min(usual, max(least, _USUAL_MOST)))

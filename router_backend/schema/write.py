@@ -41,7 +41,7 @@ class SchemaWriter(Writer[SchemaScript]):
 
     def _script(self, request: GenerateRequest) -> SchemaScript:
         root, sizes = self._sized(request.schema, request.owner)
-        return SchemaScript(root, request.sampling.max_new_tokens, sizes, self._model.count_tokens)
+        return SchemaScript(request.sampling.max_new_tokens, self._model.count_tokens, root, sizes)
 
     def _told(self, request: GenerateRequest) -> GenerateRequest:
         return told(request, self._sized(request.schema, request.owner)[0], self._model.info)

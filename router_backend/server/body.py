@@ -2,45 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any, TypeVar
 
-from fastapi import Request
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from fastapi import APIRouter, Request
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
 
 from router_backend.errors import InvalidRequest, PayloadTooLarge, RateLimited, RouterError, UnsupportedMediaType
 from router_backend.server.errors import ErrorBody
 from router_backend.service.caller import caller
 from router_backend.service.service import GenerationService
-from router_backend.types import is_blank
+from router_backend.settings import Settings
+from router_backend.types import SamplingParams, Usage, is_blank
 
 M = TypeVar("M", bound=BaseModel)
 W = TypeVar("W")
+F = TypeVar("F", bound=Callable[..., Any])
 
 LARGEST_BUDGET = 131_072
 _TEXT_LENGTH = 4_000_000
 
 
-def _no_nul(text: str) -> str:
-    if "\x00" in text:
-        raise ValueError("must not hold a NUL character")
-    return text
+def unless(wrong: Callable[[Any, Mapping[str, Any]], object], why: str) -> AfterValidator:
+    """A rule of a field: whether its value is wrong beside the fields before it, by their names, and why."""
+
+    def check(value: Any, info: ValidationInfo) -> Any:  # noqa: ANN401 - the field's own type
+        if wrong(value, info.data):
+            raise ValueError(why)
+        return value
+
+    return AfterValidator(check)
 
 
-def _not_blank(text: str) -> str:
-    if is_blank(text):
-        raise ValueError("must not be blank")
-    return text
-
-
-Text = Annotated[str, AfterValidator(_no_nul), Field(max_length=_TEXT_LENGTH)]
+_NO_NUL = unless(lambda text, _: "\x00" in text, "must not hold a NUL character")
+Text = Annotated[str, _NO_NUL, Field(max_length=_TEXT_LENGTH)]
 NonEmptyText = Annotated[Text, Field(min_length=1)]
-Prompt = Annotated[NonEmptyText, AfterValidator(_not_blank)]
-Stop = Annotated[str, AfterValidator(_no_nul), Field(min_length=1, max_length=256)]
+Prompt = Annotated[NonEmptyText, unless(lambda text, _: is_blank(text), "must not be blank")]
+Stop = Annotated[str, _NO_NUL, Field(min_length=1, max_length=256)]
+Budget = Annotated[int, Field(ge=1, le=LARGEST_BUDGET)]
 
 # Names of alternatives in a union, which pydantic puts into the place of an error.
-TAGS = frozenset({"(one)", "(list)", "(plain)", "(schema)"})
+TAGS = frozenset({"(one)", "(list)", "(plain)", "(schema)", "(word)", "(named)", "(some)"})
+
+
+def sampling(
+    settings: Settings,
+    max_new_tokens: int | None,
+    temperature: float | None,
+    top_p: float | None,
+    seed: int | None,
+    stop: Iterable[str] | None = None,
+    logprobs: int | None = None,
+) -> SamplingParams:
+    """The client's wishes over the operator's defaults. 0 is a wish."""
+    return SamplingParams(
+        settings.max_new_tokens if max_new_tokens is None else max_new_tokens,
+        settings.default_temperature if temperature is None else temperature,
+        settings.default_top_p if top_p is None else top_p,
+        secrets.randbits(32) if seed is None else seed % 2**32,
+        tuple(stop or ()),
+        logprobs,
+    )
+
+
+def usage_body(usage: Usage) -> dict[str, Any]:
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    }
+
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody} for status in (400, 401, 413, 415, 429, 500, 502, 503, 504)
@@ -153,11 +187,19 @@ def _explain(error: ValidationError) -> InvalidRequest:
     return InvalidRequest(f"{name}: {message}" if path else message, param=name, code="invalid_value")
 
 
-def body_schema(model: type[BaseModel]) -> dict[str, Any]:
-    """Puts a body's schema into OpenAPI, since the body is read by `read_body` and not by FastAPI."""
-    schema = model.model_json_schema()
+def post(
+    router: APIRouter,
+    path: str,
+    body: type[BaseModel],
+    answer: type[BaseModel],
+    summary: str,
+    responses: dict[int | str, dict[str, Any]] | None = None,
+) -> Callable[[F], F]:
+    """A route as FastAPI describes it, although its body is read by `read_body` and not by FastAPI."""
+    schema = body.model_json_schema()
     whole = _inlined(schema, schema.pop("$defs", {}))
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": whole}}}}
+    said = {"requestBody": {"required": True, "content": {"application/json": {"schema": whole}}}}
+    return router.post(path, response_model=answer, responses=responses, openapi_extra=said, summary=summary)
 
 
 def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:  # noqa: ANN401 - any JSON

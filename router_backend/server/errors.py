@@ -50,17 +50,14 @@ def respond(error: RouterError) -> JSONResponse:
 def install(app: FastAPI) -> None:
     """Answers every exception in the one shape."""
 
-    async def on_router_error(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, RouterError)
+    @app.exception_handler(RouterError)
+    async def on_router_error(request: Request, error: RouterError) -> JSONResponse:
         return respond(error)
 
-    async def on_http_error(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, HTTPException)
+    @app.exception_handler(HTTPException)
+    async def on_http_error(request: Request, error: HTTPException) -> JSONResponse:
         message = str(error.detail).lower() if error.status_code in _CODES else str(error.detail)
         if error.status_code in _CODES:
             message = f"{message}: {request.method} {request.url.path}"
         body = error_body(message, "invalid_request_error", None, _CODES.get(error.status_code))
         return JSONResponse(body, error.status_code, error.headers)
-
-    app.add_exception_handler(RouterError, on_router_error)
-    app.add_exception_handler(HTTPException, on_http_error)

@@ -21,7 +21,7 @@ from starlette.types import Message, Receive, Scope, Send
 from router_backend import __version__
 from router_backend.errors import InvalidRequest, RouterError
 from router_backend.plan.schema import Plan
-from router_backend.server.body import LARGEST_BUDGET, Body, NonEmptyText, Prompt, charged, checked, read_json
+from router_backend.server.body import Body, Budget, NonEmptyText, Prompt, charged, checked, read_json
 from router_backend.server.disconnect import unless_gone
 from router_backend.server.errors import describe
 from router_backend.server.middleware import access_log
@@ -51,7 +51,7 @@ _DECIDE = (
 class PlanArguments(Task):
     """What an agent says; how the answer is drawn is the operator's."""
 
-    max_new_tokens: Annotated[int, Field(ge=1, le=LARGEST_BUDGET)] | None = Field(
+    max_new_tokens: Budget | None = Field(
         None, description="Token budget of the plan, which is written to fit. Without it, the server's own."
     )
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import asdict
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
@@ -17,27 +16,29 @@ from router_backend.plan.prompt import router_prompt
 from router_backend.plan.schema import Difficulty, Plan
 from router_backend.server.body import (
     ERRORS,
-    LARGEST_BUDGET,
     STREAM,
     Body,
+    Budget,
     NonEmptyText,
     Prompt,
     Stop,
     Text,
     asked,
-    body_schema,
+    post,
+    sampling,
+    usage_body,
 )
 from router_backend.server.disconnect import unless_gone
 from router_backend.server.middleware import access_log
 from router_backend.server.sse import stream
 from router_backend.service.service import GenerationService
-from router_backend.types import Answer, Chunk, GenerateRequest, ModelInfo, SamplingParams
+from router_backend.types import Answer, Chunk, GenerateRequest, ModelInfo, Output, SamplingParams
 
 
 class Sampling(Body):
     """The fields that say how to draw and what to send back."""
 
-    max_new_tokens: Annotated[int, Field(ge=1, le=LARGEST_BUDGET)] | None = Field(
+    max_new_tokens: Budget | None = Field(
         None, description="Token budget of the answer; a plan is written to fit. Default: MAX_NEW_TOKENS (600)."
     )
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = Field(
@@ -84,6 +85,9 @@ class PlanBody(Sampling, Task):
     pass
 
 
+B = TypeVar("B", bound=Sampling)
+
+
 class Details(BaseModel):
     model: str
     strategy: str
@@ -110,39 +114,19 @@ class PlanAnswer(BaseModel):
 
 
 def sampling_params(body: Sampling, service: GenerationService) -> SamplingParams:
-    """The client's wishes over the operator's defaults. 0 is a wish."""
-    settings = service.settings
-
-    def either(wish: Any, default: Any) -> Any:  # noqa: ANN401 - the same for int and float
-        return default if wish is None else wish
-
-    return SamplingParams(
-        max_new_tokens=either(body.max_new_tokens, settings.max_new_tokens),
-        temperature=either(body.temperature, settings.default_temperature),
-        top_p=either(body.top_p, settings.default_top_p),
-        seed=either(body.seed, secrets.randbits(32)),
-        stop=tuple(body.stop or ()),
-    )
+    return sampling(service.settings, body.max_new_tokens, body.temperature, body.top_p, body.seed, body.stop)
 
 
 def details(last: Chunk, seed: int, info: ModelInfo) -> dict[str, Any]:
-    usage = last.usage
     return {
         "model": info.model,
         "strategy": info.strategy,
         "engine": info.engine,
         "finish_reason": last.finish_reason,
         "seed": seed,
-        "usage": {
-            "prompt_tokens": usage.prompt_tokens,
-            "completion_tokens": usage.completion_tokens,
-            "total_tokens": usage.total_tokens,
-            "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
-        },
+        "usage": usage_body(last.usage),
         "timings": {
-            "prompt_tokens": last.usage.prompt_tokens,
-            "cached_tokens": last.usage.cached_tokens,
-            "completion_tokens": last.usage.completion_tokens,
+            **{name: getattr(last.usage, name) for name in ("prompt_tokens", "cached_tokens", "completion_tokens")},
             **{name: round(value, 6) for name, value in asdict(last.timings).items()},
         },
         "budget": asdict(last.budget) if last.budget else None,
@@ -157,45 +141,21 @@ def details(last: Chunk, seed: int, info: ModelInfo) -> dict[str, Any]:
 def native_router(service: GenerationService) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["router"], responses={**ERRORS, **STREAM})
 
-    @router.post(
-        "/generate",
-        response_model=GenerateAnswer,
-        response_model_exclude_none=True,
-        openapi_extra=body_schema(GenerateBody),
-        summary="Answer a prompt with a routing plan",
-    )
+    @post(router, "/generate", GenerateBody, GenerateAnswer, "Answer a prompt with a routing plan")
     async def generate(request: Request) -> Response:
-        def work_of(body: GenerateBody) -> GenerateRequest:
-            sampling = sampling_params(body, service)
-            return GenerateRequest(access_log.request_id(request), body.prompt, sampling, output=body.output)
-
-        body, work = await asked(request, service, GenerateBody, work_of)
-
-        def content(answer: Answer) -> dict[str, Any]:
+        def content(body: GenerateBody, answer: Answer) -> dict[str, Any]:
             report = {"details": details(answer.last, answer.seed, answer.info)} if body.details else {}
             return {"text": answer.text, **report}
 
-        return await _respond(request, service, work, body, content)
+        return await _respond(request, service, GenerateBody, lambda body: (body.prompt, body.output), content)
 
-    @router.post(
-        "/plan",
-        response_model=PlanAnswer,
-        response_model_exclude_none=True,
-        openapi_extra=body_schema(PlanBody),
-        summary="Answer a query with a parsed routing plan",
-    )
+    @post(router, "/plan", PlanBody, PlanAnswer, "Answer a query with a parsed routing plan")
     async def plan(request: Request) -> Response:
-        def work_of(body: PlanBody) -> GenerateRequest:
-            sampling = sampling_params(body, service)
-            return GenerateRequest(access_log.request_id(request), body.prompt(), sampling, output="plan")
-
-        body, work = await asked(request, service, PlanBody, work_of)
-
-        def content(answer: Answer) -> dict[str, Any]:
+        def content(body: PlanBody, answer: Answer) -> dict[str, Any]:
             report = details(answer.last, answer.seed, answer.info)
             return {"plan": json.loads(answer.text), "text": answer.text, "report": report}
 
-        return await _respond(request, service, work, body, content)
+        return await _respond(request, service, PlanBody, lambda body: (body.prompt(), "plan"), content)
 
     return router
 
@@ -203,17 +163,26 @@ def native_router(service: GenerationService) -> APIRouter:
 async def _respond(
     request: Request,
     service: GenerationService,
-    work: GenerateRequest,
-    body: Sampling,
-    content: Callable[[Answer], dict[str, Any]],
+    model: type[B],
+    prompt: Callable[[B], tuple[str, Output]],
+    content: Callable[[B, Answer], dict[str, Any]],
 ) -> Response:
-    """The answer as a stream or, with `content` made of it, as one JSON object. Nobody is answered who has left."""
+    """Answers `prompt`'s text with its output: as a stream or, with `content` made of it, as one JSON object.
+
+    Nobody is answered who has left.
+    """
+
+    def work_of(body: B) -> GenerateRequest:
+        text, output = prompt(body)
+        return GenerateRequest(access_log.request_id(request), text, sampling_params(body, service), output)
+
+    body, work = await asked(request, service, model, work_of)
     if body.stream:
         return await unless_gone(request, stream(_events(request, service, work, body.details)))
     answer = await unless_gone(request, service.answer(work))
     access_log.note(request, answer.last, work.prompt if service.settings.log_prompts else None)
     access_log.routed(request, answer.last)
-    return JSONResponse(content(answer))
+    return JSONResponse(content(body, answer))
 
 
 async def _events(

@@ -15,19 +15,13 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 
 from router_backend import __version__
+from router_backend.checkpoints.ladder import Attempt
 from router_backend.errors import Forbidden
 from router_backend.server.errors import ErrorBody
 from router_backend.service.caller import caller
 from router_backend.service.health import Health
 from router_backend.service.service import GenerationService
-
-
-class AttemptBody(BaseModel):
-    candidate: str
-    strategy: str
-    outcome: str
-    reason: str
-    seconds: float
+from router_backend.types import ModelInfo
 
 
 class Queue(BaseModel):
@@ -43,7 +37,7 @@ class HealthBody(BaseModel):
     engine: str | None
     reason: str
     stand_in: bool
-    attempts: list[AttemptBody]
+    attempts: list[Attempt]
     context_length: int | None
     smallest_budget: int | None
     queue: Queue
@@ -79,23 +73,16 @@ def health_router(service: GenerationService, figures: Callable[[], Awaitable[by
         now = service.health()
         return JSONResponse(health_body(now), 200 if now.status in ("ok", "idle") else 503)
 
-    @router.get("/livez", response_model=Probe, responses=UNAVAILABLE)
-    async def livez() -> JSONResponse:
-        """The process is alive, and can help; where only a new one can, 503."""
-        now = service.health()
-        return JSONResponse(_probe(now), 200 if now.alive else 503)
+    def probe(name: str, what: str, passes: Callable[[Health], bool]) -> None:
+        @router.get(f"/{name}", name=name, description=what, response_model=Probe, responses=UNAVAILABLE)
+        async def answer() -> JSONResponse:
+            now = service.health()
+            said = Probe(state=now.status, phase=now.phase, detail=now.reason, elapsed_seconds=now.elapsed_seconds)
+            return JSONResponse(said.model_dump(), 200 if passes(now) else 503)
 
-    @router.get("/readyz", response_model=Probe, responses=UNAVAILABLE)
-    async def readyz() -> JSONResponse:
-        """Takes traffic now."""
-        now = service.health()
-        return JSONResponse(_probe(now), 200 if now.status in ("ok", "idle") else 503)
-
-    @router.get("/startupz", response_model=Probe, responses=UNAVAILABLE)
-    async def startupz() -> JSONResponse:
-        """Has finished starting."""
-        now = service.health()
-        return JSONResponse(_probe(now), 503 if now.status in ("loading", "failed") else 200)
+    probe("livez", "The process is alive, and can help; where only a new one can, 503.", lambda now: now.alive)
+    probe("readyz", "Takes traffic now.", lambda now: now.status in ("ok", "idle"))
+    probe("startupz", "Has finished starting.", lambda now: now.status not in ("loading", "failed"))
 
     text = {"content": {"text/plain": {"schema": {"type": "string"}}}}
 
@@ -114,19 +101,13 @@ def admin_router(service: GenerationService) -> APIRouter:
         return router
 
     @router.post("/reload", response_model=Reloaded, responses={403: {"model": ErrorBody}, 503: {"model": ErrorBody}})
-    async def reload() -> Reloaded:
+    async def reload() -> ModelInfo:
         """Loads what the settings name by now (`.env` is read again). Answers when it serves; nothing is dropped."""
         if not caller.get().admin:
             raise Forbidden("this needs the admin key")
-        info = await service.reload()
-        return Reloaded(model=info.model, strategy=info.strategy, engine=info.engine)
+        return await service.reload()
 
     return router
-
-
-def _probe(now: Health) -> dict[str, Any]:
-    detail = now.reason
-    return {"state": now.status, "phase": now.phase, "detail": detail, "elapsed_seconds": now.elapsed_seconds}
 
 
 def health_body(now: Health) -> dict[str, Any]:
@@ -141,11 +122,7 @@ def health_body(now: Health) -> dict[str, Any]:
         "attempts": [asdict(attempt) for attempt in now.attempts],
         "context_length": now.info.context_length if now.info else None,
         "smallest_budget": now.smallest_budget,
-        "queue": {
-            "running": now.running,
-            "waiting": now.waiting,
-            "slots": now.info.slots if now.info else 0,
-        },
+        "queue": {"running": now.running, "waiting": now.waiting, "slots": now.info.slots if now.info else 0},
         "gpu": asdict(now.gpu) if now.gpu else None,
         "upstream": asdict(now.info.upstream) if now.info and now.info.upstream else None,
         "warnings": list(now.info.warnings) if now.info else [],

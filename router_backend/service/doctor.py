@@ -13,6 +13,7 @@ from router_backend.checkpoints import ladder, machine
 from router_backend.checkpoints.footprint import cpu_dtype, gigabytes, room
 from router_backend.checkpoints.ladder import Candidate, Rung
 from router_backend.checkpoints.machine import Machine
+from router_backend.client import ClientError, RouterClient
 from router_backend.errors import CandidateError
 from router_backend.service.loader import Loader
 from router_backend.settings import Settings
@@ -25,6 +26,8 @@ def report(settings: Settings, console: Console | None = None) -> int:
     out = console or Console()
     here = machine.inspect(settings.cuda_visible_devices)
     out.print(_facts(here))
+    for warning in _running(settings):
+        out.print(Text(f"The server that runs here says: {warning}"))
     steps = Table(title="Ladder", title_justify="left")
     for heading in ("candidate", "rung", "verdict", "why"):
         steps.add_column(heading, overflow="fold")
@@ -49,6 +52,17 @@ def _facts(here: Machine) -> Table:
     if not here.accelerators:
         facts.add_row("accelerator", "none found")
     return facts
+
+
+def _running(settings: Settings) -> list[str]:
+    """What a router that runs at these settings' address warns of: how slowly it writes, above all."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104
+    with RouterClient(f"http://{f'[{host}]' if ':' in host else host}:{settings.port}", timeout=_PATIENCE) as client:
+        try:
+            found = client.health().get("warnings")
+        except ClientError:
+            return []  # none runs, or another program has the port
+    return [each for each in found if isinstance(each, str)] if isinstance(found, list) else []
 
 
 def _verdicts(settings: Settings, here: Machine) -> Iterator[tuple[Candidate, str, bool, str]]:

@@ -100,6 +100,7 @@ class Host:
         self._watching: asyncio.Task[None] | None = None
         self._discarding: set[asyncio.Task[None]] = set()
         self._reloading = asyncio.Lock()
+        self._again: asyncio.TimerHandle | None = None
 
     @property
     def is_stopping(self) -> bool:
@@ -108,7 +109,7 @@ class Host:
     @property
     def is_lost(self) -> bool:
         """Whether engine after engine was lost, or the last one cannot be replaced: only another process can help."""
-        return self.restarts > _RESTARTS or bool(self.restarts and self.state == "failed")
+        return self.restarts > _RESTARTS or bool(self.restarts and self._failed_loads)
 
     async def ready(self) -> None:
         """Returns when a load has ended, which it begins where none runs. Raises NotReady where nothing is served."""
@@ -149,6 +150,7 @@ class Host:
     def stop(self) -> None:
         """From now on nothing is loaded or exchanged."""
         self.state, self.phase = "stopping", "draining"
+        self._wait_no_longer()
 
     async def close(self) -> None:
         for task in filter(None, (self._watching, self.loading)):
@@ -166,9 +168,14 @@ class Host:
     def begin(self, after: float = 0.0) -> None:
         """Starts a load unless one runs: concurrent requests share an attempt."""
         if self.loading is None or self.loading.done():
+            self._wait_no_longer()
             self._enter("loading", "choosing a checkpoint")
             self.attempts = []
             self.loading = asyncio.create_task(self._load_once(after))
+
+    def _wait_no_longer(self) -> None:
+        if self._again is not None:
+            self._again.cancel()
 
     async def _load_once(self, after: float) -> None:
         try:
@@ -325,9 +332,12 @@ class Host:
             self.attempts = list(error.attempts)
         self.error = error
         self._failed_loads += 1
-        self.retry_at = time.monotonic() + pause(1 + self._failed_loads)
+        seconds = pause(1 + self._failed_loads)
+        self.retry_at = time.monotonic() + seconds
         self._enter("failed", "no checkpoint could be loaded")
         _log.error("load failed: %s", error.message)
         forgiven = self._settings.allow_warm_start_failure or self._settings.skip_warm_start or self._has_served
-        if self.state == "failed" and not forgiven:
+        if self.state == "failed" and forgiven:  # behind a readiness probe no request comes that would try again
+            self._again = asyncio.get_running_loop().call_later(seconds, self.begin)
+        elif self.state == "failed":
             self._on_fatal(error)

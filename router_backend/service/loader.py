@@ -94,9 +94,8 @@ class Loader:
             from router_backend.checkpoints import embedded  # with the hub's library
 
             return embedded.checkpoint(fetch=not self.settings.hf_hub_offline)
-        if candidate.kind == "hub-gguf":
-            return self._the_hub().fetch_gguf(candidate)
-        return self._the_hub().fetch(candidate) if candidate.kind in ("hub", "folder") else Path(candidate.name)
+        on_hub = candidate.kind in ("hub", "folder", "hub-gguf")
+        return self._the_hub().fetch(candidate) if on_hub else Path(candidate.name)
 
     def _describe(self, candidate: Candidate) -> Checkpoint | None:
         if candidate.kind in ("embedded", "echo", "upstream"):

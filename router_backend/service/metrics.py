@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache, partial
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
@@ -83,14 +84,8 @@ class Metrics:
 
         ProcessCollector("router", registry=registry)
         self.recent: deque[Recent] = deque(maxlen=_RECENT)
-        self._of: dict[str, _OfModel] = {}
+        self.of = cache(partial(_OfModel, self))  # of one model, looked up once: a label costs more than a count
         self._http: dict[tuple[str, str, int], Counter] = {}
-
-    def of(self, model: str) -> _OfModel:
-        """The figures of one model, looked up once: a label costs more than a count."""
-        if model not in self._of:
-            self._of[model] = _OfModel(self, model)
-        return self._of[model]
 
     def watch(self, health: Callable[[], Health]) -> None:
         """Reads the gauges from `/health`'s own source, when somebody asks."""

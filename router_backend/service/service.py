@@ -11,11 +11,7 @@ from functools import cached_property
 from typing import TypeVar
 
 from router_backend.engines.daemon import any_at_work
-from router_backend.errors import (
-    DeadlineExceeded,
-    NotReady,
-    RouterError,
-)
+from router_backend.errors import DeadlineExceeded, NotReady, RouterError
 from router_backend.service import tracing
 from router_backend.service.admission import Admission, Quota
 from router_backend.service.caller import caller
@@ -48,17 +44,10 @@ class GenerationService:
         self.on_fatal = on_fatal
         self.metrics = Metrics()
         self.admission = Admission(
-            settings.slots,
-            settings.queue_limit,
-            Quota(settings.key_requests_per_minute, settings.key_concurrency),
+            settings.slots, settings.queue_limit, Quota(settings.key_requests_per_minute, settings.key_concurrency)
         )
         self.host = Host(
-            settings,
-            load,
-            reread or (lambda: load),
-            self.metrics,
-            self.admission,
-            lambda error: self.on_fatal(error),
+            settings, load, reread or (lambda: load), self.metrics, self.admission, lambda error: self.on_fatal(error)
         )
         self.metrics.watch(self.health)
         self._accepted = 0

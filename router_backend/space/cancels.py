@@ -17,17 +17,11 @@ class Cancels:
     """
 
     def __init__(self) -> None:
-        self._cells = memoryview(mmap.mmap(-1, 8 * _CELLS)).cast("q")
+        self.cells = memoryview(mmap.mmap(-1, 8 * _CELLS)).cast("q")
         self._numbers = itertools.count(1)
 
     def begin(self) -> CallFlag:
         return CallFlag(self, next(self._numbers))
-
-    def cancel(self, number: int) -> None:
-        self._cells[number % _CELLS] = number
-
-    def has(self, number: int) -> bool:
-        return self._cells[number % _CELLS] == number
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +32,7 @@ class CallFlag:
     number: int
 
     def set(self) -> None:
-        self.cancels.cancel(self.number)
+        self.cancels.cells[self.number % _CELLS] = self.number
 
     def is_set(self) -> bool:
-        return self.cancels.has(self.number)
+        return self.cancels.cells[self.number % _CELLS] == self.number

@@ -14,7 +14,7 @@ from router_backend.checkpoints import machine
 from router_backend.checkpoints.ladder import Attempt, Loaded, NothingLoads, Rung
 from router_backend.checkpoints.machine import Accelerator
 from router_backend.engines import trial
-from router_backend.engines.base import Engine, LocalModel
+from router_backend.engines.base import Engine
 from router_backend.engines.threaded import ThreadedEngine
 from router_backend.errors import NotReady
 from router_backend.plan.write import PlanWriter
@@ -107,14 +107,10 @@ def place(loader: Loader, report: Report) -> Loaded[Engine]:
     def begin(rung: Rung) -> Engine:
         model = loader.model(rung)
         writer = PlanWriter(model, settings.tools)
-        if _needs_no_gpu(model, rung, settings):
+        # What runs on the processor, or elsewhere, costs nobody's quota.
+        if model.info.engine in ("llamacpp", "upstream") or "cpu" in (rung.strategy, settings.model_device):
             trial.passed(model, settings.watchdog_timeout)
             return ThreadedEngine(model, writer)
         return SpaceEngine(model, writer, settings, weights=rung.needs.weights if rung.needs else 0)
 
     return loader.first(begin, report)
-
-
-def _needs_no_gpu(model: LocalModel, rung: Rung, settings: Settings) -> bool:
-    """What runs on the processor, or elsewhere, costs nobody's quota."""
-    return model.info.engine in ("llamacpp", "upstream") or rung.strategy == "cpu" or settings.model_device == "cpu"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import groupby
+from operator import attrgetter
 
 from router_backend.plan.prompt import is_routers_own, router_prompt
 from router_backend.types import Call, GenerateRequest, Tool, Turn
@@ -50,16 +52,11 @@ def _called(call: Call) -> str:
 
 def _merged(turns: Iterable[Turn]) -> Iterable[Turn]:
     """With the results of tools and what the user says then as one turn: many templates want roles to alternate."""
-    held: Turn | None = None
-    for turn in turns:
-        if held is not None and held.role == turn.role == "user":
-            held = replace(held, content=f"{held.content}\n\n{turn.content}")
-            continue
-        if held is not None:
-            yield held
-        held = turn
-    if held is not None:
-        yield held
+    for role, group in groupby(turns, key=attrgetter("role")):
+        if role == "user":
+            yield Turn("user", "\n\n".join(turn.content for turn in group))
+        else:
+            yield from group
 
 
 def _told(turns: Sequence[Turn], tools: Sequence[Tool]) -> list[Turn]:

@@ -15,9 +15,9 @@ from router_backend.schema.script import SchemaScript
 from router_backend.schema.size import Sizes, measure
 from router_backend.schema.write import SchemaWriter, check, told
 from router_backend.tools.words import OPENS, TAIL, head
-from router_backend.types import Chunk, GenerateRequest, Step, Tool, Usage
+from router_backend.types import Chunk, GenerateRequest, Tool, Usage
 from router_backend.writing.grammar import choice, literals
-from router_backend.writing.stages import JOIN, Ask, Count, Reply, Script, Stages, tokens_of
+from router_backend.writing.stages import JOIN, Ask, Reply, Script, Stages, tokens_of
 from router_backend.writing.writer import Writer
 
 if TYPE_CHECKING:
@@ -60,13 +60,8 @@ class CallsScript(Script):
     failure = AnswerError
 
     known: Sequence[Known]
-    limit: int
-    count: Count
     parallel: bool
     routes: bool
-    text: str = ""
-    clipped: list[str] = field(default_factory=list)
-    steps: list[Step] = field(default_factory=list)
     calls: list[tuple[Known, int, int | None]] = field(default_factory=list)
 
     def stages(self) -> Stages:
@@ -82,7 +77,7 @@ class CallsScript(Script):
             begin = len(self.text)
             self.calls.append((chosen, begin, None))
             limit = self.limit - self.count(chosen.tail) - JOIN
-            yield from self._write_by(SchemaScript(chosen.root, limit, chosen.sizes, self.count, self.text))
+            yield from self._write_by(SchemaScript(limit, self.count, chosen.root, chosen.sizes, text=self.text))
             self.calls[-1] = (chosen, begin, len(self.text))
             self.text += chosen.tail
             offered = self._affordable(lambda each: each.usual)
@@ -180,7 +175,7 @@ class ToolWriter(Writer[CallsScript]):
 
     def _script(self, request: GenerateRequest) -> CallsScript:
         limit, known = request.sampling.max_new_tokens, self._all(request)
-        return CallsScript(known, limit, self._model.count_tokens, request.parallel, request.routes)
+        return CallsScript(limit, self._model.count_tokens, known, request.parallel, request.routes)
 
     def _told(self, request: GenerateRequest) -> GenerateRequest:
         return told(request, self._all(request)[0].root, self._model.info) if request.routes else request

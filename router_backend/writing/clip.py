@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
 ELLIPSIS = "…"
@@ -25,14 +26,23 @@ def open_escape(body: str) -> bool:
     return (len(body) - len(body.rstrip("\\"))) % 2 == 1
 
 
+def _without_half(body: str) -> str:
+    return body[:-1] if open_escape(body) else body
+
+
+def decoded(body: str) -> str | None:
+    """The text that a JSON string's body stands for, as it was written; None where it is no such body."""
+    try:
+        return str(json.loads(f'"{_without_half(body)}"', strict=False))
+    except ValueError:
+        return None
+
+
 def clean(body: str) -> str:
     """The text that a JSON string's body stands for, safe to keep: no thinking aloud, no control characters."""
-    if open_escape(body):
-        body = body[:-1]
-    try:
-        text = str(json.loads(f'"{body}"', strict=False))
-    except ValueError:
-        text = body.replace('\\"', '"').replace("\\\\", "\\")  # an engine that ignored the grammar
+    text = decoded(body)
+    if text is None:  # an engine that ignored the grammar
+        text = _without_half(body).replace('\\"', '"').replace("\\\\", "\\")
     text = _THINKING.sub("", text)
     text = "".join(" " if unicodedata.category(char) in ("Cc", "Cs") else char for char in text)
     return text.rstrip("\ufffd").strip()
@@ -79,11 +89,7 @@ def shorten(text: str, fits: Callable[[str], bool]) -> str:
 
 def cut(text: str, fits: Callable[[str], bool]) -> str:
     """The longest beginning that fits, to the character."""
-    low, high = 0, len(text)
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(text[:middle]) else (low, middle - 1)
-    return text[:low]
+    return text[: bisect_left(range(1, len(text) + 1), True, key=lambda length: not fits(text[:length]))]
 
 
 def _tidy(text: str) -> str:

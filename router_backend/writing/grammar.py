@@ -29,6 +29,16 @@ def choice(options: Sequence[str]) -> str:
     return f"start: CHOICE\nCHOICE: {literals(options)}\n"
 
 
+def untaken(name: str, pattern: str, taken: Sequence[str]) -> str:
+    """What keeps a pattern and is none of the words that are taken, up to and with its closing quote."""
+    return f"start: {name} END\n{name}: /{pattern}/{but(taken)}\n{END}\n"
+
+
+def but(taken: Sequence[str]) -> str:
+    """What takes words away from the expression before it."""
+    return f" & ~/({'|'.join(map(escaped, taken))})/" if taken else ""
+
+
 def literals(options: Sequence[str]) -> str:
     """One of some texts, as an expression."""
     return " | ".join(json.dumps(option, ensure_ascii=False) for option in options)
@@ -48,7 +58,16 @@ def problem_of(grammar: str, owner: str = "") -> str | None:
 
 def allows(grammar: str, text: str) -> bool:
     """Whether a grammar allows a text, or one that begins so."""
-    matcher = LLMatcher(_bytes(), grammar, log_level=0)
+    return takes(matcher_of(grammar), text)
+
+
+def matcher_of(grammar: str) -> LLMatcher:
+    """A matcher at the start, whose tokens are bytes."""
+    return LLMatcher(_bytes(), grammar, log_level=0)
+
+
+def takes(matcher: LLMatcher, text: str) -> bool:
+    """Whether a matcher takes all of a text, which it is behind then."""
     said = list(text.encode())
     return matcher.try_consume_tokens(said) == len(said)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from router_backend.errors import RouterError
@@ -60,22 +60,23 @@ class Reply:
 Stages = Generator[Ask, Reply, None]
 
 
+@dataclass
 class Script(ABC):
     """One text in the making.
 
     Attributes:
         limit: its budget in tokens, as `count` counts them.
         text: what was written so far; never taken back.
-        clipped: the texts in it that their limit stopped.
+        clipped: the texts in it that their limit stopped, as `field[index]` of a plan, as `.steps[2].title` of JSON.
         steps: of its plan's route, as far as their odds are known.
         failure: raised where the checkpoint gives nothing usable, twice.
     """
 
     limit: int
     count: Count
-    text: str
-    clipped: list[str]
-    steps: list[Step]
+    text: str = field(default="", kw_only=True)
+    clipped: list[str] = field(default_factory=list, kw_only=True)
+    steps: list[Step] = field(default_factory=list, kw_only=True)
     failure: ClassVar[type[RouterError]]
 
     @abstractmethod
@@ -135,6 +136,9 @@ class Script(ABC):
 
     def _left(self) -> int:
         return self.limit - self.count(self.text)
+
+    def _fits(self, tokens: int, characters: int | None, lead: str, text: str) -> bool:
+        return self._tokens(lead + text) <= tokens and (characters is None or len(lead + text) <= characters)
 
     def _tokens(self, text: str) -> int:
         """Tokens of a text inside a JSON string."""

@@ -42,8 +42,7 @@ class Writer(ABC, Generic[S]):
         limit, smallest = request.sampling.max_new_tokens, self._smallest(request)
         if limit < smallest:
             raise BudgetTooSmall(
-                f"max_new_tokens is {limit}; the smallest budget for {self.whole} is {smallest}",
-                param="max_new_tokens",
+                f"max_new_tokens is {limit}; the smallest budget for {self.whole} is {smallest}", param="max_new_tokens"
             )
         prompt_tokens = self._model.prompt_tokens(self._told(request))
         self._model.info.check_room(prompt_tokens, limit)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,14 @@ from router_backend.checkpoints.hub.write import hub_access, refusals, words
 from router_backend.client import ClientError, RouterClient
 from router_backend.errors import HubError, InvalidRequest
 from router_backend.settings import Settings
-from router_tools.deploy import declared, files
-from router_tools.deploy.there import Changes, There, compare, diff, look
+from router_tools.deploy.state import There, declared, files, hashes, look
 from router_tools.smoke import run_smoke
 
 DONE, FAILED, REFUSED = 0, 1, 3
 _ON_THE_WAY = ("BUILDING", "RUNNING_BUILDING", "APP_STARTING", "RUNNING_APP_STARTING")
 _ASLEEP = ("SLEEPING", "PAUSED", "STOPPED")
 _LOG_LINES = 60
+_THE_HUBS_OWN = (".gitattributes",)  # what the hub itself puts into a repository
 _WHO_MAY = (
     "A free account may host two ZeroGPU Spaces when it is older than 30 days and its e-mail address is verified; "
     "a new Space on a processor alone needs a paid plan"
@@ -85,62 +85,79 @@ class _Deployment:
         self._options, self._settings, self._out = options, settings, out
         self._space = options.space
         self._api: HfApi = hub_access(settings)
-        self._declared = declared.read(options.root)
+        self._declared = declared(options.root)
         given = {value for name in self._declared.secrets if (value := self._given(name))}
         self._hidden = {str(self._api.token), *settings.api_keys.values(), *given}
+        self._secrets: dict[str, str] = {}
+        self._refused = False
 
     def run(self) -> int:
-        content = {name: (self._options.root / name).read_bytes() for name in files.listed(self._options.root)}
-        hashes = {name: frozenset((files.blob_id(data), _sha256(data))) for name, data in content.items()}
+        content = {name: (self._options.root / name).read_bytes() for name in files(self._options.root)}
         with refusals(f"{self._space} cannot be read"):
             there = look(self._api, self._space)
-        changes = compare(there, self._declared, hashes, all_secrets=self._options.all_secrets)
-        self._show(there, changes, content)
-        if self._options.dry_run:
-            return DONE
-        refused = self._apply(there, changes, content)
-        if refused or not self._options.wait:
-            return REFUSED if refused else DONE
-        return self._wait_and_check(changed=bool(changes) or there.stage in _ASLEEP)
-
-    def _show(self, there: There, changes: Changes, content: dict[str, bytes]) -> None:
+        missing = [name for name in self._declared.secrets if self._options.all_secrets or name not in there.secrets]
+        changes = list(self._changes(there, content, missing))
         size = sum(map(len, content.values())) / 1e6
         self._say(f"{self._space}: {len(content)} files ({size:.1f} MB) as the Space should have them")
-        for line in diff(self._space, there, changes):
+        for line in [line for lines, _ in changes for line in lines] or ["nothing to change"]:
             self._say(f"  {line}")
-        if not changes:
-            self._say("  nothing to change")
-
-    def _apply(self, there: There, changes: Changes, content: dict[str, bytes]) -> bool:
-        """Whether the hardware was refused."""
-        space, api = self._space, self._api
-        secrets = {name: value for name in changes.secrets if (value := self._secret(name)) is not None}
-        self._hidden.update(secrets.values())
-        with refusals(f"{space} could not be changed"):
-            if changes.create:
-                self._create()
-            refused = not changes.create and self._hardware(changes.hardware)
-            self._sleep(changes.sleep_time)
-            for key, value in changes.variables.items():
-                api.add_space_variable(space, key, value)
-            for key, value in secrets.items():
-                api.add_space_secret(space, key, value)
-        with refusals(f"{space}: the upload failed, and nothing of it is there"):
-            self._upload(there, changes, content)
+        if self._options.dry_run:
+            return DONE
+        self._secrets = {name: value for name in missing if (value := self._secret(name)) is not None}
+        self._hidden.update(self._secrets.values())
+        with refusals(f"{self._space} could not be changed"):
+            for _, apply in changes:
+                apply()
         if there.stage in _ASLEEP and not changes:
-            with refusals(f"{space} could not be started"):
-                api.restart_space(space)
-            self._say(f"{space}: it was {there.stage.lower()}, and is started again")
-        return refused
+            with refusals(f"{self._space} could not be started"):
+                self._api.restart_space(self._space)
+            self._say(f"{self._space}: it was {there.stage.lower()}, and is started again")
+        if self._refused or not self._options.wait:
+            return REFUSED if self._refused else DONE
+        return self._wait_and_check(changed=bool(changes) or there.stage in _ASLEEP)
+
+    def _changes(
+        self, there: There, content: dict[str, bytes], secrets: list[str]
+    ) -> Iterator[tuple[list[str], Callable[[], object]]]:
+        """What brings the Space to the declared state, as lines and by what it is done.
+
+        Lines begin with + for what is new, ~ for what becomes another, - for what goes. Variables and secrets that are
+        not declared stay as they are.
+        """
+        wanted, space = self._declared, self._space
+        if there.commit is None:
+            yield [f"+ Space {space}"], self._create
+        if there.hardware != wanted.hardware:
+            line = f"~ hardware {there.hardware or 'none'} -> {wanted.hardware}"
+            yield [line], self._hardware if there.commit else lambda: None  # it is created with its own
+        if wanted.sleep_time not in (None, there.sleep_time):
+            line = f"~ sleep time {there.sleep_time or 'none'} -> {wanted.sleep_time} s"
+            yield [line], partial(self._sleep, wanted.sleep_time)
+        for key, value in wanted.variables.items():
+            if (was := there.variables.get(key)) != value:
+                sign, before = ("+", "") if was is None else ("~", f"{was!r} -> ")
+                line = f"{sign} variable {key}: {before}{value!r}"
+                yield [line], partial(self._api.add_space_variable, space, key, value)
+        for name in secrets:
+            line = f"{'~' if name in there.secrets else '+'} secret {name}"
+            yield [line], partial(self._set_secret, name)
+        upload = [path for path, data in content.items() if there.files.get(path) not in hashes(data)]
+        delete = sorted(path for path in there.files if path not in content and path not in _THE_HUBS_OWN)
+        if upload or delete:
+            lines = [f"{'~' if path in there.files else '+'} file {path}" for path in upload]
+            added = [CommitOperationAdd(path, content[path]) for path in upload]
+            gone = [CommitOperationDelete(path) for path in delete]
+            yield [*lines, *(f"- file {path}" for path in delete)], partial(self._upload, there, added, gone)
 
     def _create(self) -> None:
         """With its hardware: one that is made without is made on a processor, which not every account may have."""
+        wanted: Any = self._declared.hardware  # new ones need no new library
         try:
             self._api.create_repo(
                 self._space,
                 repo_type="space",
                 space_sdk="gradio",
-                space_hardware=self._declared.hardware,  # type: ignore[arg-type] # new ones need no new library
+                space_hardware=wanted,
                 private=self._options.private,
                 exist_ok=True,
             )
@@ -148,40 +165,37 @@ class _Deployment:
             if error.response.status_code not in (402, 403):
                 raise
             raise HubError(
-                f"{self._space}: the hub refuses to create it on {self._declared.hardware} ({words(error)}). {_WHO_MAY}"
+                f"{self._space}: the hub refuses to create it on {wanted} ({words(error)}). {_WHO_MAY}"
             ) from None
-        self._say(f"{self._space}: created on {self._declared.hardware}")
+        self._say(f"{self._space}: created on {wanted}")
 
-    def _upload(self, there: There, changes: Changes, content: dict[str, bytes]) -> None:
+    def _upload(self, there: There, added: list[CommitOperationAdd], gone: list[CommitOperationDelete]) -> None:
         """One commit, so that the Space never has some of the files."""
-        added = [CommitOperationAdd(path, content[path]) for path in changes.upload]
-        gone = [CommitOperationDelete(path) for path in changes.delete]
-        if not (added or gone):
-            return
         message = f"Deploy router-backend ({len(added)} files, {len(gone)} removed)"
-        done = self._api.create_commit(
-            self._space, [*added, *gone], commit_message=message, repo_type="space", parent_commit=there.commit
-        )
+        with refusals(f"{self._space}: the upload failed, and nothing of it is there"):
+            done = self._api.create_commit(
+                self._space, [*added, *gone], commit_message=message, repo_type="space", parent_commit=there.commit
+            )
         self._say(f"{self._space}: {len(added)} files uploaded, {len(gone)} removed, commit {done.oid[:12]}")
 
-    def _hardware(self, wanted: str | None) -> bool:
-        if wanted is None:
-            return False
+    def _hardware(self) -> None:
+        wanted: Any = self._declared.hardware
         try:
-            self._api.request_space_hardware(self._space, wanted)  # type: ignore[arg-type] # new ones need no new library
+            self._api.request_space_hardware(self._space, wanted)
+            self._say(f"{self._space}: hardware {wanted} asked for")
         except HfHubHTTPError as error:
             self._say(f"{self._space}: the hub refuses the hardware {wanted} ({words(error)}). {_WHO_MAY}")
-            return True
-        self._say(f"{self._space}: hardware {wanted} asked for")
-        return False
+            self._refused = True
 
-    def _sleep(self, wanted: int | None) -> None:
-        if wanted is None:
-            return
+    def _sleep(self, wanted: int) -> None:
         try:
             self._api.set_space_sleep_time(self._space, wanted)
         except HfHubHTTPError as error:
             self._say(f"{self._space}: the hub refuses the sleep time of {wanted} s ({words(error)}); it keeps its own")
+
+    def _set_secret(self, name: str) -> None:
+        if name in self._secrets:
+            self._api.add_space_secret(self._space, name, self._secrets[name])
 
     def _secret(self, name: str) -> str | None:
         """From the environment, or asked for on a terminal. The token that deploys never becomes the Space's own."""
@@ -233,32 +247,29 @@ class _Deployment:
 
     def _await_model(self, url: str, key: str | None) -> dict[str, Any]:
         """`/health` when no model is being loaded any more: a fresh Space fetches its checkpoint first."""
-        deadline, last = time.monotonic() + self._options.timeout, ""
+        deadline, told = time.monotonic() + self._options.timeout, False
         with RouterClient(url, key, timeout=30) as client:
             while time.monotonic() < deadline:
                 try:
                     health = client.health()
                 except ClientError:  # the checks say what is wrong
                     break
-                status = health["status"]
-                if status != "loading":
+                if health["status"] != "loading":
                     return health
-                if status != last:
+                if not told:
                     self._say(f"{self._space}: the checkpoint is being loaded")
-                last = status
+                told = True
                 time.sleep(self._options.poll)
         return {}
 
     def _key(self, *, private: bool) -> str | None:
         """A private Space is opened by the hub's token, which then takes the place of a key of ours."""
-        keys = list(self._settings.api_keys.values())
-        return str(self._api.token) if private else (keys[0] if keys else None)
+        return str(self._api.token) if private else next(iter(self._settings.api_keys.values()), None)
 
     def _show_logs(self, *, build: bool) -> None:
         try:
-            lines = [
-                line for text in self._api.fetch_space_logs(self._space, build=build) for line in text.splitlines()
-            ]
+            texts = self._api.fetch_space_logs(self._space, build=build)
+            lines = [line for text in texts for line in text.splitlines()]
         except HfHubHTTPError as error:
             self._say(f"the logs cannot be had: {words(error)}")
             return
@@ -269,7 +280,3 @@ class _Deployment:
         for secret in self._hidden:
             line = line.replace(secret, "***")
         self._out(line)
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from router_backend.types import Odds
 
@@ -52,7 +53,7 @@ class Confidence:
             surprise -= math.log(max(odds.get(right, 0.0), 1e-9))
             held[min(BINS - 1, int(odds[likeliest] * BINS))].append((odds[likeliest], likeliest == right))
         bins = tuple(
-            Bin(at / BINS, (at + 1) / BINS, len(each), _mean([p for p, _ in each]), _mean([ok for _, ok in each]))
+            Bin(at / BINS, (at + 1) / BINS, len(each), *map(fmean, zip(*each, strict=True)))
             for at, each in enumerate(held)
             if each
         )
@@ -70,7 +71,3 @@ class Confidence:
 
 def odds_of(odds: Odds) -> dict[str, float]:
     return dict(zip(odds.options, odds.probabilities, strict=True))
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)

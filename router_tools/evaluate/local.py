@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, closing, contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -67,24 +66,19 @@ def predictor(candidate: str, options: EvaluateOptions) -> Iterator[Callable[[st
 
     The function raises LoadError where the checkpoint does not load.
     """
-    local = Local(candidate, options.concurrency)
-    top_p = local.settings.default_top_p
-    sampling = SamplingParams(options.max_new_tokens, options.temperature, top_p, options.seed)
+    with closing(Local(candidate, options.concurrency)) as local:
+        top_p = local.settings.default_top_p
+        sampling = SamplingParams(options.max_new_tokens, options.temperature, top_p, options.seed)
 
-    def predict(prompt: str) -> Prediction:
-        began = time.monotonic()
-        pieces = local.ask(GenerateRequest("evaluate", prompt, sampling, output=options.output))
-        last = pieces[-1]
-        return Prediction(
-            text="".join(chunk.text for chunk in pieces),
-            seconds=time.monotonic() - began,
-            completion_tokens=last.usage.completion_tokens,
-            clipped=last.budget.clipped if last.budget else None,
-            finish_reason=last.finish_reason,
-            first=odds_of(last.route[0].odds) if last.route else None,
-        )
+        def predict(prompt: str) -> Prediction:
+            pieces = local.ask(GenerateRequest("evaluate", prompt, sampling, output=options.output))
+            last = pieces[-1]
+            return Prediction(
+                text="".join(chunk.text for chunk in pieces),
+                completion_tokens=last.usage.completion_tokens,
+                clipped=last.budget.clipped if last.budget else None,
+                finish_reason=last.finish_reason,
+                first=odds_of(last.route[0].odds) if last.route else None,
+            )
 
-    try:
         yield predict
-    finally:
-        local.close()

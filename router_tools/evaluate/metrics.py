@@ -3,37 +3,18 @@
 from __future__ import annotations
 
 import json
-import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
+from router_backend.jsonl import refuse
 from router_backend.plan.parse import NoPlanFound, parse
 from router_backend.plan.rules import QA, names, tool_of, validate
 
 BUCKETS = ("overall", "math_first", "four_step", "has_guidance", "has_computation", "advanced")
 RETAINED = ("primary_guidance", "secondary_guidance", "primary_computation", "secondary_computation")
-FOR_ALL = (
-    "json_valid",
-    "plan_valid",
-    "rules_ok",
-    "route_tools_exact",
-    "route_plan_exact",
-    "route_tool_precision",
-    "route_tool_recall",
-    "todo_tool_alignment",
-    "todo_covers_all_tools",
-    "handoff_tools_covered",
-    "metrics_keys_match",
-    "metrics_primary_nonempty",
-    "metrics_secondary_nonempty",
-    "expected_artifacts_nonempty",
-    "acceptance_criteria_nonempty",
-    "length_ratio_gt_1.1",
-    "length_ratio_gt_1.25",
-)
-METRICS = (*FOR_ALL, *(f"{key}_retained" for key in RETAINED))
 LESS_IS_BETTER = ("length_ratio_gt_1.1", "length_ratio_gt_1.25")
 DEEPEST = 64
 _NAME = re.compile(r"(?<![\w/.:])/[A-Za-z][\w-]*(?![\w/-])")
@@ -59,7 +40,7 @@ def read_plan(text: str, *, lenient: bool = False) -> dict[str, Any] | None:
             value = parse(text)
         except NoPlanFound:
             return None
-    return value if isinstance(value, dict) and _depth(value) <= DEEPEST else None
+    return value if isinstance(value, dict) and _within(value, DEEPEST) else None
 
 
 def score_row(
@@ -72,17 +53,15 @@ def score_row(
         text: what came back, which alone decides `json_valid`.
         tools: the specialists that `rules_ok` knows.
     """
-    gold_metrics = _mapping(gold, "metrics")
-    retained = [key for key in RETAINED if key in gold_metrics]
     if predicted is None:
-        return dict.fromkeys((*FOR_ALL, *(f"{key}_retained" for key in retained)), 0.0)
+        return dict.fromkeys(score_row(gold, {}, text, tools), 0.0)
     plan, findings = validate(predicted, tools)
-    metrics = _mapping(predicted, "metrics")
+    gold_metrics, metrics = part(gold, "metrics"), part(predicted, "metrics")
     gold_route, route = route_of(gold), route_of(predicted)
-    wanted, used = _known(gold_route), _known(route)
+    wanted, used = set(filter(None, gold_route)), set(filter(None, route))
     both = len(wanted & used)
     todo, handoff = _texts(predicted, "todo_list"), predicted.get("handoff_plan")
-    ratio = _length(predicted) / _length(gold)
+    ratio = len(json.dumps(predicted)) / len(json.dumps(gold))
     figures: dict[str, float] = {
         "json_valid": read_plan(text) is not None,
         "plan_valid": plan is not None,
@@ -102,14 +81,14 @@ def score_row(
         "length_ratio_gt_1.1": ratio > 1.1,
         "length_ratio_gt_1.25": ratio > 1.25,
     }
-    for key in retained:
+    for key in filter(gold_metrics.__contains__, RETAINED):
         figures[f"{key}_retained"] = key in metrics and _json_type(metrics[key]) == _json_type(gold_metrics[key])
     return {name: float(figure) for name, figure in figures.items()}
 
 
 def buckets_of(gold: dict[str, Any]) -> tuple[str, ...]:
     """The buckets that a gold plan belongs to."""
-    keys = _mapping(gold, "metrics").keys()
+    keys = part(gold, "metrics").keys()
     route = route_of(gold)
     belongs = {
         "overall": True,
@@ -128,16 +107,18 @@ def aggregate(rows: Iterable[tuple[dict[str, Any], dict[str, float]]]) -> dict[s
     for gold, scores in rows:
         for bucket in buckets_of(gold):
             members[bucket].append(scores)
-    return {bucket: BucketScores(len(scores), _means(scores)) for bucket, scores in members.items()}
+    found: dict[str, BucketScores] = {}
+    for bucket, scored in members.items():
+        columns = {name: [scores[name] for scores in scored if name in scores] for name in METRICS}
+        found[bucket] = BucketScores(len(scored), {name: fmean(each) for name, each in columns.items() if each})
+    return found
 
 
 def quality(scores: dict[str, float]) -> float:
     """One figure to order rows by: the mean of all but `route_plan_exact`, which free text never meets."""
-    values = [
-        1 - value if name in LESS_IS_BETTER else value for name, value in scores.items() if name != "route_plan_exact"
-    ]
+    good = {**scores, **{name: 1 - scores[name] for name in LESS_IS_BETTER}}
     # An unreadable answer is not too long either; that must not lift it above a readable one.
-    return math.fsum(values) / len(values) if any(scores.values()) else 0.0
+    return fmean(good[name] for name in good if name != "route_plan_exact") if any(scores.values()) else 0.0
 
 
 def route_of(plan: dict[str, Any]) -> list[str | None]:
@@ -148,11 +129,6 @@ def route_of(plan: dict[str, Any]) -> list[str | None]:
     return [tool_of(step) if isinstance(step, str) else None for step in steps]
 
 
-def _means(rows: Sequence[dict[str, float]]) -> dict[str, float]:
-    columns = {name: [row[name] for row in rows if name in row] for name in METRICS}
-    return {name: math.fsum(values) / len(values) for name, values in columns.items() if values}
-
-
 def _aligned(item: str, wanted: set[str]) -> bool:
     """Whether an item of the to-do list is for a tool of the gold route, or the router's own."""
     if _ROUTER.match(item):
@@ -161,11 +137,8 @@ def _aligned(item: str, wanted: set[str]) -> bool:
     return first[0] in wanted if first else QA.lower() in item.lower()
 
 
-def _known(route: Sequence[str | None]) -> set[str]:
-    return {tool for tool in route if tool is not None}
-
-
-def _mapping(value: dict[str, Any], key: str) -> dict[str, Any]:
+def part(value: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """An object in an object; an empty one where there is none."""
     found = value.get(key)
     return found if isinstance(found, dict) else {}
 
@@ -180,29 +153,17 @@ def _non_empty(value: dict[str, Any], key: str) -> bool:
     return any(item.strip() for item in _texts(value, key))
 
 
-def _length(plan: dict[str, Any]) -> int:
-    return len(json.dumps(plan, sort_keys=True))
-
-
 def _json_type(value: object) -> str:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return "number"
     return type(value).__name__
 
 
-def _depth(value: object) -> int:
-    depth, level = 0, [value]
-    while level:
-        depth += 1
-        level = [
-            child
-            for item in level
-            if isinstance(item, (dict, list))
-            for child in (item.values() if isinstance(item, dict) else item)
-        ]
-    return depth
+def _within(value: object, levels: int) -> bool:
+    """Whether no value is nested deeper."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels > 0 and all(_within(each, levels - 1) for each in inner)
 
 
-def refuse(name: str) -> None:
-    """For `parse_constant`: NaN and Infinity are Python's, not JSON's."""
-    raise ValueError(f"{name} is no JSON")
+FOR_ALL = tuple(score_row({}, {}, "", ()))
+METRICS = tuple(score_row({"metrics": dict.fromkeys(RETAINED)}, {}, "", ()))

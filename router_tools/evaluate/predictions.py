@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from router_backend.client import ClientError, RouterClient, Unreachable
 from router_backend.errors import InvalidRequest, RouterError
+from router_tools.evaluate.metrics import part
 from router_tools.evaluate.rows import json_lines
 
 _PLAIN_LINES = 10
@@ -68,11 +69,6 @@ class Store:
             file.write(line + "\n")
 
 
-def key_of(prompt: str, sampling: Mapping[str, object]) -> str:
-    """What makes a prediction the same: the prompt, who is asked, and how to draw."""
-    return hashlib.sha256(json.dumps([prompt, sampling], sort_keys=True).encode()).hexdigest()[:32]
-
-
 def prediction_of(value: Mapping[str, Any]) -> Prediction:
     """A prediction out of a JSON object; what is missing or of another type stays unknown."""
 
@@ -120,15 +116,15 @@ def predict_with(client: RouterClient, fields: Mapping[str, object]) -> Predict:
             if isinstance(error, Unreachable) or error.status in _REFUSED_FOR_ALL:
                 raise
             return Prediction(error=str(error))
-        usage, budget = (_part(_part(body, "details"), key) for key in ("usage", "budget"))
-        route = _part(body, "details").get("route")
+        details = part(body, "details")
+        route = details.get("route")
         step = route[0] if isinstance(route, list) and route else None
         return prediction_of(
             {
                 "text": body["text"],
-                "completion_tokens": usage.get("completion_tokens"),
-                "clipped": budget.get("clipped"),
-                "finish_reason": _part(body, "details").get("finish_reason"),
+                "completion_tokens": part(details, "usage").get("completion_tokens"),
+                "clipped": part(details, "budget").get("clipped"),
+                "finish_reason": details.get("finish_reason"),
                 "first": step.get("probabilities") if isinstance(step, dict) else None,
             }
         )
@@ -149,18 +145,24 @@ def predict_all(
 
     `predict` is called from `concurrency` threads. What it raises, other than a `RouterError`, ends the run.
     """
-    keys = {prompt: key_of(prompt, sampling) for prompt in prompts}
+    # What makes a prediction the same: the prompt, who is asked, and how to draw.
+    same = {prompt: json.dumps([prompt, sampling], sort_keys=True).encode() for prompt in prompts}
+    keys = {prompt: hashlib.sha256(each).hexdigest()[:32] for prompt, each in same.items()}
     kept = store.load()
     found = {prompt: kept[key] for prompt, key in keys.items() if key in kept and kept[key].error is None}
     missing = [prompt for prompt in keys if prompt not in found]
     if found:
-        console.print(
-            f"{len(found)} of {len(keys)} predictions are there already", markup=False, highlight=False, soft_wrap=True
-        )
+        console.out(f"{len(found)} of {len(keys)} predictions are there already", highlight=False)
     lock = Lock()
 
     def ask(prompt: str) -> None:
-        prediction = _timed(predict, prompt)
+        began = time.monotonic()
+        try:
+            prediction = predict(prompt)
+        except RouterError as error:
+            prediction = Prediction(error=error.message)
+        if prediction.seconds is None:
+            prediction = replace(prediction, seconds=round(time.monotonic() - began, 3))
         # Here and not where the run waits: what is in flight when it is interrupted is kept too.
         with lock:
             store.append(keys[prompt], prompt, prediction)
@@ -177,46 +179,21 @@ def predict_all(
     return found
 
 
-def _timed(predict: Predict, prompt: str) -> Prediction:
-    began = time.monotonic()
-    try:
-        prediction = predict(prompt)
-    except RouterError as error:
-        prediction = Prediction(error=error.message)
-    if prediction.seconds is not None:
-        return prediction
-    return Prediction(**{**asdict(prediction), "seconds": round(time.monotonic() - began, 3)})
-
-
 @contextmanager
 def _progress(console: Console, total: int, done: int) -> Iterator[Callable[[Prediction], None]]:
     """A bar on a terminal, a few lines elsewhere."""
     failed = 0
-    if console.is_terminal:
-        columns = (MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
-        with Progress(TextColumn("predictions"), BarColumn(), *columns, console=console) as bar:
-            task = bar.add_task("predictions", total=total, completed=done, note="")
+    columns = (MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+    plain = not console.is_terminal
+    with Progress(TextColumn("predictions"), BarColumn(), *columns, console=console, disable=plain) as bar:
+        task = bar.add_task("predictions", total=total, completed=done, note="")
 
-            def advance(prediction: Prediction) -> None:
-                nonlocal failed
-                failed += prediction.error is not None
-                bar.update(task, advance=1, note=f"{failed} failed" if failed else "")
+        def advance(prediction: Prediction) -> None:
+            nonlocal failed, done
+            done += 1
+            failed += prediction.error is not None
+            bar.update(task, completed=done, note=f"{failed} failed" if failed else "")
+            if plain and (done == total or done * _PLAIN_LINES // total > (done - 1) * _PLAIN_LINES // total):
+                console.out(f"{done} of {total} predictions, {failed} failed", highlight=False)
 
-            yield advance
-        return
-
-    def say(prediction: Prediction) -> None:
-        nonlocal failed, done
-        done += 1
-        failed += prediction.error is not None
-        if done == total or done * _PLAIN_LINES // total > (done - 1) * _PLAIN_LINES // total:
-            console.print(
-                f"{done} of {total} predictions, {failed} failed", markup=False, highlight=False, soft_wrap=True
-            )
-
-    yield say
-
-
-def _part(value: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    found = value.get(key)
-    return found if isinstance(found, dict) else {}
+        yield advance

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from router_backend.plan.rules import validate
@@ -12,7 +13,7 @@ from router_tools.evaluate.confidence import Confidence
 from router_tools.evaluate.metrics import BucketScores, aggregate, read_plan, score_row
 from router_tools.evaluate.predictions import Prediction
 from router_tools.evaluate.rows import GoldRow
-from router_tools.evaluate.thresholds import Threshold, Verdict, judge
+from router_tools.evaluate.thresholds import Threshold, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ class Evaluation:
         cls, rows: Sequence[ScoredRow], thresholds: Sequence[Threshold], *, source: str, sampling: dict[str, object]
     ) -> Evaluation:
         buckets = aggregate((row.gold.plan, row.scores) for row in rows)
-        verdicts = tuple(judge(buckets, thresholds))
+        verdicts = tuple(Verdict(each, buckets[each.bucket].scores.get(each.metric)) for each in thresholds)
         generation = _generation([row.prediction for row in rows])
         told = [(row.prediction.first, row.gold.first) for row in rows if row.prediction.first]
         return cls(source, sampling, tuple(rows), buckets, verdicts, generation, Confidence.of(told) if told else None)
@@ -76,15 +77,11 @@ def _generation(predictions: Sequence[Prediction]) -> dict[str, float]:
     figures: dict[str, float] = {"failed": sum(each.error is not None for each in predictions)}
     for name, values in (("seconds", seconds), ("completion_tokens", tokens)):
         if values:
-            figures[f"{name}_mean"] = math.fsum(values) / len(values)
-            figures[f"{name}_p50"] = _percentile(values, 0.5)
-            figures[f"{name}_p95"] = _percentile(values, 0.95)
+            figures[f"{name}_mean"] = fmean(values)
+            for percent in (50, 95):
+                figures[f"{name}_p{percent}"] = values[math.ceil(percent * len(values) / 100) - 1]
             figures[f"{name}_max"] = values[-1]
     if clipped:
-        figures["clipped_rows_share"] = sum(map(bool, clipped)) / len(clipped)
-        figures["clipped_texts_mean"] = sum(clipped) / len(clipped)
+        figures["clipped_rows_share"] = fmean(map(bool, clipped))
+        figures["clipped_texts_mean"] = fmean(clipped)
     return figures
-
-
-def _percentile(ordered: Sequence[float], share: float) -> float:
-    return ordered[math.ceil(share * len(ordered)) - 1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,14 +13,13 @@ from rich.console import Console
 from router_backend.client import ClientError, RouterClient
 from router_backend.errors import InvalidRequest, RouterError
 from router_backend.types import Output
+from router_tools.base import writable
 from router_tools.evaluate import report
 from router_tools.evaluate.predictions import Predict, Prediction, Store, predict_all, predict_with, read_predictions
 from router_tools.evaluate.results import Evaluation, score
 from router_tools.evaluate.rows import GoldRow, read_gold
 from router_tools.evaluate.thresholds import load_thresholds
-from router_tools.folder import writable
 
-PASSED, FAILED = 0, 1
 LARGEST_CONCURRENCY = 256
 MISSING = Prediction(error="there is no prediction for this prompt")
 
@@ -87,10 +87,8 @@ def evaluate(options: EvaluateOptions, predict: Predict | None = None, *, consol
     result = Evaluation.of(rows, thresholds, source=source, sampling=sampling)
     report.show(result, console)
     report.write(result, options.out)
-    console.print(
-        f"written: {options.out / 'scores.json'} and report.html", markup=False, highlight=False, soft_wrap=True
-    )
-    return PASSED if result.passed else FAILED
+    console.out(f"written: {options.out / 'scores.json'} and report.html", highlight=False)
+    return int(not result.passed)
 
 
 def _check(options: EvaluateOptions, predict: Predict | None) -> None:
@@ -99,14 +97,15 @@ def _check(options: EvaluateOptions, predict: Predict | None) -> None:
         raise InvalidRequest("give one of url, candidate and predictions")
     if (predict is None) != (options.candidate is None):
         raise InvalidRequest("a candidate and its predict function go together")
-    for name, least in (("limit", 1), ("max_new_tokens", 1), ("concurrency", 1), ("seed", 0), ("retries", 0)):
-        value = getattr(options, name)
-        if value is not None and value < least:
-            raise InvalidRequest(f"{name} is {value}; at least {least} is needed")
-    if options.concurrency > LARGEST_CONCURRENCY:
-        raise InvalidRequest(f"concurrency is {options.concurrency}; at most {LARGEST_CONCURRENCY} is possible")
-    if not 0 <= options.temperature <= 2:
-        raise InvalidRequest(f"temperature is {options.temperature}; it must be from 0 to 2")
+    limits: dict[str, tuple[float, float]] = {
+        **dict.fromkeys(("limit", "max_new_tokens"), (1, math.inf)),
+        **dict.fromkeys(("seed", "retries"), (0, math.inf)),
+        "concurrency": (1, LARGEST_CONCURRENCY),
+        "temperature": (0, 2),
+    }
+    for name, (least, most) in limits.items():
+        if (value := getattr(options, name)) is not None and not least <= value <= most:
+            raise InvalidRequest(f"{name} is {value}; it must be from {least} to {most}")
     if not (options.timeout > 0 and math.isfinite(options.timeout)):
         raise InvalidRequest(f"timeout is {options.timeout}; it must be a time in seconds")
 
@@ -120,30 +119,18 @@ def _predict(
         if not any(row.prompt in predictions for row in gold):
             raise InvalidRequest(f"{options.predictions} has none of the prompts of {options.gold}")
         return str(options.predictions), {}, predictions
-    fields: dict[str, object] = {
-        "max_new_tokens": options.max_new_tokens,
-        "temperature": options.temperature,
-        "seed": options.seed,
-        "output": options.output,
-    }
-    prompts = [row.prompt for row in gold]
-    store = Store(options.out / "predictions.jsonl")
-    if predict is not None:
+    names = ("max_new_tokens", "temperature", "seed", "output")
+    fields: dict[str, object] = {name: getattr(options, name) for name in names}
+    with ExitStack() as stack:
         source = str(options.candidate)
-        sampling = {"source": source, **fields}
-        found = predict_all(prompts, predict, store, sampling, concurrency=options.concurrency, console=console)
-        return source, fields, found
-    try:
-        client = RouterClient(str(options.url), options.api_key, options.timeout, options.retries)
-    except ValueError as error:
-        raise InvalidRequest(str(error)) from None
-    with client:
-        found = predict_all(
-            prompts,
-            predict_with(client, fields),
-            store,
-            {"source": client.url, **fields},
-            concurrency=options.concurrency,
-            console=console,
-        )
-    return client.url, fields, found
+        if predict is None:
+            try:
+                client = RouterClient(str(options.url), options.api_key, options.timeout, options.retries)
+            except ValueError as error:
+                raise InvalidRequest(str(error)) from None
+            source, predict = stack.enter_context(client).url, predict_with(client, fields)
+        store = Store(options.out / "predictions.jsonl")
+        how = {"source": source, **fields}
+        prompts = [row.prompt for row in gold]
+        found = predict_all(prompts, predict, store, how, concurrency=options.concurrency, console=console)
+    return source, fields, found

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from router_backend.errors import InvalidRequest
-from router_tools.evaluate.metrics import BUCKETS, METRICS, BucketScores
+from router_tools.evaluate.metrics import BUCKETS, METRICS
 
 PACKAGED = Path(__file__).with_name("thresholds.json")
 _KINDS = ("at_least", "at_most")
@@ -40,9 +39,8 @@ class Verdict:
     def passed(self) -> bool | None:
         if self.value is None:
             return None
-        if self.threshold.kind == "at_least":
-            return self.value >= self.threshold.limit - _ROUNDING
-        return self.value <= self.threshold.limit + _ROUNDING
+        over = self.value - self.threshold.limit
+        return (over if self.threshold.kind == "at_least" else -over) >= -_ROUNDING
 
 
 def load_thresholds(path: Path | None = None) -> list[Threshold]:
@@ -66,11 +64,6 @@ def load_thresholds(path: Path | None = None) -> list[Threshold]:
                     raise InvalidRequest(f"{source}: {bucket}.{kind}.{metric} must be a number")
                 found.append(Threshold(bucket, metric, kind, float(limit)))
     return found
-
-
-def judge(buckets: Mapping[str, BucketScores], thresholds: Sequence[Threshold]) -> list[Verdict]:
-    """Each threshold against its bucket's mean."""
-    return [Verdict(each, buckets[each.bucket].scores.get(each.metric)) for each in thresholds]
 
 
 def _items(source: Path, where: str, value: object, known: tuple[str, ...]) -> list[tuple[str, object]]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
-from router_backend.errors import CandidateError, InvalidRequest
+from router_backend.errors import CandidateError
 
 PRECISIONS = ("8bit", "4bit")
 
@@ -41,11 +41,9 @@ def write(folder: Path, out: Path, precision: str, *, shard_bytes: int) -> Any: 
 def _recipe(precision: str, dtype: torch.dtype) -> Any:  # noqa: ANN401 - the library's
     if precision == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=6.0)
-    if precision == "4bit":
-        return BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
-        )
-    raise InvalidRequest(f"a copy in {precision} cannot be made: choose from {', '.join(PRECISIONS)}")
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
 
 
 def beside_weights(folder: Path) -> list[Path]:

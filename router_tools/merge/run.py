@@ -6,11 +6,13 @@ import contextlib
 import hashlib
 import json
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from string import Template
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +20,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
+from router_backend import __version__
 from router_backend.checkpoints import adapter, gguf_merge
 from router_backend.checkpoints.description import Checkpoint, Folder, describe
 from router_backend.checkpoints.footprint import disk_shortfall, estimate
@@ -25,14 +28,13 @@ from router_backend.checkpoints.hub.write import hub_access, refusals
 from router_backend.errors import CandidateError, InvalidRequest
 from router_backend.plan.prompt import BUDGET_KEY
 from router_tools import base
-from router_tools.folder import writable
 from router_tools.merge import quantized, shards, verify
-from router_tools.merge.card import card
 
 if TYPE_CHECKING:
     from router_backend.checkpoints.ladder import Candidate
     from router_backend.settings import Settings
 
+_CARD = Path(__file__).with_name("card.md")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -112,9 +114,11 @@ def _gguf_agrees(base: Path, folder: Path, made: Path, say: Callable[[str], obje
 
 
 def _judge(found: verify.Agreement, allowed: float, say: Callable[[str], object]) -> bool:
-    if not found.within(allowed):
-        say(f"that is more than rounding explains ({allowed:.1%})")
-    return found.within(allowed)
+    """Whether they differ by no more; what is not a number differs."""
+    if agree := found.difference <= allowed:
+        return agree
+    say(f"that is more than rounding explains ({allowed:.1%})")
+    return agree
 
 
 def _push(options: MergeOptions, repo: str, settings: Settings, say: Callable[[str], object]) -> None:
@@ -150,7 +154,7 @@ def _refuse_contradictions(options: MergeOptions, candidate: Candidate) -> None:
     adapter.read(options.adapter)
     if options.copies:
         import_module("bitsandbytes")  # told before the work where it is missing
-    writable(options.out.parent)
+    base.writable(options.out.parent)
 
 
 def _beside(out: Path, precision: str) -> Path:
@@ -160,15 +164,12 @@ def _beside(out: Path, precision: str) -> Path:
 @contextlib.contextmanager
 def _being_made(out: Path) -> Iterator[Path]:
     """A folder that becomes `out` when the block ends well, and else is gone."""
-    new = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        yield new
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as place:
+        yield (new := Path(place))
         if out.is_dir():
             out.rmdir()
         new.chmod(0o755)
         new.replace(out)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
 
 
 class _Merge:
@@ -276,7 +277,11 @@ class _Merge:
             figures = [("quantised", f"{precision}, bitsandbytes")]
             if self._merged is not None:
                 ids = verify.prompt_ids(new)
-                again = verify.copy_logits(new, ids)
+                try:
+                    again = verify.logits(new, ids, memory=sys.maxsize)
+                except (RuntimeError, ValueError, OSError) as error:
+                    said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                    raise CandidateError(f"the quantised copy does not load again: {said}") from None
                 figures.append(("the copy, beside what was merged", str(verify.agreement(again, self._merged))))
                 self._differs |= not _judge(verify.agreement(again, verify.of(written, ids)), verify.SAME, self._say)
             push = f"{self._options.push}-{precision}" if self._options.push else None
@@ -284,15 +289,18 @@ class _Merge:
         self._say(f"{place}: " + ", ".join(value for _, value in figures))
 
     def _write_card(self, folder: Path, title: str, push: str | None, *more: tuple[str, str]) -> None:
+        """A README that says what it is, how it was made and measured, and how to serve it; hubs read its front."""
         digest = hashlib.sha256((self._options.adapter / adapter.ADAPTER).read_bytes()).hexdigest()
-        local = self._candidate.kind in ("folder", "gguf", "embedded")
-        text = card(
+        local = self._candidate.kind in ("folder", "gguf", "embedded")  # no hub could find it
+        base = Path(self._candidate.name).name if local else self._candidate.name
+        text = Template(_CARD.read_text("utf-8")).substitute(
+            front="" if local else f"base_model: {base}\nbase_model_relation: finetune\n",
             title=title,
-            base=Path(self._candidate.name).name if local else self._candidate.name,
-            local=local,
+            base=base,
             adapter=f"`{self._options.adapter.name}` (SHA-256 {digest[:12]}…)",
-            figures=[*self._figures, *more],
+            rows="\n".join(f"| {name} | {value} |" for name, value in [*self._figures, *more]),
             serve=push or f"/path/to/{title}",
+            version=__version__,
         )
         (folder / "README.md").write_text(text, "utf-8")
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -22,7 +23,7 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 _BLOCK = 1 << 19  # elements of a tensor that are computed at once
 
 
-class Weights:
+class Weights(ExitStack):
     """The tensors of a folder of safetensors, opened and not read. Use it as a context.
 
     Attributes:
@@ -31,27 +32,21 @@ class Weights:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._stack = ExitStack()
+        super().__init__()
         self._slices: dict[str, Any] = {}
         try:
             for file in weight_files(Folder(folder)):
-                opened = self._stack.enter_context(safe_open(folder / file, "pt"))
+                opened = self.enter_context(safe_open(folder / file, "pt"))
                 self._slices |= {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 - no dict
         except SafetensorError as error:
-            self._stack.close()
+            self.close()
             raise CandidateError(f"{folder} holds a broken weight file: {error}") from None
+        self.callback(self._slices.clear)
         self.shapes = {name: tuple(each.get_shape()) for name, each in self._slices.items()}
         self.kinds = {name: str(each.get_dtype()) for name, each in self._slices.items()}
 
-    def __enter__(self) -> Weights:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._slices.clear()
-        self._stack.close()
-
     def whole(self, name: str) -> torch.Tensor:
-        found: torch.Tensor = self._slices[name][()] if not self.shapes[name] else self._slices[name][:]
+        found: torch.Tensor = self._slices[name][...]
         return found
 
     def rows(self, name: str, start: int, end: int) -> torch.Tensor:
@@ -83,42 +78,19 @@ def write(
     with Weights(base) as weights:
         deltas = fit(layers, weights.shapes)
         kinds = {name: dtype if dtype and kind in DTYPES else None for name, kind in weights.kinds.items()}
-        sizes = {name: prod(weights.shapes[name]) * _width(weights, name, kinds[name]) for name in weights.shapes}
-        parts = list(_parts(sizes, memory // 2))
-        files = _names(len(parts))
-        for file, part in zip(files, parts, strict=True):
+        stored = {name: kinds[name] or DTYPES.get(weights.kinds[name], torch.float64) for name in kinds}
+        sizes = {name: prod(weights.shapes[name]) * each.itemsize for name, each in stored.items()}
+        split = split_state_dict_into_shards_factory(
+            sizes, get_storage_size=int, filename_pattern="model{suffix}.safetensors", max_shard_size=memory // 2
+        )
+        for file, part in split.filename_to_tensors.items():
             note(f"{file}: {len(part)} tensors, {sum(sizes[name] for name in part) / 1e6:,.0f} MB")
             tensors = {name: _merged(weights, name, deltas.get(name), kinds[name]) for name in part}
             save_file(tensors, out / file, metadata={"format": "pt"})
             del tensors
-    if len(parts) > 1:
-        where = {name: file for file, part in zip(files, parts, strict=True) for name in part}
-        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where}
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (out / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", "utf-8")
-
-
-def _width(weights: Weights, name: str, dtype: torch.dtype | None) -> int:
-    """Bytes of an element."""
-    if dtype is not None:
-        return dtype.itemsize
-    known = DTYPES.get(weights.kinds[name])
-    return known.itemsize if known else 8
-
-
-def _parts(sizes: Mapping[str, int], most: int) -> Iterator[list[str]]:
-    part: list[str] = []
-    for name, size in sizes.items():
-        if part and sum(map(sizes.__getitem__, part)) + size > most:
-            yield part
-            part = []
-        part.append(name)
-    yield part
-
-
-def _names(count: int) -> list[str]:
-    if count == 1:
-        return ["model.safetensors"]
-    return [f"model-{index + 1:05}-of-{count:05}.safetensors" for index in range(count)]
 
 
 def _merged(weights: Weights, name: str, lora: Lora | None, dtype: torch.dtype | None) -> torch.Tensor:

@@ -5,16 +5,14 @@ Base and adapter are put together by PEFT, which the merge itself has nothing fr
 
 from __future__ import annotations
 
-import contextlib
-import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gguf
 import torch
 from gguf import GGMLQuantizationType, GGUFReader
 from gguf.quants import dequantize, quantize
@@ -24,6 +22,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from router_backend.checkpoints.adapter import ADAPTER, Lora, fit
+from router_backend.checkpoints.gguf_merge import tensor_names
 from router_backend.errors import CandidateError
 from router_backend.plan.prompt import router_prompt
 
@@ -57,10 +56,6 @@ class Agreement:
 
     def __str__(self) -> str:
         return f"logits differ by {self.difference:.2%} of their spread, {self.same_choice:.1%} same first choices"
-
-    def within(self, allowed: float) -> bool:
-        """Whether they differ by no more; what is not a number differs."""
-        return self.difference <= allowed
 
 
 def agreement(found: torch.Tensor, wanted: torch.Tensor) -> Agreement:
@@ -104,7 +99,7 @@ def logits(
             where = {"device_map": "auto", "max_memory": {"cpu": memory // 2}, "offload_folder": offload}
         model = load(folder, **where)
         for name, layer in _as_peft_reads(model, *adapter).items() if adapter else ():
-            model.get_submodule(name).register_forward_hook(_beside(layer))
+            model.get_submodule(name).register_forward_hook(partial(_beside, layer))
         return of(model, ids)
 
 
@@ -129,8 +124,7 @@ def gguf_logits(
         model.get_submodule(name).weight += layer.get_delta_weight("default")
     reader = GGUFReader(rounded_as)
     kinds = {tensor.name: tensor.tensor_type for tensor in reader.tensors}
-    arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == _field(reader, "general.architecture"))
-    names = gguf.get_tensor_name_map(arch, int(_field(reader, f"{gguf.MODEL_ARCH_NAMES[arch]}.block_count")))
+    names = tensor_names(reader)
     for name, weight in model.named_parameters():
         kind = kinds[names.get_name(name, try_suffixes=(".weight", ".bias"))]
         if kind is not GGMLQuantizationType.F32:
@@ -159,24 +153,11 @@ def of(model: Any, ids: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
     return found
 
 
-def copy_logits(folder: Path, ids: torch.Tensor) -> torch.Tensor:
-    """What a quantised copy computes, loaded as a whole. Raises CandidateError where it does not load again."""
-    try:
-        return logits(folder, ids, memory=sys.maxsize)
-    except (RuntimeError, ValueError, OSError) as error:
-        said = " ".join(str(error).split())[:200]
-        raise CandidateError(f"the quantised copy does not load again: {type(error).__name__}: {said}") from None
-
-
 def _named(place: Path) -> dict[str, Any]:
     """As transformers' `from_pretrained` is told of a folder or a GGUF."""
     if place.suffix == ".gguf":
         return {"pretrained_model_name_or_path": place.parent, "gguf_file": place.name}
     return {"pretrained_model_name_or_path": place}
-
-
-def _field(reader: GGUFReader, name: str) -> Any:  # noqa: ANN401
-    return reader.fields[name].contents()
 
 
 def _as_peft_reads(model: Any, folder: Path, layers: Mapping[str, Lora]) -> dict[str, LoraLayer]:  # noqa: ANN401
@@ -187,7 +168,8 @@ def _as_peft_reads(model: Any, folder: Path, layers: Mapping[str, Lora]) -> dict
     linear = {name: each for name, each in model.named_modules() if hasattr(each, "in_features")}
     shapes = {f"{name}.weight": (each.out_features, each.in_features) for name, each in linear.items()}
     owners = {name.removesuffix(".weight"): own for name, own in zip(fit(layers, shapes), layers, strict=True)}
-    with _quiet(), torch.device("meta"):
+    with warnings.catch_warnings(), torch.device("meta"):
+        warnings.simplefilter("ignore")  # PEFT's, of what it does itself, such as asking for a name that is to go
         config: Any = PeftConfig.from_pretrained(str(folder))
         config.target_modules, config.exclude_modules, config.layers_to_transform = set(owners), None, None
         config.init_lora_weights = True  # they are filled in; those that change the base are refused before
@@ -203,20 +185,7 @@ def _as_peft_reads(model: Any, folder: Path, layers: Mapping[str, Lora]) -> dict
     return found
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """PEFT warns of what it does itself, such as asking transformers for a name that is to go."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-def _beside(layer: LoraLayer) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...], torch.Tensor], torch.Tensor]:
+def _beside(layer: LoraLayer, _: torch.nn.Module, given: tuple[torch.Tensor, ...], out: torch.Tensor) -> torch.Tensor:
     """The product beside the layer, as the adapter was trained: x Wᵀ + s (x Aᵀ) Bᵀ."""
-    lower, upper, scale = layer.lora_A["default"], layer.lora_B["default"], layer.scaling["default"]
-
-    def add(_: torch.nn.Module, given: tuple[torch.Tensor, ...], out: torch.Tensor) -> torch.Tensor:
-        added: torch.Tensor = upper(lower(given[0])) * scale
-        return out + added
-
-    return add
+    added: torch.Tensor = layer.lora_B["default"](layer.lora_A["default"](given[0])) * layer.scaling["default"]
+    return out + added

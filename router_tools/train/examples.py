@@ -10,6 +10,7 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import IterableDataset
 
 from router_backend.plan.budget import Costs
@@ -111,7 +112,8 @@ def batches(examples: Examples, rows: Sequence[Row], *, size: int, seed: int, ep
     chance.shuffle(order)
     window = _WINDOW * size
     for start in range(0, len(order), window):
-        drawn = sorted(filter(None, (examples.draw(row, chance) for row in order[start : start + window])), key=_length)
+        drawn = [example for row in order[start : start + window] if (example := examples.draw(row, chance))]
+        drawn.sort(key=lambda example: len(example.ids))
         made = [drawn[at : at + size] for at in range(0, len(drawn), size)]
         chance.shuffle(made)
         yield from made
@@ -135,15 +137,8 @@ def collate(batch: Sequence[Example]) -> dict[str, torch.Tensor | int]:
     The rows are padded on the right: under a causal mask no token sees what is after it, so no other one is needed. The
     logits are asked for from the first completion on, since prompts do not count in the loss.
     """
-    width = max(len(example.ids) for example in batch)
-    ids = torch.zeros((len(batch), width), dtype=torch.long)
-    labels = torch.full((len(batch), width), IGNORED)
-    for index, example in enumerate(batch):
-        ids[index, : len(example.ids)] = torch.tensor(example.ids)
-        labels[index, example.start : len(example.ids)] = torch.tensor(example.ids[example.start :])
-    kept = width - min(example.start for example in batch) + 1
-    return {"input_ids": ids, "labels": labels[:, -kept:], "logits_to_keep": kept}
-
-
-def _length(example: Example) -> int:
-    return len(example.ids)
+    ids = [torch.tensor(example.ids) for example in batch]
+    labels = [torch.tensor((*[IGNORED] * example.start, *example.ids[example.start :])) for example in batch]
+    padded = pad_sequence(labels, batch_first=True, padding_value=IGNORED)
+    kept = padded.shape[1] - min(example.start for example in batch) + 1
+    return {"input_ids": pad_sequence(ids, batch_first=True), "labels": padded[:, -kept:], "logits_to_keep": kept}

@@ -1,4 +1,4 @@
-"""What a run says: a log of JSON lines, and the same for a person's eyes."""
+"""What a run says: a log of JSON lines, and the same for a person's eyes, as a bar and as a picture of its losses."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from router_backend.jsonl import read_values
 
 
 class Log:
@@ -25,39 +27,36 @@ class Log:
         self._file.close()
 
     def write(self, event: str, **values: Any) -> None:  # noqa: ANN401 - any JSON value
-        self._file.write(json.dumps({"event": event, **values}, ensure_ascii=False) + "\n")
+        self._file.write(json.dumps({"event": event, **values}, ensure_ascii=False, default=str) + "\n")
         self._file.flush()
         if event != "step":
             self._console.print(f"{event}: {values}", markup=False, highlight=False)
 
-    def progress(self) -> Bar:
-        return Bar(self._console)
-
-
-class Bar:
-    """The share of a run that is done, with step and loss."""
-
-    def __init__(self, console: Console) -> None:
-        self._progress = Progress(
-            TextColumn("step {task.fields[step]}  loss {task.fields[loss]:.3f}"),
-            BarColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-        )
-        self._task = self._progress.add_task("training", total=1.0, step=0, loss=0.0)
-
-    def __enter__(self) -> Bar:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def __call__(self, step: int, share: float, loss: float) -> None:
-        self._progress.update(self._task, completed=share, step=step, loss=loss)
+    def progress(self) -> Progress:
+        """A bar; its task has `step` and `loss` as fields."""
+        told = TextColumn("step {task.fields[step]}  loss {task.fields[loss]:.3f}")
+        return Progress(told, BarColumn(), TimeElapsedColumn(), TimeRemainingColumn(), console=self._console)
 
 
 def figure(value: float, places: int) -> float | None:
     """A number as the log holds it; JSON has no NaN."""
     return round(value, places) if math.isfinite(value) else None
+
+
+def plot(log: Path, out: Path) -> None:
+    """Draws the training and validation losses of a JSON-lines log into a PNG."""
+    from matplotlib.figure import Figure
+
+    events = [event for _, event in read_values(log)]
+    steps = [each for each in events if each["event"] == "step"]
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([each["step"] for each in steps], [each["loss"] for each in steps], alpha=0.3, label="training")
+    seen = [each for each in events if each["event"] == "validation"]
+    for name in ("reference", "budget_600"):
+        points = [(each["step"], each[name]) for each in seen if each.get(name) is not None]
+        if points:
+            axes.plot(*zip(*points, strict=True), marker="o", label=f"validation, {name.replace('_', ' ')}")
+    axes.set(xlabel="step", ylabel="cross-entropy of a completion token (nats)")
+    axes.legend()
+    figure.savefig(out, dpi=120)

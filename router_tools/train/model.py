@@ -70,15 +70,8 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
     # One key alone: safetensors writes several in an order that changes from call to call.
     save_file(weights, folder / ADAPTER, {BUDGET_KEY: "true"})
     given = model.active_peft_config
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "r": given.r,
-        "lora_alpha": given.lora_alpha,
-        "lora_dropout": given.lora_dropout,
-        "bias": given.bias,
-        "target_modules": sorted(given.target_modules),
-    }
+    kept = ("peft_type", "task_type", "r", "lora_alpha", "lora_dropout", "bias")
+    config = {name: getattr(given, name) for name in kept} | {"target_modules": sorted(given.target_modules)}
     (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
 
 

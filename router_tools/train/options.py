@@ -9,6 +9,7 @@ from typing import Any
 
 # The rate falls to this share of its peak.
 _LAST = 0.05
+_RECIPE = ("base", "tools", "batch", "accumulate", "rate", "warmup", "rank", "clip", "seed", "validation", "longest")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,21 +54,7 @@ class TrainOptions:
 
     def recipe(self) -> dict[str, Any]:
         """What two sessions of one run must have in common. Not its end: a run may be given more steps, or fewer."""
-        fixed = (
-            "base",
-            "tools",
-            "batch",
-            "accumulate",
-            "rate",
-            "warmup",
-            "rank",
-            "clip",
-            "seed",
-            "validation",
-            "longest",
-        )
-        given = asdict(self)
-        return {key: given[key] for key in fixed}
+        return {key: value for key, value in asdict(self).items() if key in _RECIPE}
 
 
 def learning_rate(step: int, share: float, options: TrainOptions) -> float:

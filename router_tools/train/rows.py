@@ -13,7 +13,7 @@ from typing import Any
 
 from router_backend.errors import InvalidRequest
 from router_backend.jsonl import read_lines
-from router_backend.plan.rules import QA, TODO, tool_of, validate
+from router_backend.plan.rules import QA, TODO, tool_of, tools_of, validate
 
 _LITTLE = 20
 
@@ -105,16 +105,15 @@ def _row(line: bytes, tools: Sequence[str]) -> Row | str:
         return f"schema: {findings[0].where}"
     if not findings:
         return Row(prompt, plan, completion)
-    _mend(plan)
+    _mend(plan, tools_of(first))
     _, findings = validate(plan, tools)
     if findings:
         return f"rule {findings[0].rule}: {findings[0].message}"
     return Row(prompt, plan, completion, mended=True)
 
 
-def _mend(plan: dict[str, Any]) -> None:
+def _mend(plan: dict[str, Any], route: Sequence[str]) -> None:
     """Writes the hand-off's chain, the tags and the router's own item as `PlanScript` would force them."""
-    route = [tool for step in plan["route_plan"] if (tool := tool_of(step))]
     note = note_of(plan["handoff_plan"])
     plan["handoff_plan"] = " -> ".join([*route, QA]) + (f" {note}" if note else "")
     tags = ("-".join(re.findall("[a-z0-9]+", tag.lower())) for tag in plan["tags"])

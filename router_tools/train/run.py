@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,13 +12,12 @@ from rich.console import Console
 from router_backend.errors import InvalidRequest
 from router_backend.jsonl import read_values
 from router_backend.settings import load_settings
-from router_tools.folder import writable
+from router_tools.base import writable
 from router_tools.train.examples import Examples
-from router_tools.train.log import Log
+from router_tools.train.log import Log, plot
 from router_tools.train.model import has_bf16, load_base, with_adapter
 from router_tools.train.options import TrainOptions
-from router_tools.train.plot import plot
-from router_tools.train.rows import Row, read_rows, split
+from router_tools.train.rows import read_rows, split
 from router_tools.train.trainer import Place, PlanTrainer, last_checkpoint
 
 LOG = "log.jsonl"
@@ -50,12 +48,13 @@ def train(options: TrainOptions, console: Console | None = None) -> int:
     fitting = [row for row in rows.kept if examples.reference(row)]
     rows.refused["too long"] += len(rows.kept) - len(fitting)
     learned, held_out = split(fitting, options.validation)
-    _keep(held_out, options.out / HELD_OUT)
+    kept = (json.dumps({"prompt": row.prompt, "completion": row.completion}, ensure_ascii=False) for row in held_out)
+    (options.out / HELD_OUT).write_text("".join(f"{line}\n" for line in kept), "utf-8")
     with Log(options.out / LOG, console or Console(stderr=True), fresh=not options.resume) as log:
         model = with_adapter(base, options.rank, half=half)
         log.write(
             "start",
-            **{key: str(value) if isinstance(value, Path) else value for key, value in asdict(options).items()},
+            **asdict(options),
             rows=len(learned),
             mended=sum(row.mended for row in fitting),
             refused={reason: times for reason, times in rows.refused.items() if times},
@@ -86,8 +85,3 @@ def _resumed(options: TrainOptions) -> tuple[Path, Place]:
     if different:
         raise InvalidRequest(f"the checkpoint was made with another {', '.join(different)}")
     return checkpoint, place
-
-
-def _keep(rows: Sequence[Row], path: Path) -> None:
-    lines = (json.dumps({"prompt": row.prompt, "completion": row.completion}, ensure_ascii=False) for row in rows)
-    path.write_text("".join(f"{line}\n" for line in lines), "utf-8")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,7 +24,6 @@ from router_tools.train.rows import note_of
 # A checkpoint does not hit a length to the token, so a text aims at what is planned for it at its level, not at the
 # limit up to which it would be let through; and where whole phrases do not get it there, it stays below that limit.
 PLANNED, LIMIT = 1.2, 0.85
-_PLACE = re.compile(r"([\w.]+)(?:\[(\d+)\])?")
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")
 # Where a phrase begins that can go without leaving the rest broken.
 _PHRASE = re.compile(
@@ -48,7 +47,7 @@ class CannotShorten(Exception):
 
 def shorten(plan: dict[str, Any], budget: int, costs: Costs, count: Count) -> str | None:
     """The plan's text within `budget` tokens as `count` counts them; None where that takes more than whole phrases."""
-    script = PlanScript(budget, costs, count)
+    script = PlanScript(budget, count, costs)
     teacher = _Teacher(plan, script)
     stages = script.stages()
     try:
@@ -117,12 +116,11 @@ class _Teacher:
         self._chosen: list[str] = []
 
     def reply(self, ask: Ask) -> Reply:
-        if "CHOICE" in ask.grammar:
-            return Reply(self._choose(ask), ended=True)
-        place = _PLACE.fullmatch(ask.field)
-        assert place is not None
-        text = self._text(place[1], int(place[2] or 0), ask.max_tokens)
-        return Reply(escape(text[0]) + ('",' if text[1] else '"]'), ended=True)
+        if ask.options:
+            return Reply(self._choose(ask.field, ask.options), ended=True)
+        field, _, index = ask.field.removesuffix("]").partition("[")
+        text, more = self._text(field, int(index or 0), ask.max_tokens)
+        return Reply(escape(text) + ('",' if more else '"]'), ended=True)
 
     def _text(self, field: str, index: int, limit: int) -> tuple[str, bool]:
         """A text and whether the list goes on."""
@@ -149,13 +147,12 @@ class _Teacher:
 
     def _fitting(self, field: str, index: int, limit: int, texts: Iterator[str], *, lead: str = "") -> str:
         """The longest text that is as long as planned, or else the shortest, if that is below the limit."""
-        script = self._script
-        shape = SHAPES.get(field, OPTIONAL)
-        level = level_for(script.limit - script.count(script.text), script.costs, field, script.route, index)
+        count, shape = self._script.count, SHAPES.get(field, OPTIONAL)
+        level = self._level(field, index)
         planned = min(PLANNED * shape.length(level) if level < LEVELS else limit, LIMIT * limit)
         text, tokens = "", 0
         for text in texts:
-            tokens = script.count(escape(lead + text))
+            tokens = count(escape(lead + text))
             if tokens <= planned:
                 return lead + text
         if not text or tokens > LIMIT * limit:
@@ -164,11 +161,14 @@ class _Teacher:
 
     def _outline(self, steps: list[str]) -> list[str]:
         """As many steps as the budget is planned with, spread over the whole outline."""
-        script = self._script
-        left = script.limit - script.count(script.text)
-        level = level_for(left, script.costs, "thinking_outline", script.route)
-        wanted = min(len(steps), len(script.costs.texts("thinking_outline", script.route, level)))
+        name, script = "thinking_outline", self._script
+        wanted = min(len(steps), len(script.costs.texts(name, script.route, self._level(name, 0))))
         return [steps[(2 * index + 1) * len(steps) // (2 * wanted)] for index in range(wanted)]
+
+    def _level(self, field: str, index: int) -> int:
+        """How rich the rest of the plan can be."""
+        script = self._script
+        return level_for(script.limit - script.count(script.text), script.costs, field, script.route, index)
 
     def _next_todo(self) -> str:
         who = self._script.text.rpartition("- [ ] ")[2].removesuffix(":")
@@ -178,33 +178,23 @@ class _Teacher:
         self._todo.remove(item)
         return item.partition(":")[2].strip()
 
-    def _choose(self, ask: Ask) -> str:
-        options: list[str] = [json.loads(each) for each in re.findall(r'"(?:[^"\\]|\\.)*"', ask.grammar)]
-        if ask.field == "difficulty":
+    def _choose(self, field: str, options: Sequence[str]) -> str:
+        if field == "difficulty":
             return str(self._plan["difficulty"])
-        if ask.field == "metrics":
-            return self._metric(options)
-        if ask.field == "todo_list":
+        if field == "metrics":  # the next text that the reference has, in its order; the end where there is none
+            ends = [f'"{key}": "' for key, value in self._plan["metrics"].items() if isinstance(value, str)]
+            return next((option for end in ends for option in options if option.endswith(end)), options[0])
+        if field == "todo_list":
             wanted = [who for item in self._todo if (who := _who(item))]
-            ranked = sorted(options, key=lambda option: wanted.index(option[1:-1]) if option[1:-1] in wanted else 99)
-            return ranked[0].removesuffix(":")
-        steps = self._plan["route_plan"]
+            return min(options, key=lambda option: wanted.index(option[1:-1]) if option[1:-1] in wanted else 99)
+        steps, done = self._plan["route_plan"], len(self._script.route)
         if options[0] == '",':
-            return '",' if len(self._script.route) < len(steps) else '"]'
-        call = f"{tool_of(steps[len(self._script.route)])}("
-        option = next((option for option in options if option.lstrip(' "') == call), None)
-        if option is None:
+            return '",' if done < len(steps) else '"]'
+        call = f"{tool_of(steps[done])}("
+        found = next((option for option in options if option.lstrip(' "') == call), None)
+        if found is None:
             raise CannotShorten
-        return option[:-1]
-
-    def _metric(self, options: list[str]) -> str:
-        """The next optional text that the reference has, in its order; the end where there is none."""
-        for key, value in self._plan["metrics"].items():
-            if isinstance(value, str):
-                for option in options:
-                    if option.endswith(f'"{key}": "'):
-                        return option
-        return options[0]
+        return found
 
 
 def _who(item: str) -> str | None:

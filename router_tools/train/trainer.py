@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
+from rich.progress import Progress
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import (
     GenerationConfig,
@@ -26,12 +28,10 @@ from transformers import (
 
 from router_backend.plan.prompt import with_budget
 from router_tools.train.examples import CONTRACT, IGNORED, Batches, Example, Examples, collate
-from router_tools.train.log import Bar, Log, figure
+from router_tools.train.log import Log, figure
 from router_tools.train.model import save_adapter
 from router_tools.train.options import TrainOptions, learning_rate
 from router_tools.train.rows import Row
-
-_STATE = "trainer_state.json"
 
 
 @dataclass
@@ -47,7 +47,11 @@ class Place:
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest complete checkpoint: the state is what the library writes last into one."""
     found = sorted(folder.glob("checkpoint-*"), key=lambda each: int(each.name.rpartition("-")[2]), reverse=True)
-    return next((each for each in found if _is_json(each / _STATE)), None)
+    for each in found:
+        with contextlib.suppress(OSError, ValueError):
+            json.loads((each / "trainer_state.json").read_bytes())
+            return each
+    return None
 
 
 class PlanTrainer(Trainer):  # type: ignore[misc]  # transformers is read as untyped
@@ -83,8 +87,9 @@ class PlanTrainer(Trainer):  # type: ignore[misc]  # transformers is read as unt
         if checkpoint is None:
             self._validate(self._options.glance)
         if self.share() < 1:
-            with self._log.progress() as bar, _Stop() as stop:
-                self.add_callback(_Turns(self, self._options, self._log, bar, stop))
+            with self._log.progress() as bar, _interrupts() as asked:
+                bar.add_task("training", total=1.0, step=0, loss=0.0)
+                self.add_callback(_Turns(self, self._options, self._log, bar, asked))
                 self.train(resume_from_checkpoint=checkpoint and str(checkpoint))
         if self.share() < 1:
             return False
@@ -148,35 +153,25 @@ class PlanTrainer(Trainer):  # type: ignore[misc]  # transformers is read as unt
 class _Turns(TrainerCallback):  # type: ignore[misc]
     """What is to be done after a step."""
 
-    def __init__(self, trainer: PlanTrainer, options: TrainOptions, log: Log, bar: Bar, stop: _Stop) -> None:
-        self._trainer, self._options, self._log, self._bar, self._stop = trainer, options, log, bar, stop
+    def __init__(self, trainer: PlanTrainer, options: TrainOptions, log: Log, bar: Progress, asked: list[int]) -> None:
+        self._trainer, self._options, self._log, self._bar, self._asked = trainer, options, log, bar, asked
         self._saved = time.monotonic()
 
-    def on_step_begin(self, args: TrainingArguments, *_: object, **__: object) -> None:
+    def on_step_begin(self, *_: object, **__: object) -> None:
         self._began, self._before = time.monotonic(), self._trainer.place.tokens
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
-    ) -> TrainerControl:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         options = self._options
         self._seconds = time.monotonic() - self._began
         self._trainer.place.step = state.global_step
         control.should_log = True
         control.should_evaluate = state.global_step % options.every == 0
-        if self._trainer.share() >= 1 or self._stop.asked:
+        if self._trainer.share() >= 1 or self._asked:
             control.should_training_stop = True
         late = time.monotonic() - self._saved > 60 * options.checkpoint_minutes
         control.should_save = control.should_training_stop or late
-        return control
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **_: object,
-    ) -> None:
+    def on_log(self, *_: object, logs: dict[str, float] | None = None, **__: object) -> None:
         if logs and "grad_norm" in logs:
             place = self._trainer.place
             speed = (place.tokens - self._before) / self._seconds
@@ -188,27 +183,26 @@ class _Turns(TrainerCallback):  # type: ignore[misc]
                 norm=figure(logs["grad_norm"], 4),
                 tokens_per_second=round(speed, 1),
             )
-            self._bar(place.step, self._trainer.share(), logs["loss"])
+            share = self._trainer.share()
+            self._bar.update(self._bar.task_ids[0], completed=share, step=place.step, loss=logs["loss"])
 
     def on_save(self, *_: object, model: PeftModel, **__: object) -> None:
         save_adapter(model, self._options.out / "adapter")
         self._saved = time.monotonic()
 
 
-class _Stop:
+@contextlib.contextmanager
+def _interrupts() -> Iterator[list[int]]:
     """Turns an interrupt into a wish, so that a run ends between two steps and can be resumed from there."""
-
-    def __enter__(self) -> _Stop:
-        self.asked = False
-        self._before = {each: signal.signal(each, self._ask) for each in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for each, handler in self._before.items():
+    asked: list[int] = []
+    before = {
+        each: signal.signal(each, lambda number, _: asked.append(number)) for each in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield asked
+    finally:
+        for each, handler in before.items():
             signal.signal(each, handler)
-
-    def _ask(self, number: int, frame: object) -> None:
-        self.asked = True
 
 
 def _arguments(options: TrainOptions) -> TrainingArguments:
@@ -232,11 +226,3 @@ def _arguments(options: TrainOptions) -> TrainingArguments:
     )
     arguments._n_gpu = 1  # several would share each batch, and a step be another one
     return arguments
-
-
-def _is_json(path: Path) -> bool:
-    try:
-        json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return False
-    return True

@@ -13,9 +13,12 @@ from rich.console import Console
 from router_backend import engines
 from router_backend.checkpoints.ladder import Candidate, Kind, Rung
 from router_backend.checkpoints.machine import Accelerator, Machine
+from router_backend.engines.echo import EchoModel
 from router_backend.service import doctor
 from router_backend.settings import load_settings
+from router_backend.types import ModelInfo
 from tests.fakes.hub import fake_hub, write_checkpoint, write_safetensors
+from tests.fakes.running import served
 
 
 @pytest.fixture(autouse=True)
@@ -194,3 +197,13 @@ def test_what_stands_in_brackets_is_text(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(engines, "missing", lambda *_: words)
     _, rows, _ = examine()
     assert {row[3] for row in rows[:-1]} == {words}
+
+
+def test_what_a_running_server_warns_of_is_told() -> None:
+    """That it writes far below its own pace, for one."""
+    warning = "llama.cpp writes at 20% of its own best pace, beside other processes; set THREADS lower than 2"
+    model = EchoModel(ModelInfo("echo", "native", "echo", 4096, 1, warnings=(warning,)))
+    with served(model) as server:
+        assert warning in examine(port=server.port)[2]
+        assert warning in examine(port=server.port, host="0.0.0.0")[2]
+    assert "server that runs" not in examine(port=server.port)[2]

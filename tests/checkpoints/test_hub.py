@@ -699,17 +699,17 @@ def ggufs(server: FakeHub, tmp_path: Path) -> Path:
 def test_one_gguf_file_of_a_repository(server: FakeHub, ggufs: Path, name: str) -> None:
     candidate = Candidate(f"acme/ggufs:{name}", "hub-gguf")
     assert Hub(settings_for(server)).describe(candidate).stored_bytes == (ggufs / name).stat().st_size
-    path = hub.fetch_gguf(candidate, settings_for(server))
+    path = hub.fetch(candidate, settings_for(server))
     assert path.read_bytes() == (ggufs / name).read_bytes()
     assert names_in(snapshot("acme/ggufs", server.repos["acme/ggufs"].commit)) == {name}
     server.asked.clear()
-    assert hub.fetch_gguf(candidate, settings_for(server, hf_hub_offline=True)) == path
+    assert hub.fetch(candidate, settings_for(server, hf_hub_offline=True)) == path
     assert not server.asked
 
 
 def test_a_gguf_in_parts(server: FakeHub, ggufs: Path) -> None:
     candidate = Candidate("acme/ggufs@main:big-00001-of-00002.gguf", "hub-gguf")
-    path = hub.fetch_gguf(candidate, settings_for(server))
+    path = hub.fetch(candidate, settings_for(server))
     assert path.name == "big-00001-of-00002.gguf"
     assert names_in(path.parent) == {"big-00001-of-00002.gguf", "big-00002-of-00002.gguf"}
 
@@ -717,7 +717,7 @@ def test_a_gguf_in_parts(server: FakeHub, ggufs: Path) -> None:
 def test_a_gguf_that_is_not_there(server: FakeHub, ggufs: Path) -> None:
     candidate = Candidate("acme/ggufs:two.gguf", "hub-gguf")
     with pytest.raises(CandidateError, match=r"acme/ggufs has no file two.gguf; it has big-00001-of-00002.gguf, "):
-        hub.fetch_gguf(candidate, settings_for(server))
+        hub.fetch(candidate, settings_for(server))
 
 
 # The whole ladder over a hub

@@ -100,7 +100,7 @@ def test_the_manifest_keeps_the_schema_and_no_secret(monkeypatch: pytest.MonkeyP
 
 
 def test_the_schema_refuses_what_is_no_manifest() -> None:
-    said = manifest(Layout(), load_settings(), "x")
+    said = yaml.safe_load(manifest(Layout(), load_settings(), "x"))
     jsonschema_rs.validate(SCHEMA, said)
     said["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]["maxReplica"] = 2
     with pytest.raises(jsonschema_rs.ValidationError, match="maxReplica"):

@@ -17,37 +17,47 @@ from pathlib import Path
 import httpx
 from gradio_client import Client
 
+from tests.fakes.llama_server import NAME, llama_server
 from tests.fakes.running import Process, answers, until
+from tests.fakes.upstream import KEY
 from tests.fakes.zerogpu import FakeZeroGPU, fake_zerogpu
+from tests.vllm import vllm
 
+PATIENCE = 300.0  # seconds for an answer: a busy machine, or a model of another server's, takes its time
 APP = Path(__file__).with_name("space_app.py")
 
 
 @dataclass
 class Door:
-    """One way into the app. `api` is there where the GPU is lent."""
+    """One way into the app. `api` is there where the GPU is lent; `serves`: engine, strategy and model of `/health`."""
 
     process: Process
     url: str
     api: FakeZeroGPU = field(default_factory=FakeZeroGPU)
     answered_at: float = 0.0
+    serves: tuple[str, str, str] = ("echo", "native", "echo")
 
     @property
     def lends(self) -> bool:
         return bool(self.api.url)
+
+    @property
+    def echoes(self) -> bool:
+        """Whether its model says again what it was asked. A real one says what it likes."""
+        return self.serves[0] == "echo"
 
     def connect(self, version: str = "1.1", **body: object) -> socket.socket:
         """Sends a request to `/v1/generate`, and leaves it to the caller to read, or to hang up."""
         host, _, port = self.url.removeprefix("http://").partition(":")
         sent = json.dumps(body).encode()
         head = f"POST /v1/generate HTTP/{version}\r\nHost: {host}\r\nContent-Type: application/json\r\n"
-        connection = socket.create_connection((host, int(port)), timeout=30)
+        connection = socket.create_connection((host, int(port)), timeout=PATIENCE)
         connection.sendall(f"{head}Content-Length: {len(sent)}\r\n\r\n".encode() + sent)
         return connection
 
     def generate(self, prompt: str = "hello", headers: dict[str, str] | None = None, **body: object) -> httpx.Response:
         sent = {"prompt": prompt, "output": "text", **body}
-        return httpx.post(f"{self.url}/v1/generate", json=sent, headers=headers, timeout=60)
+        return httpx.post(f"{self.url}/v1/generate", json=sent, headers=headers, timeout=PATIENCE)
 
     def released(self, since: float, seconds: float) -> None:
         """Waits for the GPU to be given back, at most so long."""
@@ -55,19 +65,48 @@ class Door:
 
     @property
     def idle(self) -> bool:
-        queue = httpx.get(f"{self.url}/health", timeout=30).json()["queue"]
+        queue = httpx.get(f"{self.url}/health", timeout=PATIENCE).json()["queue"]
         return queue["running"] == queue["waiting"] == 0 and not self.api.held
 
 
 def client(door: Door, path: str = "/gradio", **more: object) -> Client:
     """A visitor of the UI, patient on a busy machine."""
-    return Client(f"{door.url}{path}", verbose=False, httpx_kwargs={"timeout": 60}, **more)
+    return Client(f"{door.url}{path}", verbose=False, httpx_kwargs={"timeout": PATIENCE}, **more)
 
 
 @contextlib.contextmanager
 def plain_door(folder: Path, model: str = "echo", **environment: str) -> Iterator[Door]:
     with _process(folder, model, environment) as (process, url):
         yield Door(process, url)
+
+
+@contextlib.contextmanager
+def embedded_door(folder: Path, **environment: str) -> Iterator[Door]:
+    """The trained router on llama.cpp."""
+    with plain_door(folder, "real", MODEL_REPO="embedded", **environment) as door:
+        door.serves = ("llamacpp", "gguf", "embedded")
+        yield door
+
+
+@contextlib.contextmanager
+def llama_server_door(folder: Path, **environment: str) -> Iterator[Door]:
+    """The trained router behind llama.cpp's own server."""
+    with llama_server(KEY) as url, _before(url, NAME, folder, environment) as door:
+        yield door
+
+
+@contextlib.contextmanager
+def vllm_door(folder: Path, **environment: str) -> Iterator[Door]:
+    """The trained router behind a vLLM, which `make doors` sets up."""
+    with vllm() as url, _before(url, "router", folder, environment) as door:
+        yield door
+
+
+@contextlib.contextmanager
+def _before(url: str, model: str, folder: Path, environment: dict[str, str]) -> Iterator[Door]:
+    with plain_door(folder, "real", MODEL_REPO=url, UPSTREAM_API_KEY=KEY, SLOTS="2", **environment) as door:
+        door.serves = ("upstream", "served", model)
+        yield door
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
-"""Runs `app.py` as the hub does, with an echo for a model, or with torch and a stand-in for its CUDA.
+"""Runs `app.py` as the hub does: with an echo for a model, with torch and a stand-in for its CUDA, or as it is.
 
-python tests/fakes/space_app.py echo|torch [FOLDER WITH A SPACE'S FILES]
+python tests/fakes/space_app.py echo|torch|real [FOLDER WITH A SPACE'S FILES]
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def main() -> None:
         from tests.fakes import cuda as fake_cuda
 
         fake_cuda.install()
-    else:
+    elif sys.argv[1] == "echo":
         sys.modules["torch"] = None  # type: ignore[assignment] # `spaces` does without, and starts in a third of the time
         teach_the_echo()
     sys.argv = [str(SPACE / "app.py")]

@@ -67,6 +67,16 @@ def test_own_classes_get_plans_that_keep_rules_and_schema(
         assert plan["route_plan"], "a route is never empty"
 
 
+def test_an_item_for_which_no_room_is_left_does_not_come() -> None:
+    """It was planned, and the text before it took what it needed: it would be an ellipsis above the budget."""
+    (model,) = (each for each in OWN if each.__name__ == "Optional")
+    writer = SchemaWriter(RandomModel(), partial(with_plans, tools=TOOLS))
+    schema = json.dumps(model.model_json_schema())
+    request = GenerateRequest("t", "p", SamplingParams(337, seed=146583), "json", schema=schema)
+    text = "".join(chunk.text for chunk in writer.write(request, lambda: False))
+    assert len(text.encode()) <= 337 and '"…"' not in text
+
+
 @pytest.mark.parametrize("missing", KEYS)
 def test_schema_that_lacks_a_key_is_a_plan_without_it(missing: str) -> None:
     plan = Plan.model_json_schema()

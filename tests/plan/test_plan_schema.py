@@ -1,10 +1,9 @@
-import json
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from router_backend.plan.schema import DIFFICULTIES, KEYS, OPTIONAL_METRICS, Metrics, Plan, to_text
+from router_backend.plan.schema import DIFFICULTIES, KEYS, OPTIONAL_METRICS, Metrics, Plan
 
 LISTS = ("route_plan", "expected_artifacts", "thinking_outline", "todo_list", "tags", "acceptance_criteria")
 TEXTS = ("route_rationale", "handoff_plan")
@@ -123,9 +122,3 @@ def test_an_optional_metric_is_a_text_or_an_object(key: str) -> None:
 @pytest.mark.parametrize("key", OPTIONAL_METRICS)
 def test_an_optional_metric_is_there_or_is_not_but_never_null(key: str) -> None:
     assert refused_at({**plan(), "metrics": {**plan()["metrics"], key: None}})
-
-
-def test_the_reference_form() -> None:
-    assert to_text({"a": ["é 😀", 'x"\\'], "b": {"c": 1}}) == '{"a": ["é 😀", "x\\"\\\\"], "b": {"c": 1}}'
-    assert json.loads(to_text(plan())) == plan()
-    assert list(json.loads(to_text(plan()))) == list(KEYS)

@@ -18,7 +18,7 @@ from router_backend.errors import BudgetTooSmall, ContextOverflow, PlanError
 from router_backend.plan import grammar
 from router_backend.plan.budget import Costs
 from router_backend.plan.rules import validate
-from router_backend.plan.schema import KEYS, to_text
+from router_backend.plan.schema import KEYS
 from router_backend.plan.script import PlanScript
 from router_backend.plan.write import PlanWriter
 from router_backend.types import Chunk, GenerateRequest, ModelInfo, SamplingParams
@@ -71,7 +71,7 @@ class Wild:
 
 
 def write(limit: int, costs: Costs, count: Callable[[str], int], wild: Wild) -> PlanScript:
-    script = PlanScript(limit, costs, count)
+    script = PlanScript(limit, count, costs)
     stages = script.stages()
     try:
         ask = next(stages)
@@ -90,7 +90,7 @@ def assert_whole(script: PlanScript, limit: int, count: Callable[[str], int], to
     plan, findings = validate(value, tools)
     assert plan is not None and not findings, findings
     assert tuple(value) == KEYS
-    assert to_text(value) == script.text, "the reference form"
+    assert json.dumps(value, ensure_ascii=False) == script.text, "the reference form"
     assert count(script.text) <= limit
     return dict(value)
 

@@ -187,6 +187,21 @@ def test_optional_fields_and_items_come_where_there_is_room() -> None:
     assert any(len(write(model, field(**items), 300, seed)[0]["a"]) > 2 for seed in range(8))
 
 
+@pytest.mark.parametrize("limit", range(22, 61))
+def test_an_open_object_is_asked_for_in_a_small_budget_too(limit: int) -> None:
+    model = RandomModel(b'"ab')
+    values = [write(model, json.loads(ANYTHING), limit, seed)[0] for seed in range(8)]
+    assert any(values) and model.seen
+    inner = field(type="object")
+    assert any(write(model, inner, limit + len('{"a": }'), seed)[0]["a"] for seed in range(8))
+
+
+def test_an_open_object_is_empty_unasked_only_where_nothing_fits() -> None:
+    model = RandomModel(b'"ab')
+    assert write(model, json.loads(ANYTHING), smallest(SchemaWriter(model), json.loads(ANYTHING)))[0] == {}
+    assert not model.seen
+
+
 def test_recursion_ends_where_the_budget_does() -> None:
     def depth(tree: Json) -> int:
         return 1 + max(map(depth, tree["kids"]), default=0)
@@ -279,6 +294,122 @@ def test_no_value_of_a_set_comes_twice() -> None:
     kind = {"type": "array", "uniqueItems": True, "items": {"enum": ["x", "y", "z"]}}
     sets = [write(RandomModel(b',"'), field(**kind, minItems=2), 200, seed)[0]["a"] for seed in range(12)]
     assert any(len(each) == 3 for each in sets) and all(len(set(each)) == len(each) >= 2 for each in sets)
+
+
+SETS: list[Json] = [
+    {"type": "string"},
+    {"type": "string", "maxLength": 2},
+    {"type": "string", "pattern": "^[ab]{1,3}$"},
+    {"type": "string", "format": "uuid"},
+    {"type": "integer"},
+    {"type": "number"},
+    {"type": "integer", "minimum": 1, "maximum": 5},
+    {"type": "integer", "minimum": 1},
+    {"type": "integer", "minimum": 0, "maximum": 1000, "multipleOf": 50},
+    {"type": "integer", "exclusiveMaximum": -5, "multipleOf": 3},
+    {"type": ["string", "null"]},
+    {"anyOf": [{"enum": ["x", "y"]}, {"type": "integer", "minimum": 1, "maximum": 2}, {"type": "null"}]},
+    {"anyOf": [{"type": "number"}, {"type": "string", "pattern": "^[ab]$"}, {"type": "boolean"}]},
+]
+
+
+@pytest.mark.parametrize("items", SETS, ids=json.dumps)
+def test_no_value_of_a_set_of_any_kind_comes_twice(items: Json) -> None:
+    """As pydantic writes `set[str]`."""
+    kind = {"type": "array", "uniqueItems": True, "items": items, "minItems": 3, "maxItems": 5}
+    model = RandomModel(b',"')
+    least = smallest(SchemaWriter(model), field(**kind))
+    for seed, extra in enumerate((0, 5, 20, 60, 300)):
+        write(model, field(**kind), least + extra, seed)
+
+
+@pytest.mark.parametrize("items", [{"type": "string"}, {"type": "integer"}, {"type": "number", "minimum": 0.5}])
+def test_a_set_is_one_where_the_checkpoint_repeats_itself_and_a_grammar_takes_nothing_away(items: Json) -> None:
+    echo = EchoModel(script=lambda asked: "," if "CHOICE" in (asked.grammar or "") else '1111"')
+    kind = {"type": "array", "uniqueItems": True, "items": items, "minItems": 3, "maxItems": 4}
+    assert len(write(echo, field(**kind), 300)[0]["a"]) >= 3
+
+
+NAMED: list[Json] = [
+    {"propertyNames": {"format": "uuid"}},
+    {"propertyNames": {"pattern": "^[a-c]{1,2}$"}},
+    {"propertyNames": {"minLength": 2, "maxLength": 4}},
+    {"patternProperties": {"^x-[0-9]{2}$": {"type": "integer"}}, "additionalProperties": False},
+    {"patternProperties": {"^[a-z]{3}$": {"type": "integer"}}},
+    {"additionalProperties": {"type": "integer"}, "properties": {"a": {"type": "null"}}, "required": ["a"]},
+    {"additionalProperties": {"type": "integer"}},
+]
+
+
+@pytest.mark.parametrize("kind", NAMED, ids=json.dumps)
+@pytest.mark.parametrize(("least", "most"), [(0, 9), (2, 3), (3, 3)])
+def test_names_and_their_number_are_kept(kind: Json, least: int, most: int) -> None:
+    schema = field(
+        type="object", **({"additionalProperties": {"type": "integer"}} | kind), minProperties=least, maxProperties=most
+    )
+    model = RandomModel(b',"')
+    smallest_of = smallest(SchemaWriter(model), schema)
+    counts = {len(write(model, schema, smallest_of + extra, extra)[0]["a"]) for extra in (0, 3, 30, 100, 400)}
+    assert max(counts) >= max(1, least)
+
+
+WRITTEN_ELSEWHERE: dict[str, Json] = {
+    "TypeBox closes what it composes": {
+        "allOf": [{"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}],
+        "properties": {"b": {"type": "integer"}},
+        "required": ["b"],
+        "unevaluatedProperties": False,
+    },
+    "a reference that is closed": {
+        "$ref": "#/$defs/A",
+        "unevaluatedProperties": False,
+        "$defs": {"A": {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}},
+    },
+    "branches that are closed": {
+        "type": "object",
+        "anyOf": [
+            {"properties": {"k": {"const": "a"}, "x": {"type": "integer"}}, "required": ["k", "x"]},
+            {"properties": {"k": {"const": "b"}}, "required": ["k"]},
+        ],
+        "unevaluatedProperties": False,
+    },
+    "a tuple that is closed": field(
+        type="array", prefixItems=[{"type": "integer"}], unevaluatedItems=False, minItems=1
+    ),
+    "z.never()": {
+        "type": "object",
+        "properties": {"a": {"anyOf": [{"type": "integer"}, {"not": {}}]}, "b": {"not": {}}},
+        "required": ["a"],
+    },
+    "pydantic's Decimal": field(
+        anyOf=[{"type": "number"}, {"type": "string", "pattern": r"^(?!^[-+.]*$)[+-]?0*\d*\.?\d*$"}]
+    ),
+    "pydantic's Decimal with places": field(
+        anyOf=[
+            {"type": "number", "exclusiveMinimum": 0},
+            {
+                "type": "string",
+                "pattern": r"^(?!^[-+.]*$)[+-]?0*(?:\d{0,3}|(?=[\d.]{1,6}0*$)\d{0,3}\.\d{0,2}0*$)",
+            },
+        ]
+    ),
+    "a rule for passwords": field(type="string", pattern=r"^(?=.*\d)(?=.*[a-z])(?!.*\s).{8,12}$"),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN_ELSEWHERE)
+def test_what_others_write_is_kept(name: str) -> None:
+    schema, model = WRITTEN_ELSEWHERE[name], RandomModel(b'",}a0')
+    for seed, extra in enumerate((0, 4, 60, 200)):
+        write(model, schema, smallest(SchemaWriter(model), schema) + extra, seed)
+
+
+def test_bounds_of_draft_4_and_openapi_3_0() -> None:
+    kind = {"type": "integer", "minimum": 0, "exclusiveMinimum": True, "maximum": 2, "exclusiveMaximum": False}
+    for schema in (field(**kind), field(allOf=[kind], nullable=False)):
+        request = GenerateRequest("t", "p", SamplingParams(60), "json", schema=json.dumps(schema))
+        said = "".join(each.text for each in SchemaWriter(RandomModel(b"0")).write(request, lambda: False))
+        assert json.loads(said)["a"] in (1, 2)
 
 
 def test_a_tuple_is_written_whole() -> None:

@@ -39,7 +39,7 @@ KEYS = f"alice:{ALICE},bob:{BOB}"
 # What a request of 64 kB may cost: seconds of processor for which nothing else runs in the loop, and bytes.
 HELD_SECONDS, HELD_BYTES = 0.05, 64 << 20
 LONGEST = 64_000
-MANY = int(os.environ.get("ATTACKS", "60"))  # `ATTACKS=20000 pytest -k row_28` is an hour of it
+MANY = int(os.environ.get("ATTACKS", "60"))  # `ATTACKS=20000 pytest --timeout 0 -k row_28` is an hour of it
 
 
 class Watch:
@@ -177,6 +177,12 @@ PATTERNS = st.recursive(
 NAMES = st.sampled_from(["a", "b", "c", "pattern", "$ref"]) | st.text(max_size=4)
 LEAVES = st.one_of(
     st.builds(lambda regex: {"type": "string", "pattern": regex}, PATTERNS),
+    st.builds(
+        lambda ahead, mark, regex: {"type": "string", "pattern": f"^(?{mark}{ahead}){regex}"},
+        PATTERNS,
+        st.sampled_from("=!"),
+        PATTERNS,
+    ),
     st.builds(lambda name: {"$ref": f"#/$defs/{name}"}, st.sampled_from("abc")),
     st.sampled_from([{}, True, {"type": "null"}, {"type": ["string", "number"]}, {"format": "uuid"}, {"$ref": "#"}]),
     st.builds(lambda values: {"enum": values}, st.lists(st.integers() | st.text(max_size=9), max_size=40)),
@@ -185,7 +191,20 @@ SCHEMAS = st.recursive(
     LEAVES,
     lambda inner: st.one_of(
         st.builds(lambda several, times: {"anyOf": several * times}, st.lists(inner, min_size=1), st.integers(1, 60)),
-        st.builds(lambda each: {"type": "array", "items": each}, inner),
+        st.builds(
+            lambda each, unique, least: {"type": "array", "items": each, "uniqueItems": unique, "minItems": least},
+            inner,
+            st.booleans(),
+            st.integers(0, 9),
+        ),
+        st.builds(
+            lambda each, regex, least: (
+                {"propertyNames": {"pattern": regex}, "minProperties": least} | {"additionalProperties": each}
+            ),
+            inner,
+            PATTERNS,
+            st.integers(0, 9),
+        ),
         st.builds(lambda each: {"type": "object", "properties": each}, st.dictionaries(NAMES, inner, max_size=8)),
     ),
     max_leaves=30,

@@ -434,6 +434,7 @@ def test_row_20_health_loading_and_failed(monkeypatch: pytest.MonkeyPatch) -> No
         assert go.wait(20)
         raise error
 
+    monkeypatch.setattr("router_backend.service.host.pause", lambda times: 1000.0)
     with app(skip_warm_start=True, ready=False) as echo:
         monkeypatch.setattr(echo.service.host, "load", load)
         echo.client.portal.call(echo.service.host.begin)

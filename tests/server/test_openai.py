@@ -464,9 +464,14 @@ def test_schema_is_kept_within_max_tokens_and_streams(random_app: App) -> None:
         assert isinstance(value["a"], str) and value["b"] in (1, 2) and len(text.encode()) <= 60
 
 
-def test_json_object_is_any_object(random_app: App) -> None:
-    answer = answered(chat(random_app, response_format={"type": "json_object"}, max_tokens=80))
-    assert isinstance(json.loads(answer["choices"][0]["message"]["content"]), dict)
+@pytest.mark.parametrize("budget", [30, 80])
+def test_json_object_is_any_object(random_app: App, budget: int) -> None:
+    def said(seed: int) -> object:
+        body = {"response_format": {"type": "json_object"}, "max_tokens": budget, "seed": seed}
+        return json.loads(answered(chat(random_app, **body))["choices"][0]["message"]["content"])
+
+    objects = [said(seed) for seed in range(12)]
+    assert all(isinstance(each, dict) for each in objects) and any(objects), "the model is asked for its members"
 
 
 def test_row_14_schema_that_does_not_fit_names_the_smallest_budget(random_app: App) -> None:

@@ -239,6 +239,9 @@ def test_none_is_text_by_the_rule_of_no_format(echo: App) -> None:
     [
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tools": [ADD], "tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice"),
+        ({"tools": [ADD], "tool_choice": "any"}, "tool_choice"),
+        ({"tools": [ADD], "tool_choice": {"type": "function"}}, "tool_choice.function"),
+        ({"functions": [ADD["function"]], "function_call": "any"}, "function_call"),
         ({"tools": [ADD, ADD]}, "tools"),
         ({"tools": [ADD], "functions": [ADD["function"]]}, "functions"),
         ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools.0.type"),
@@ -413,7 +416,7 @@ def test_object_that_shows_a_schema_in_a_field_is_kept(drawn: App) -> None:
         'As JSON:\n{"person": "by the schema {not one}", "other": 1}',
         'The schema: {"properties": {"a": {"type": "string"}}}.',
         'In JSON, by the schema {"type": "object"}',
-        'In JSON, by the schema {"properties": {"a": {"not": {}}}}',
+        'In JSON, by the schema {"properties": {"a": {"if": {}}}}',
         "json schema " + "{" * 5000,
     ],
 )

@@ -538,6 +538,78 @@ def test_retry_after_is_the_time_to_the_next_attempt() -> None:
     go(main())
 
 
+class Alarms:
+    """The timers of an event loop that are set for longer than any test takes: they go off when the test says so."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        loop = asyncio.get_running_loop()
+        self._set, self._later = list[tuple[float, asyncio.TimerHandle, Callable[[], object]]](), loop.call_later
+        monkeypatch.setattr(loop, "call_later", self._note)
+
+    def _note(self, delay: float, callback: Callable[..., object], *args: object) -> asyncio.TimerHandle:
+        handle = self._later(delay, callback, *args)
+        if delay >= 1000:
+            self._set.append((delay, handle, lambda: callback(*args)))
+        return handle
+
+    @property
+    def seconds(self) -> list[float]:
+        return [delay for delay, handle, _ in self._set if not handle.cancelled()]
+
+    def go_off(self) -> None:
+        due, self._set = self._set, []
+        for _, handle, ring in due:
+            if not handle.cancelled():
+                handle.cancel()
+                ring()
+
+
+def test_a_failed_load_is_tried_again_without_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind a readiness probe none comes."""
+    monkeypatch.setattr("router_backend.service.host.pause", lambda times: 1000.0 * times)
+
+    async def main() -> None:
+        gate, free, calls, alarms = Gate(is_open=True), threading.Event(), list[float](), Alarms(monkeypatch)
+        free.set()
+        broken = blocking(gate, free, fault=LoadError("gone"), calls=calls)
+        service = service_of(gate, broken, allow_warm_start_failure=True)
+        await service.start()
+        for attempts, pause in enumerate((2000, 3000, 4000), 1):
+            await become(lambda: service.health().status == "failed")
+            assert (len(calls), alarms.seconds) == (attempts, [pause])
+            alarms.go_off()
+        await become(lambda: service.health().status == "failed")
+        service.host.retry_at = time.monotonic()
+        with pytest.raises(NotReady):
+            await service.answer(work())
+        assert (len(calls), alarms.seconds) == (5, [6000]), "a request was first, so the timer before it is off"
+        service.host.load = blocking(gate, free, calls=calls)
+        alarms.go_off()
+        await become(lambda: service.health().status == "ok")
+        assert (len(calls), alarms.seconds) == (6, [])
+
+    go(main())
+
+
+@pytest.mark.parametrize("allow", [True, False])
+def test_nothing_is_tried_again_after_the_end_or_where_a_failure_is_fatal(
+    monkeypatch: pytest.MonkeyPatch, allow: bool
+) -> None:
+    monkeypatch.setattr("router_backend.service.host.pause", lambda times: 1000.0)
+
+    async def main() -> None:
+        gate, free, alarms = Gate(), threading.Event(), Alarms(monkeypatch)
+        free.set()
+        service = service_of(gate, blocking(gate, free, fault=LoadError("gone")), allow_warm_start_failure=allow)
+        await service.start()
+        await become(lambda: service.health().status == "failed")
+        assert alarms.seconds == [1000] * allow
+        await service.close()
+        assert alarms.seconds == []
+
+    go(main())
+
+
 # End
 
 

@@ -144,7 +144,11 @@ def test_row_22_livez_fails_where_no_engine_helps(free: threading.Event, monkeyp
     go(main)
 
 
-def test_row_22_livez_fails_where_a_lost_engine_cannot_be_replaced(free: threading.Event) -> None:
+def test_row_22_livez_fails_where_a_lost_engine_cannot_be_replaced(
+    free: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("router_backend.service.host.pause", lambda times: 1000.0 * (times > 0))
+
     def fails(model: EchoModel) -> None:
         raise LoadError("no memory for a second one")
 
@@ -168,6 +172,7 @@ def test_row_22_livez_fails_where_a_lost_engine_cannot_be_replaced(free: threadi
 
 def test_row_22_livez_says_so_to_who_restarts_processes(free: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
     """A supervisor reads the status alone: this engine hangs, and so does the next, which is the same."""
+    monkeypatch.setattr("router_backend.service.host.pause", lambda times: 1000.0 * (times > 0))
     with app(watchdog_timeout=1) as echo:
         assert echo.client.get("/livez").status_code == 200
         monkeypatch.setattr(echo.service.host, "load", lambda report: trial.passed(echo.model, 1))

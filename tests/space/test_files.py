@@ -20,7 +20,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from router_backend.settings import DEFAULT_FALLBACKS, Settings
-from router_tools.deploy import declared, files
+from router_tools.deploy import state
 from tests.fakes.running import answers, until
 
 ROOT = Path(__file__).parents[2]
@@ -60,11 +60,11 @@ def test_the_front_matter_says_what_the_project_is_tested_with(front: dict[str, 
 
 
 def test_the_declared_state_is_one_that_the_server_reads(front: dict[str, Any]) -> None:
-    state = declared.read(ROOT)
+    wanted = state.declared(ROOT)
     known = {name.upper() for name in Settings.model_fields} | NOT_OURS
-    assert {*state.variables, *state.secrets} <= known
-    assert state.hardware == front["suggested_hardware"] == "zero-a10g"
-    assert not {*state.variables} & {"HF_TOKEN", "ROUTER_API_KEYS", "ADMIN_KEY"}
+    assert {*wanted.variables, *wanted.secrets} <= known
+    assert wanted.hardware == front["suggested_hardware"] == "zero-a10g"
+    assert not {*wanted.variables} & {"HF_TOKEN", "ROUTER_API_KEYS", "ADMIN_KEY"}
 
 
 def pins() -> dict[str, str]:
@@ -105,7 +105,7 @@ def test_the_requirements_resolve_on_the_spaces_python(front: dict[str, Any], tm
 def space(tmp_path: Path) -> Path:
     """A folder with what `deploy` uploads, and nothing else."""
     folder = tmp_path / "space"
-    for name in files.listed(ROOT):
+    for name in state.files(ROOT):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, folder / name)
     return folder
@@ -157,7 +157,7 @@ def test_the_uploaded_files_alone_start_and_answer(space: Path) -> None:
 
 
 def test_what_the_space_imports_is_what_it_installs() -> None:
-    lines = "\n".join((ROOT / name).read_text("utf-8") for name in files.listed(ROOT) if name.endswith(".py"))
+    lines = "\n".join((ROOT / name).read_text("utf-8") for name in state.files(ROOT) if name.endswith(".py"))
     imported = set(re.findall(r"^(?:from|import) ([a-z_0-9]+)", lines, re.MULTILINE))
     distributions = packages_distributions()
     # A cluster is not run on a Space.

@@ -15,7 +15,7 @@ from playwright.sync_api import Page, expect
 
 from router_backend.plan.rules import validate
 from router_backend.settings import DEFAULT_FALLBACKS
-from router_tools.deploy import files
+from router_tools.deploy import state
 from tests.fakes import tiny
 from tests.fakes.browser import browser, page
 from tests.fakes.hub import FakeHub, fake_hub
@@ -33,7 +33,7 @@ ADMIN = {"authorization": "Bearer ADMIN-KEY"}
 def sent(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files of an upload, in a folder with nothing else."""
     folder = tmp_path_factory.mktemp("sent") / "space"
-    for name in files.listed(ROOT):
+    for name in state.files(ROOT):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, folder / name)
     return folder

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import math
@@ -85,6 +86,23 @@ def test_calibrate_keeps_the_temperature_beside_the_checkpoint(tmp_path: Path, m
     assert kept["after"]["surprise"] < kept["before"]["surprise"]
     assert said[0].startswith("before: 30 rows") and said[1].startswith("after:  30 rows")
     assert temperature != 1
+
+
+def test_calibrate_keeps_nothing_that_does_not_help(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The echo is always right in one half of the rows and always wrong in the other: no temperature suits both."""
+    monkeypatch.setenv("ENGINE", "echo")
+    half_of = {"math": 0, "code": 1}
+    prompts = [f"no {index}: {word}" for index in range(60) for word in half_of]
+    data = rows(
+        tmp_path,
+        [each for each in prompts if hashlib.sha256(each.encode()).digest()[0] % 2 == half_of[each.split(": ")[1]]],
+    )
+    result = CliRunner().invoke(commands, ["calibrate", str(data), "--candidate", "echo"])
+    assert result.exit_code == 0, result.output
+    *_, before, after, last = result.stdout.splitlines()
+    assert before.startswith("before: ") and after.startswith("after:  ")
+    assert last.startswith("nothing is kept: on rows that it was not fitted on, a temperature does not help")
+    assert not Path("echo.calibration.json").exists()
 
 
 def test_calibrate_wants_enough_rows_of_known_tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from router_backend import cli
 from router_backend.checkpoints.ladder import Attempt, Candidate, Rung
 from router_backend.errors import HubError, InvalidRequest, SettingsError
 from router_backend.settings import load_settings
-from router_tools.deploy import DeployOptions, declared, deploy, files
+from router_tools.deploy import DeployOptions, deploy, state
 from tests.fakes.running import served
 from tests.fakes.spaces_hub import TOKEN, FakeSpacesHub, fake_spaces_hub
 
@@ -211,7 +211,7 @@ def test_the_last_line_says_that_a_stand_in_answers(run: Runs, hub: FakeSpacesHu
 
 
 def test_a_refused_sleep_time_is_said_and_harms_nothing(run: Runs, hub: FakeSpacesHub, clone: Path) -> None:
-    (clone / declared.PLACE).write_text(STATE.replace("null", "3600"))
+    (clone / state.PLACE).write_text(STATE.replace("null", "3600"))
     hub.refuses["/sleeptime"] = (400, "Sleep time cannot be changed on ZeroGPU")
     assert run() == 0
     assert "refuses the sleep time of 3600 s (400, Sleep time cannot be changed on ZeroGPU)" in run.text
@@ -290,7 +290,7 @@ def test_what_cannot_be_is_one_sentence(
     options |= {key: value for key, value in change.items() if key in options}
     given = {"hf_endpoint": hub.url, "hf_hub_offline": False, "hf_token": TOKEN, **change}
     if "root" in change:
-        (clone / declared.PLACE).parent.rename(clone / "elsewhere")
+        (clone / state.PLACE).parent.rename(clone / "elsewhere")
         error, words = SettingsError, "cannot be read"
     settings = load_settings(**{key: value for key, value in given.items() if key not in options})
     with pytest.raises(error, match=words):
@@ -309,20 +309,20 @@ def test_what_cannot_be_is_one_sentence(
     ],
 )
 def test_a_wrong_declaration_names_what_is_wrong(tmp_path: Path, text: str, words: str) -> None:
-    (tmp_path / declared.PLACE).parent.mkdir()
-    (tmp_path / declared.PLACE).write_text(text)
+    (tmp_path / state.PLACE).parent.mkdir()
+    (tmp_path / state.PLACE).write_text(text)
     with pytest.raises(SettingsError, match=words):
-        declared.read(tmp_path)
+        state.declared(tmp_path)
 
 
 def test_only_a_clone_has_a_list_of_files(clone: Path, tmp_path: Path) -> None:
-    assert files.listed(clone) == NEEDED
+    assert state.files(clone) == NEEDED
     (clone / "app.py").unlink()
     with pytest.raises(InvalidRequest, match=r"lacks app\.py"):
-        files.listed(clone)
+        state.files(clone)
     (tmp_path / "bare").mkdir()
     with pytest.raises(InvalidRequest, match="no git checkout"):
-        files.listed(tmp_path / "bare")
+        state.files(tmp_path / "bare")
 
 
 def test_the_command_says_what_is_wrong(hub: FakeSpacesHub) -> None:

@@ -295,7 +295,7 @@ def test_llama_cpp_computes_what_peft_does(base: Path, base_gguf: Path, trained:
     assert isinstance(served, llamacpp.LlamaCppModel)
     try:
         asked = {"prompt": IDS[0].tolist(), "n_predict": 1, "n_probs": 40, "temperature": 0}
-        (said,) = served._child.ask("/completion", asked)[1]["completion_probabilities"]
+        (said,) = served._child.ask("completion", asked)["completion_probabilities"]
     finally:
         served.close()
     assert len(said["top_logprobs"]) == 40

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,14 @@ from router_backend import cli
 from router_backend.checkpoints.adapter import ADAPTER
 from router_backend.errors import CandidateError, InvalidRequest
 from router_backend.plan.prompt import BUDGET_KEY
-from router_backend.plan.schema import to_text
 from router_backend.settings import load_settings
 from router_tools.train import TrainOptions, train
 from router_tools.train.examples import CONTRACT, Example, Examples, batches, collate
 from router_tools.train.model import load_base, with_adapter
 from router_tools.train.options import learning_rate
 from tests.tools.test_train_rows import TOOLS, reference_plan, row
+
+to_text = partial(json.dumps, ensure_ascii=False)
 
 pytestmark = pytest.mark.torch
 TEMPLATE = (

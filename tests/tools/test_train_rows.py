@@ -6,6 +6,7 @@ import json
 import random
 import re
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from router_backend.errors import InvalidRequest
 from router_backend.plan.budget import Costs
 from router_backend.plan.prompt import router_prompt, with_budget
 from router_backend.plan.rules import validate
-from router_backend.plan.schema import to_text
 from router_tools.train.rows import Row, note_of, read_rows, split
 from router_tools.train.shorten import balanced, shorten, shorter, shorter_call, shorter_note
+
+to_text = partial(json.dumps, ensure_ascii=False)
 
 pytestmark = pytest.mark.torch  # which the package asks for
 TOOLS = ("/general-search", "/math", "/code")

@@ -26,7 +26,7 @@ def said(text: str, ask: Ask) -> Reply:
 
 def written(answers: dict[str, list[str]]) -> tuple[dict[str, object], list[Ask]]:
     """A plan with these replies for some fields and a word for the others, and what was asked."""
-    script = PlanScript(2000, Costs(count, TOOLS), count)
+    script = PlanScript(2000, count, Costs(count, TOOLS))
     asked: list[Ask] = []
     stages = script.stages()
     ask = next(stages)

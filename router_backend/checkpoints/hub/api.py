@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import httpx2
 from huggingface_hub import HfApi, constants, get_session, get_token, hf_hub_url
 from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined] # exported lazily
 
 from router_backend import __version__
 from router_backend.checkpoints.hub.child import Trouble
@@ -25,7 +26,7 @@ T = TypeVar("T")
 _NAME = "router-backend"
 _WORTH_A_RETRY = {408, 429, 500, 502, 503, 504}
 _TOKEN = re.compile(r"[\x21-\x7e]+")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+COMMIT = re.compile(r"[0-9a-f]{40}")
 _HASH = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")  # git's, or SHA-256
 
 # Else the library would first ask the public hub for a list, only to name its user agent.
@@ -95,7 +96,7 @@ class HubApi:
                         f"{each.rfilename!r} ({etag}); nothing of it is fetched"
                     )
                 files[each.rfilename] = HubFile(each.rfilename, int(each.size or 0), etag)
-            if not _COMMIT.fullmatch(found.sha or ""):
+            if not COMMIT.fullmatch(found.sha or ""):
                 raise ValueError("no commit")
             return str(found.sha), files
 
@@ -109,10 +110,9 @@ class HubApi:
     def read(self, candidate: Candidate, commit: str, name: str, start: int, count: int) -> bytes:
         """At most `count` bytes of a file. Raises CandidateError."""
         url = hf_hub_url(candidate.repo, name, revision=commit, endpoint=self._endpoint)
-        headers = {"user-agent": f"{_NAME}/{__version__}", "accept-encoding": "identity"}
-        headers["range"] = f"bytes={start}-{start + count - 1}"
-        if token := self._token:  # the session leaves it out where a redirect leads to another host
-            headers["authorization"] = f"Bearer {token}"
+        # The session leaves the token out where a redirect leads to another host.
+        headers = build_hf_headers(token=self._token or False, library_name=_NAME, library_version=__version__)
+        headers |= {"accept-encoding": "identity", "range": f"bytes={start}-{start + count - 1}"}
 
         def ask() -> bytes:
             with get_session().stream("GET", url, headers=headers, timeout=self.timeout) as answer:
@@ -162,22 +162,19 @@ class HubApi:
     def explained(self, candidate: Candidate, trouble: Trouble) -> CandidateError:
         seconds = f"{self.timeout:g} seconds (HUB_TIMEOUT)"
         host, text = self.host, trouble.text
-        if trouble.kind == "silent":
-            return Unreachable(f"{host} did not answer within {seconds}: try again later")
-        if trouble.kind == "unreachable":
-            return Unreachable(f"cannot reach {host} ({text}): check the network, or HF_ENDPOINT")
-        if trouble.kind == "broke off":
-            return Unreachable(f"{host} broke off ({text}): try again later")
-        if trouble.status == 416:
-            trouble = Trouble("cut short")
+        kind = "cut short" if trouble.status == 416 else trouble.kind
         said = {
+            "silent": f"{host} did not answer within {seconds}: try again later",
+            "unreachable": f"cannot reach {host} ({text}): check the network, or HF_ENDPOINT",
+            "broke off": f"{host} broke off ({text}): try again later",
             "cut short": f"{host} has less of a file of {candidate.repo} than it lists: try again later",
             "damaged": f"{text} arrived damaged (its hash is wrong): try again",
             "disk": f"cannot keep {candidate.repo} in {constants.HF_HUB_CACHE} ({text}): "
             "make room there, or let HF_HOME name another folder",
             "strange": f"{host} does not answer as a hub does{text and f' ({text})'}: check HF_ENDPOINT",
         }
-        return CandidateError(said.get(trouble.kind) or self._refusal(candidate, trouble))
+        away = kind in ("silent", "unreachable", "broke off")
+        return (Unreachable if away else CandidateError)(said.get(kind) or self._refusal(candidate, trouble))
 
     @property
     def _token(self) -> str | None:

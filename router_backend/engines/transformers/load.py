@@ -48,7 +48,8 @@ def load(rung: Rung, settings: Settings, path: Path, **parts: Any) -> DecodedMod
         RungError: it does not load in this precision. Nothing of it stays in memory.
         SettingsError: the drafter file is wrong.
     """
-    device = "cpu" if rung.strategy == "cpu" or settings.model_device == "cpu" or not _has_cuda() else "cuda"
+    on_cpu = "cpu" in (rung.strategy, settings.model_device) or not torch.cuda.is_available()
+    device = "cpu" if on_cpu else "cuda"
     if settings.model_device == "cuda" and device == "cpu":
         raise RungError("MODEL_DEVICE=cuda, and torch sees no accelerator here")
     if not sys.stderr.isatty():
@@ -63,7 +64,7 @@ def _load(folder: Path, device: str, rung: Rung, settings: Settings, parts: dict
     wanted, trusted = settings.prompt_format, settings.trust_remote_code
     rehearse(folder, wanted, trusted=trusted, patience=settings.watchdog_timeout)
     config, tokens = read(folder, wanted, trusted=trusted)
-    model = _weights(folder, config, trust_remote_code=settings.trust_remote_code, **precision(rung.strategy, device))
+    model = _weights(folder, config, trust_remote_code=trusted, **precision(rung.strategy, device))
     longest = getattr(config.get_text_config(), "max_position_embeddings", settings.context_length)
     context = min(settings.context_length, longest)
     # It decodes one request at a time, and keeps the prefixes of as many as there are slots.
@@ -124,10 +125,7 @@ def precision(strategy: str, device: str) -> dict[str, Any]:
         told["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=6.0)
     elif strategy == "4bit":
         told["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=best,
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=best
         )
     elif strategy == "native":
         told["dtype"] = "auto"
@@ -159,7 +157,3 @@ def _failure(error: BaseException) -> LoadError:
     if isinstance(error, OSError | SafetensorError):
         return CandidateError(f"broken checkpoint: {words_of(error)}")
     return RungError(words_of(error))
-
-
-def _has_cuda() -> bool:
-    return torch.cuda.is_available()

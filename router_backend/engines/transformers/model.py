@@ -122,10 +122,7 @@ class DecodedModel:
                     return Chunk(finish_reason="cancelled")
                 logs.append(sum(log_share(row, token) for row, token in zip(rows, ids, strict=True) if row is not None))
         except Exception as error:
-            self._runner.forget()  # what it keeps may be half of a pass
-            full = is_out_of_memory(error)
-            if not full:
-                raise
+            full = self._broke_off(error)
         if full:
             raise dropped()
         self._loop.weighed = len(prompt) + max(map(len, spelt))
@@ -150,17 +147,20 @@ class DecodedModel:
             self._runner.forget()
         self._latest_id = request.id
 
+    def _broke_off(self, error: Exception) -> bool:
+        """Whether a pass ran out of memory. Any other error is raised again."""
+        self._runner.forget()  # what it keeps may be half of a pass
+        if not is_out_of_memory(error):
+            raise error
+        return True
+
     def close(self) -> None:
         """Gives the memory back, the weights' too: the next rung may need it."""
         del self._runner, self._loop
         release_memory()
 
     def _answer(
-        self,
-        ids: Iterator[int],
-        prompt: Sequence[int],
-        stop: tuple[str, ...],
-        count: Count,
+        self, ids: Iterator[int], prompt: Sequence[int], stop: tuple[str, ...], count: Count
     ) -> Iterator[Chunk]:
         began = first = time.monotonic()
         cached = min(self._runner.cached(prompt), len(prompt) - 1)
@@ -176,10 +176,7 @@ class DecodedModel:
                 if text.stopped:
                     break
         except Exception as error:
-            self._runner.forget()  # what it keeps may be half of a pass
-            full = is_out_of_memory(error)
-            if not full:
-                raise
+            full = self._broke_off(error)
         if full:  # only here is the traceback gone, and with it the tensors in its frames
             raise dropped()
         now = time.monotonic()

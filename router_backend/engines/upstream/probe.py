@@ -6,12 +6,13 @@ A constraint is honoured by whoever answers with the one odd text that it allows
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
+from router_backend.engines.conversation import Message
 from router_backend.engines.upstream.wire import Refused, Wire
-from router_backend.errors import CandidateError, UpstreamError
+from router_backend.errors import CandidateError, EngineError, EngineLost, InvalidRequest, UpstreamDown, UpstreamError
 from router_backend.types import Constraint
 
 T = TypeVar("T")
@@ -44,14 +45,27 @@ def response_format(schema: str) -> dict[str, Any]:
     return {"response_format": {"type": "json_schema", "json_schema": described}}
 
 
+LLAMA_SERVER = Way("lark", "grammar", lambda said: {"grammar": f"%llguidance {{}}\n{said}"})
 WAYS = (
     Way("lark", "structured_outputs.grammar", lambda said: {"structured_outputs": {"grammar": said}}),
-    Way("lark", "grammar", lambda said: {"grammar": f"%llguidance {{}}\n{said}"}),
+    LLAMA_SERVER,
     Way("regex", "structured_outputs.regex", lambda said: {"structured_outputs": {"regex": said}}),
     Way("regex", "regex", lambda said: {"regex": said}),
     Way("schema", "response_format", response_format),
 )
 NOTHING = Way("none", "", lambda said: {})
+
+
+class Link(Protocol):
+    """The way to a server: a `Wire`, or a child process."""
+
+    def ask(self, path: str, body: Mapping[str, Any] | None = None) -> Any: ...  # noqa: ANN401
+
+    def stream(
+        self, path: str, body: Mapping[str, Any], headers: Mapping[str, str], cancelled: Callable[[], bool]
+    ) -> Iterator[dict[str, Any] | None]: ...
+
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,14 +126,29 @@ def probe(wire: Wire, named: str | None) -> Served:
     )
 
 
-def tokens(wire: Wire, model: str, text: str, *, add_special: bool = False, special: bool = False) -> tuple[int, ...]:
+def render(link: Link, served: Served, messages: list[Message]) -> str:
+    """A conversation as the model reads it, by llama-server's way or vLLM's. Raises ValueError where it refuses."""
+    thoughts = {"chat_template_kwargs": {"enable_thinking": False}}
+    chat = {"model": served.model, "messages": messages, "add_generation_prompt": True, **thoughts}
+    try:
+        if served.applies:
+            return str(link.ask("apply-template", chat)["prompt"])
+        ids = ids_in(link.ask("tokenize", chat))
+        return str(link.ask("detokenize", {"model": served.model, "tokens": ids})["prompt"])
+    except (EngineLost, UpstreamDown):
+        raise
+    except (EngineError, InvalidRequest, CandidateError, KeyError, TypeError) as error:
+        raise ValueError(str(error)) from None
+
+
+def tokens(link: Link, model: str, text: str, *, add_special: bool = False, special: bool = False) -> tuple[int, ...]:
     """Ids of a text. llama-server reads some of the fields, vLLM the others."""
     body = {
         "model": model,
         **{"content": text, "add_special": add_special, "parse_special": special},
         **{"prompt": text, "add_special_tokens": add_special},
     }
-    return ids_in(wire.ask("tokenize", body))
+    return ids_in(link.ask("tokenize", body))
 
 
 def ids_in(answer: object) -> tuple[int, ...]:

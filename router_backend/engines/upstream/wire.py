@@ -93,10 +93,8 @@ class Wire:
         calls: sent, and `retries` of them sent again; `failures` of calls by their error's code.
     """
 
-    def __init__(
-        self, url: str, key: str | None, silence: float, transport: httpx.AsyncBaseTransport | None = None
-    ) -> None:
-        """`silence`: seconds without a byte after which a call is given up. `transport`: to a unix socket, say."""
+    def __init__(self, url: str, key: str | None, silence: float) -> None:
+        """`silence`: seconds without a byte after which a call is given up."""
         self.url = url.rstrip("/").removesuffix("/v1")
         self.calls = self.retries = 0
         self.failures: Counter[str] = Counter()
@@ -110,7 +108,6 @@ class Wire:
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(silence, connect=min(silence, _CONNECT)),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=30),
-            transport=transport,
         )
 
     def ask(self, path: str, body: Mapping[str, Any] | None = None) -> Any:  # noqa: ANN401 - any JSON value

@@ -6,21 +6,13 @@ changes nothing. One that changes nothing anyway is taken.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
-from pydantic import (
-    Discriminator,
-    Field,
-    GetCoreSchemaHandler,
-    GetJsonSchemaHandler,
-    Tag,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import Discriminator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, Tag
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
-from router_backend.server.body import LARGEST_BUDGET, Body, Prompt, Stop, Text
+from router_backend.server.body import Body, Budget, Prompt, Stop, Text, unless
 from router_backend.types import is_blank
 
 MOST_CHOICES = 8
@@ -80,56 +72,42 @@ class CallBody(Body):
     index: int | None = None
 
 
+_ASSISTANTS = unless(lambda calls, of: calls and of.get("role") != "assistant", "only an assistant's message has calls")
+
+
 class MessageBody(Body):
     """A message. What a client may send back of an earlier answer is taken."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: (
+    content: Annotated[
         Annotated[
             Annotated[Text, Tag("(one)")]
             | Annotated[list[TextPart], Field(min_length=1, max_length=256), Tag("(list)")],
             _KIND,
         ]
-        | None
-    ) = Field(None, validate_default=True, description="Only an assistant's message may have none.")
-    name: Text | None = Field(None, validate_default=True)
+        | None,
+        unless(
+            lambda content, of: content is None and of.get("role") != "assistant",
+            "must be a text or a list of text parts",
+        ),
+    ] = Field(None, validate_default=True, description="Only an assistant's message may have none.")
+    name: Annotated[
+        Text | None,
+        unless(lambda name, of: name is None and of.get("role") == "function", "a function's message needs its name"),
+    ] = Field(None, validate_default=True)
     refusal: Text | None = None
     audio: Nothing = None
-    function_call: CalledBody | None = None
-    tool_calls: Annotated[list[CallBody], Field(max_length=128)] | None = None
-    tool_call_id: Text | None = Field(
-        None, validate_default=True, description="Of a tool's message: the call whose result this is."
-    )
+    function_call: Annotated[CalledBody | None, _ASSISTANTS] = None
+    tool_calls: Annotated[Annotated[list[CallBody], Field(max_length=128)] | None, _ASSISTANTS] = None
+    tool_call_id: Annotated[
+        Text | None,
+        unless(
+            lambda called, of: (of.get("role") == "tool") is (called is None),
+            "a tool's message needs it, and no other has one",
+        ),
+    ] = Field(None, validate_default=True, description="Of a tool's message: the call whose result this is.")
     annotations: NoList = None
     reasoning_content: Nothing = None
-
-    @field_validator("content")
-    @classmethod
-    def _people_say_something(cls, content: Any, info: ValidationInfo) -> Any:  # noqa: ANN401 - a text, parts or None
-        if content is None and info.data.get("role") != "assistant":
-            raise ValueError("must be a text or a list of text parts")
-        return content
-
-    @field_validator("name")
-    @classmethod
-    def _functions_have_names(cls, name: str | None, info: ValidationInfo) -> str | None:
-        if name is None and info.data.get("role") == "function":
-            raise ValueError("a function's message needs its name")
-        return name
-
-    @field_validator("function_call", "tool_calls")
-    @classmethod
-    def _assistants_call(cls, calls: Any, info: ValidationInfo) -> Any:  # noqa: ANN401 - one call, or several
-        if calls and info.data.get("role") != "assistant":
-            raise ValueError("only an assistant's message has calls")
-        return calls
-
-    @field_validator("tool_call_id")
-    @classmethod
-    def _results_name_their_call(cls, called: str | None, info: ValidationInfo) -> str | None:
-        if (info.data.get("role") == "tool") is (called is None):
-            raise ValueError("a tool's message needs it, and no other has one")
-        return called
 
     @property
     def text(self) -> str:
@@ -196,7 +174,7 @@ class PlainFormat(Body):
 
 
 class JsonSchema(Body):
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+    name: Name
     description: Text | None = None
     definition: Annotated[dict[str, Any], Field(alias="schema")]
     strict: bool | None = None
@@ -233,7 +211,7 @@ class SharedBody(Body):
     model: Annotated[str, Field(max_length=512)] | None = Field(
         None, description="The served model's id, `router`, or `router-text` for text. Default: whatever is served."
     )
-    max_tokens: Annotated[int, Field(ge=1, le=LARGEST_BUDGET)] | None = Field(
+    max_tokens: Budget | None = Field(
         None,
         description="Token budget of the answer; a plan and JSON are written to fit. Default: MAX_NEW_TOKENS (600).",
     )
@@ -246,7 +224,10 @@ class SharedBody(Body):
         | None
     ) = Field(None, description="Texts that end a raw answer. A plan and JSON are never cut.")
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
+    stream_options: Annotated[
+        StreamOptions | None,
+        unless(lambda options, of: options is not None and not of.get("stream"), "is only for stream=true"),
+    ] = None
     response_format: Format | None = Field(
         None, description="Default: a routing plan, or text where the messages have instructions of their own."
     )
@@ -269,21 +250,43 @@ class SharedBody(Body):
     def stops(self) -> tuple[str, ...]:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
-    @field_validator("stream_options")
-    @classmethod
-    def _options_are_for_streams(cls, options: StreamOptions | None, info: ValidationInfo) -> StreamOptions | None:
-        if options is not None and not info.data.get("stream"):
-            raise ValueError("is only for stream=true")
-        return options
+    @property
+    def budget_name(self) -> str:
+        return "max_tokens"
+
+    @property
+    def budget(self) -> int | None:
+        return self.max_tokens
 
 
 class ChatBody(SharedBody):
     """The body of `/v1/chat/completions`."""
 
-    messages: Annotated[list[MessageBody], Field(min_length=1, max_length=MOST_MESSAGES, fail_fast=True)]
-    max_completion_tokens: Annotated[int, Field(ge=1, le=LARGEST_BUDGET)] | None = None
+    prompt_name: ClassVar[str] = "messages"
+    messages: Annotated[
+        list[MessageBody],
+        Field(min_length=1, max_length=MOST_MESSAGES, fail_fast=True),
+        unless(
+            lambda messages, _: messages[-1].role not in ("user", "tool", "function"),
+            "the last message must be the user's, or a tool's result",
+        ),
+        unless(
+            lambda messages, _: messages[-1].role == "user" and is_blank(messages[-1].text),
+            "the last message must not be blank",
+        ),
+    ]
+    max_completion_tokens: Annotated[
+        Budget | None,
+        unless(
+            lambda budget, of: budget is not None and of.get("max_tokens") not in (None, budget),
+            "differs from max_tokens; send one of them",
+        ),
+    ] = None
     logprobs: bool | None = Field(None, description="Only with response_format text, where the engine has them.")
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    top_logprobs: Annotated[
+        Annotated[int, Field(ge=0, le=20)] | None,
+        unless(lambda alternatives, of: alternatives and not of.get("logprobs"), "needs logprobs=true"),
+    ] = None
     tools: Annotated[list[ToolBody], Field(max_length=MOST_TOOLS)] | None = Field(
         None, description="What may be called. Arguments keep their schema and close within the budget."
     )
@@ -299,29 +302,6 @@ class ChatBody(SharedBody):
     prediction: Nothing = None
     moderation: Nothing = None
     web_search_options: Nothing = None
-
-    @field_validator("messages")
-    @classmethod
-    def _something_is_asked(cls, messages: list[MessageBody]) -> list[MessageBody]:
-        if messages[-1].role not in ("user", "tool", "function"):
-            raise ValueError("the last message must be the user's, or a tool's result")
-        if messages[-1].role == "user" and is_blank(messages[-1].text):
-            raise ValueError("the last message must not be blank")
-        return messages
-
-    @field_validator("max_completion_tokens")
-    @classmethod
-    def _budget_is_said_once(cls, budget: int | None, info: ValidationInfo) -> int | None:
-        if budget is not None and info.data.get("max_tokens") not in (None, budget):
-            raise ValueError("differs from max_tokens; send one of them")
-        return budget
-
-    @field_validator("top_logprobs")
-    @classmethod
-    def _alternatives_need_logprobs(cls, alternatives: int | None, info: ValidationInfo) -> int | None:
-        if alternatives and not info.data.get("logprobs"):
-            raise ValueError("needs logprobs=true")
-        return alternatives
 
     @property
     def offered(self) -> list[FunctionBody]:
@@ -358,10 +338,6 @@ class ChatBody(SharedBody):
         )
 
     @property
-    def prompt_name(self) -> str:
-        return "messages"
-
-    @property
     def budget_name(self) -> str:
         return "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
 
@@ -378,38 +354,24 @@ class ChatBody(SharedBody):
 class CompletionBody(SharedBody):
     """The body of `/v1/completions`."""
 
+    prompt_name: ClassVar[str] = "prompt"
     prompt: Annotated[
         Annotated[Prompt, Tag("(one)")]
         | Annotated[list[Prompt], Field(min_length=1, max_length=MOST_CHOICES), Tag("(list)")],
         _KIND,
+        unless(
+            lambda prompt, of: (of.get("n") or 1) * (len(prompt) if isinstance(prompt, list) else 1) > MOST_CHOICES,
+            f"n times the number of prompts must be at most {MOST_CHOICES}",
+        ),
     ]
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     best_of: Annotated[Any, Only(None, 1)] = None
     echo: No = None
     suffix: Annotated[Any, Only(None, "")] = None
 
-    @field_validator("prompt")
-    @classmethod
-    def _choices_are_bounded(cls, prompt: str | list[str], info: ValidationInfo) -> str | list[str]:
-        if (info.data.get("n") or 1) * (1 if isinstance(prompt, str) else len(prompt)) > MOST_CHOICES:
-            raise ValueError(f"n times the number of prompts must be at most {MOST_CHOICES}")
-        return prompt
-
     @property
     def prompts(self) -> list[str]:
         return [self.prompt] if isinstance(self.prompt, str) else list(self.prompt)
-
-    @property
-    def prompt_name(self) -> str:
-        return "prompt"
-
-    @property
-    def budget_name(self) -> str:
-        return "max_tokens"
-
-    @property
-    def budget(self) -> int | None:
-        return self.max_tokens
 
     @property
     def alternatives(self) -> int | None:

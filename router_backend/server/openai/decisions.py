@@ -8,12 +8,12 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel, Field, StrictBool, field_validator
+from pydantic import BaseModel, Field, StrictBool
 
 from router_backend.decisions import questions
 from router_backend.decisions.questions import Value
 from router_backend.errors import InvalidRequest
-from router_backend.server.body import ERRORS, Body, NonEmptyText, Prompt, Text, asked, body_schema
+from router_backend.server.body import ERRORS, Body, NonEmptyText, Prompt, Text, asked, post, unless
 from router_backend.server.disconnect import unless_gone
 from router_backend.server.middleware import access_log
 from router_backend.server.openai import work
@@ -23,6 +23,7 @@ from router_backend.types import Answer, Call, GenerateRequest, Odds, Question, 
 
 MOST_QUESTIONS, MOST_CHOICES, MOST_LEVELS, MOST_ITEMS = 400, 255, 255, 256
 _CHARACTERS_A_TOKEN = 3
+_ALIKE = "must differ from each other"
 
 
 class TextPart(Body):
@@ -30,17 +31,13 @@ class TextPart(Body):
     text: Text
     prompt_cache_breakpoint: dict[str, Any] | None = None
 
-    @property
-    def said(self) -> str:
-        return self.text
-
 
 class JsonPart(Body):
     type: Literal["input_json"]
     data: dict[str, Any] | list[dict[str, Any]]
 
     @property
-    def said(self) -> str:
+    def text(self) -> str:
         try:
             return json.dumps(self.data, ensure_ascii=False)
         except RecursionError:
@@ -52,7 +49,7 @@ class RefusalPart(Body):
     refusal: Text
 
     @property
-    def said(self) -> str:
+    def text(self) -> str:
         return self.refusal
 
 
@@ -92,12 +89,15 @@ Name = Annotated[Text | None, Field(description="Comes back with the answer.")]
 Instructions = Prompt | Annotated[list[Part], Field(min_length=1, max_length=256)]
 
 
-class PredicateBody(Body):
+class QuestionBody(Body):
+    instructions: Instructions
+    name: Name = None
+
+
+class PredicateBody(QuestionBody):
     """How likely is it that a statement about the input is true?"""
 
     type: Literal["predicate"]
-    instructions: Instructions
-    name: Name = None
 
     def question(self, settings: Settings, *, routable: bool) -> Question:
         return questions.states(_said(self.instructions))
@@ -111,20 +111,15 @@ class ChoiceBody(Body):
     description: Text | None = None
 
 
-class ChoicesBody(Body):
+class ChoicesBody(QuestionBody):
     """Which of these is it?"""
 
     type: Literal["choice"]
-    instructions: Instructions
-    choices: Annotated[list[ChoiceBody], Field(min_length=2, max_length=MOST_CHOICES)]
-    name: Name = None
-
-    @field_validator("choices")
-    @classmethod
-    def _differ(cls, choices: list[ChoiceBody]) -> list[ChoiceBody]:
-        if len({each.value for each in choices}) < len(choices):
-            raise ValueError("must differ from each other")
-        return choices
+    choices: Annotated[
+        list[ChoiceBody],
+        Field(min_length=2, max_length=MOST_CHOICES),
+        unless(lambda choices, _: len({each.value for each in choices}) < len(choices), _ALIKE),
+    ]
 
     @property
     def described(self) -> dict[Value, str | None]:
@@ -146,20 +141,15 @@ class LevelBody(Body):
     description: Text | None = None
 
 
-class ScoreBody(Body):
+class ScoreBody(QuestionBody):
     """Which of these levels, from the lowest to the highest, does the input reach?"""
 
     type: Literal["score"]
-    instructions: Instructions
-    levels: Annotated[list[LevelBody], Field(min_length=2, max_length=MOST_LEVELS)]
-    name: Name = None
-
-    @field_validator("levels")
-    @classmethod
-    def _differ(cls, levels: list[LevelBody]) -> list[LevelBody]:
-        if len({each.label for each in levels}) < len(levels):
-            raise ValueError("must differ from each other")
-        return levels
+    levels: Annotated[
+        list[LevelBody],
+        Field(min_length=2, max_length=MOST_LEVELS),
+        unless(lambda levels, _: len({each.label for each in levels}) < len(levels), _ALIKE),
+    ]
 
     def question(self, settings: Settings, *, routable: bool) -> Question:
         return questions.asks(
@@ -201,13 +191,9 @@ class Decision(BaseModel):
 def decisions_router(service: GenerationService) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["openai"])
 
-    @router.post(
-        "/decisions",
-        response_model=Decision,
-        responses={**ERRORS, 404: ERRORS[400]},
-        openapi_extra=body_schema(DecisionBody),
-        summary="Answer questions about an input with probabilities",
-    )
+    what = "Answer questions about an input with probabilities"
+
+    @post(router, "/decisions", DecisionBody, Decision, what, {**ERRORS, 404: ERRORS[400]})
     async def decisions(request: Request) -> Response:
         def work_of(body: DecisionBody) -> GenerateRequest:
             work.check_model(body.model, service)
@@ -264,7 +250,7 @@ def _turns(said: str | Sequence[MessageItem | CallItem | OutputItem]) -> list[Tu
 
 
 def _said(content: str | Sequence[TextPart | JsonPart | RefusalPart]) -> str:
-    return content if isinstance(content, str) else "\n".join(part.said for part in content)
+    return content if isinstance(content, str) else "\n".join(part.text for part in content)
 
 
 def content_of(body: DecisionBody, answer: Answer) -> dict[str, Any]:

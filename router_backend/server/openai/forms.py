@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 from router_backend.types import TokenLogprob
 
@@ -32,18 +32,6 @@ class Choice:
     finish_reason: str | None = None
 
 
-class Form(Protocol):
-    kind: str
-    chunk_kind: str
-    prefix: str
-
-    def whole(self, choice: Choice) -> Json: ...
-
-    def piece(self, choice: Choice, *, first: bool) -> Json:
-        """`choice` holds what is new; `first`: nothing of it was sent before."""
-        ...
-
-
 class ChatForm:
     kind, chunk_kind, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
 
@@ -58,6 +46,7 @@ class ChatForm:
         return self._choice(choice, "message", message)
 
     def piece(self, choice: Choice, *, first: bool) -> Json:
+        """`choice` holds what is new; `first`: nothing of it was sent before."""
         delta: Json = {"role": "assistant"} if first else {}
         if choice.text or first:
             delta["content"] = None if choice.calls else choice.text
@@ -68,12 +57,7 @@ class ChatForm:
         ends = choice.finish_reason
         if ends == "stop" and choice.index in self._calling:
             ends = "function_call" if self._functions else "tool_calls"
-        return {
-            "index": choice.index,
-            name: said,
-            "logprobs": self._logprobs(choice.logprobs),
-            "finish_reason": ends,
-        }
+        return {"index": choice.index, name: said, "logprobs": self._logprobs(choice.logprobs), "finish_reason": ends}
 
     def _calls(self, choice: Choice, *, pieces: bool) -> Json:
         if not choice.calls:
@@ -128,6 +112,9 @@ class CompletionForm:
             "top_logprobs": [{top.token: top.logprob for top in each.top} for each in choice.logprobs],
             "text_offset": places,
         }
+
+
+Form: TypeAlias = ChatForm | CompletionForm
 
 
 def _one(token: TokenLogprob) -> Json:

@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse, Response
 
 from router_backend import __version__
 from router_backend.errors import UnknownModel
-from router_backend.server.body import ERRORS, STREAM, asked, body_schema
+from router_backend.server.body import ERRORS, STREAM, asked, post, usage_body
 from router_backend.server.disconnect import unless_gone
 from router_backend.server.middleware import access_log
 from router_backend.server.openai import work
@@ -33,24 +33,14 @@ _STARTED = int(time.time())
 def openai_router(service: GenerationService) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["openai"])
 
-    @router.post(
-        "/chat/completions",
-        response_model=ChatCompletion,
-        responses=RESPONSES,
-        openapi_extra=body_schema(ChatBody),
-        summary="Answer a conversation: with a plan, JSON that keeps a schema, calls of tools, or text",
-    )
+    what = "Answer a conversation: with a plan, JSON that keeps a schema, calls of tools, or text"
+
+    @post(router, "/chat/completions", ChatBody, ChatCompletion, what, RESPONSES)
     async def chat(request: Request) -> Response:
         body, choices = await asked(request, service, ChatBody, partial(_choices, request, service))
         return await _respond(request, service, body, choices, ChatForm(functions=bool(body.functions)))
 
-    @router.post(
-        "/completions",
-        response_model=Completion,
-        responses=RESPONSES,
-        openapi_extra=body_schema(CompletionBody),
-        summary="Answer a prompt, or several",
-    )
+    @post(router, "/completions", CompletionBody, Completion, "Answer a prompt, or several", RESPONSES)
     async def completions(request: Request) -> Response:
         body, choices = await asked(request, service, CompletionBody, partial(_choices, request, service))
         return await _respond(request, service, body, choices, CompletionForm())
@@ -79,7 +69,8 @@ def _model(name: str) -> dict[str, Any]:
 
 
 def _choices(request: Request, service: GenerationService, body: ChatBody | CompletionBody) -> list[GenerateRequest]:
-    return work.requests(body, access_log.request_id(request), service)
+    with work.in_clients_words(body):
+        return work.requests(body, access_log.request_id(request), service)
 
 
 async def _respond(
@@ -189,15 +180,8 @@ class _Answer:
         prompts: dict[str, Usage] = {}
         for choice, last in zip(self._asked, self._ended, strict=True):
             if last is not None:
-                prompts.setdefault(choice.prompt, last.usage)
-        prompt_tokens = sum(usage.prompt_tokens for usage in prompts.values())
-        completion_tokens = sum(last.usage.completion_tokens for last in self._ended if last is not None)
-        return {
-            "prompt_tokens": prompt_tokens,
-            "completion_tokens": completion_tokens,
-            "total_tokens": prompt_tokens + completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": sum(usage.cached_tokens for usage in prompts.values())},
-        }
+                prompts[choice.prompt] = prompts.get(choice.prompt, Usage()).with_answer(last.usage)
+        return usage_body(sum(prompts.values(), Usage()))
 
     def _note(self) -> None:
         """The last choice stands for all in the access log."""

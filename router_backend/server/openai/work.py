@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,10 +16,10 @@ from router_backend.plan.prompt import is_routers_own
 from router_backend.schema.nodes import Node, Object, resolved
 from router_backend.schema.read import ANYTHING, read
 from router_backend.schema.shown import schema_shown
+from router_backend.server.body import sampling
 from router_backend.server.openai.bodies import ChatBody, CompletionBody, FunctionBody, SchemaFormat
 from router_backend.service.service import GenerationService
-from router_backend.settings import Settings
-from router_backend.types import Call, GenerateRequest, Output, Role, SamplingParams, Tool, Turn, is_blank
+from router_backend.types import Call, GenerateRequest, Output, Role, Tool, Turn, is_blank
 
 Settle = Callable[[GenerateRequest], GenerateRequest]
 # The name for whatever is served.
@@ -48,16 +47,12 @@ def requests(body: ChatBody | CompletionBody, request_id: str, service: Generati
         UnknownModel: another model is asked for than the one that is served.
         InvalidRequest: the body contradicts itself.
     """
-    with in_clients_words(body):
-        return _requests(body, request_id, service)
-
-
-def _requests(body: ChatBody | CompletionBody, request_id: str, service: GenerationService) -> list[GenerateRequest]:
     check_model(body.model, service)
     output, schema, settle = _output(body)
     if body.alternatives is not None and output != "text":
         raise InvalidRequest("logprobs are for text alone", param="logprobs")
-    sampling = _sampling(body, service.settings)
+    wishes = body.budget, body.temperature, body.top_p, body.seed, body.stops, body.alternatives
+    drawn = sampling(service.settings, *wishes)
     if isinstance(body, ChatBody):
         *history, last = _turns(body)
         conversations = [(last, tuple(history))]
@@ -67,7 +62,7 @@ def _requests(body: ChatBody | CompletionBody, request_id: str, service: Generat
         GenerateRequest(
             request_id,
             last.content,
-            SamplingParams(**{**sampling, "seed": (sampling["seed"] + number) % 2**32}),
+            replace(drawn, seed=(drawn.seed + number) % 2**32),
             output,
             history=history,
             schema=schema,
@@ -138,18 +133,6 @@ def _tool(body: FunctionBody, where: str, owner: str) -> tuple[Tool, Node | None
         _, dot, path = (error.param or "").partition(".")
         param = f"{where}.parameters{dot}{path}"
         raise InvalidRequest(f"tool {body.name}: {error.message}", param=param, code=error.code) from None
-
-
-def _sampling(body: ChatBody | CompletionBody, settings: Settings) -> dict[str, Any]:
-    """The client's wishes over the operator's defaults. 0 is a wish."""
-    return {
-        "max_new_tokens": settings.max_new_tokens if body.budget is None else body.budget,
-        "temperature": settings.default_temperature if body.temperature is None else body.temperature,
-        "top_p": settings.default_top_p if body.top_p is None else body.top_p,
-        "seed": secrets.randbits(32) if body.seed is None else body.seed % 2**32,
-        "stop": body.stops,
-        "logprobs": body.alternatives,
-    }
 
 
 def _output(body: ChatBody | CompletionBody) -> tuple[Output, str | None, Settle | None]:
