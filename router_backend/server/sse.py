@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import TypeVar
 
 from starlette.responses import StreamingResponse
 
+from router_backend.errors import RouterError
 from router_backend.server.errors import describe
 
 T = TypeVar("T")
@@ -87,3 +89,22 @@ async def merged(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[t
                 await task
         for each in streams:
             await each.aclose()
+
+
+async def paced(answer: AsyncGenerator[T, None], seconds: float = 0.2) -> AsyncGenerator[T, None]:
+    """Now and then what an answer has come to, and at its end, also where that is an error."""
+    latest: list[T] = []
+    shown = time.monotonic()
+    async with contextlib.aclosing(answer) as pieces:
+        try:
+            async for piece in pieces:
+                latest = [piece]
+                if time.monotonic() - shown >= seconds:
+                    shown = time.monotonic()
+                    yield piece
+        except RouterError:
+            for piece in latest:
+                yield piece
+            raise
+    for piece in latest:
+        yield piece

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import AbstractContextManager, aclosing
 from typing import Any, Protocol
@@ -21,7 +20,6 @@ from router_backend.settings import Settings, split_list
 from router_backend.types import GenerateRequest, is_blank
 
 Said = tuple[str, "dict[str, Any] | None"]  # the text so far; with the last of it the answer's details
-_SECONDS_BETWEEN_UPDATES = 0.2
 _PATIENCE = 5.0
 _DIGITS = 12
 
@@ -139,23 +137,6 @@ def _told() -> Iterator[None]:
     except ClientError as error:
         advice = {401: ". Start the page with the backend's key in ROUTER_API_KEY.", None: ". Is the backend running?"}
         raise RouterError(f"{error}{advice.get(error.status, '')}", retry_after=error.retry_after) from None
-
-
-async def paced(answer: AsyncGenerator[Said, None]) -> AsyncGenerator[Said, None]:
-    """A few times a second what an answer has come to, and at its end, also where that is an error."""
-    said: Said = "", None
-    shown = time.monotonic()
-    async with aclosing(answer) as pieces:
-        try:
-            async for said in pieces:
-                if time.monotonic() - shown >= _SECONDS_BETWEEN_UPDATES:
-                    shown = time.monotonic()
-                    yield said
-        except RouterError:
-            if said[0]:
-                yield said
-            raise
-    yield said
 
 
 def body_of(query: object, output: object = "plan", tags: object = "", **fields: object) -> Sampling:

@@ -10,8 +10,9 @@ import gradio as gr
 
 from router_backend.plan.rules import validate
 from router_backend.server.native import PlanBody
+from router_backend.server.sse import paced
 from router_backend.types import Output
-from router_backend.ui.backend import Backend, body_of, paced
+from router_backend.ui.backend import Backend, body_of
 from router_backend.ui.backend_tab import backend_tab
 from router_backend.ui.benchmark_tab import benchmark_tab
 from router_backend.ui.compare_tab import compare_tab

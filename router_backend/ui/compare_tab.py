@@ -15,8 +15,8 @@ from pydantic import Field
 from router_backend.plan.rules import validate
 from router_backend.server.body import Body, checked
 from router_backend.server.native import Sampling
-from router_backend.server.sse import merged
-from router_backend.ui.backend import Backend, body_of, paced, whole
+from router_backend.server.sse import merged, paced
+from router_backend.ui.backend import Backend, body_of, whole
 from router_backend.ui.plan_view import parts, plan_in, render_plan, so_far
 from router_backend.ui.running import HIDDEN, News, Running, trouble_of
 

@@ -16,7 +16,8 @@ from router_backend.errors import InvalidRequest, RouterError
 from router_backend.plan.rules import validate
 from router_backend.plan.schema import DIFFICULTIES
 from router_backend.server.native import PlanBody, Sampling
-from router_backend.ui.backend import Backend, body_of, paced
+from router_backend.server.sse import paced
+from router_backend.ui.backend import Backend, body_of
 from router_backend.ui.plan_view import handoffs, parts, plan_in, render_budget, render_plan, so_far
 from router_backend.ui.running import HIDDEN, News, Running, trouble_of
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import json
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import gradio as gr
 import httpx
 import pytest
 from gradio_client import Client
@@ -422,3 +424,24 @@ def test_many_calls_of_one_client_at_once(server: Served) -> None:
         assert [job.result(60) for job in jobs] == [f"word {index}" for index in range(20)]
     client.close()
     until(lambda: not sessions(server))
+
+
+def test_a_call_waits_until_the_page_knows_that_its_stream_was_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told of the call before that, it would wait on the closed stream for the answer."""
+    monkeypatch.setattr(calls, "_SETTLES", 600.0)
+    blocks = gr.Blocks()
+    with blocks:
+        gr.Button().click(lambda: "said", outputs=[gr.Textbox()])
+
+    async def run() -> None:
+        ours = calls.Calls(blocks, 4)
+        ours.begin("alice", "tab", blocks.fns[0], [])
+        assert [each["msg"] async for each in ours.read("alice", "tab")][-1] == "close_stream"
+        again = asyncio.create_task(ours.settled("alice", "tab"))
+        await ours.settled("alice", "another tab")
+        await ours.settled("bob", "tab")
+        assert not again.done()
+        again.cancel()
+        await ours.close()
+
+    asyncio.run(run())

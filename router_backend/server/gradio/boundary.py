@@ -86,6 +86,7 @@ def boundary(blocks: gr.Blocks, gradio: ASGIApp, calls: Calls, backend: Backend)
             function = blocks.fns.get(body.fn_index)
             if function is None or function.fn is None:
                 raise InvalidRequest("fn_index: there is no such function", param="fn_index")
+            await calls.settled(caller.get().key, body.session_hash)
             return JSONResponse({"event_id": calls.begin(caller.get().key, body.session_hash, function, body.data)})
 
     async def call(request: Request) -> Response:

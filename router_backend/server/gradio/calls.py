@@ -30,6 +30,7 @@ Owner = tuple[str, str]  # the name of a key, and what its client calls a sessio
 _log = logging.getLogger(__name__)
 _UNREAD_SECONDS = 30.0
 _BEAT_SECONDS = 15.0
+_SETTLES = 0.5  # seconds
 _AHEAD = 16  # answers in the making that wait for their reader; then the call waits
 
 
@@ -58,6 +59,7 @@ class Calls:
         self._most = most
         self._sessions: dict[Owner, _Session] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closing: dict[Owner, float] = {}  # when a stream was told to close, if that was just now
 
     def begin(self, key: str, name: str | None, function: BlockFunction, data: Sequence[object]) -> str:
         """Starts a call in the context of its request; returns its id. Without a `name` its session is its own.
@@ -84,6 +86,10 @@ class Calls:
         if session.reader is None:
             self._await_reader(owner, session)
         return number
+
+    async def settled(self, key: str, name: str) -> None:
+        """Waits until a page knows that its stream was closed: it would wait there for the answer to its next call."""
+        await asyncio.sleep(self._closing.get((key, name), -_SETTLES) + _SETTLES - time.monotonic())
 
     def knows(self, key: str, name: str) -> bool:
         return (key, name) in self._sessions
@@ -118,6 +124,8 @@ class Calls:
                 elif message["msg"] == "process_completed":
                     session.calls.pop(message["event_id"], None)
                 yield message
+            now = time.monotonic()
+            self._closing = {who: at for who, at in self._closing.items() if now - at < _SETTLES} | {owner: now}
             yield {"msg": "close_stream"}
         finally:
             if session.reader is reader:
