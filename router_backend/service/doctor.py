@@ -57,11 +57,13 @@ def _facts(here: Machine) -> Table:
 def _running(settings: Settings) -> list[str]:
     """What a router that runs at these settings' address warns of: how slowly it writes, above all."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104
-    with RouterClient(f"http://{f'[{host}]' if ':' in host else host}:{settings.port}", timeout=_PATIENCE) as client:
-        try:
+    try:
+        with RouterClient(
+            f"http://{f'[{host}]' if ':' in host else host}:{settings.port}", timeout=_PATIENCE
+        ) as client:
             found = client.health().get("warnings")
-        except ClientError:
-            return []  # none runs, or another program has the port
+    except (ClientError, ValueError):
+        return []  # none runs, another program has the port, or it is any free one
     return [each for each in found if isinstance(each, str)] if isinstance(found, list) else []
 
 
