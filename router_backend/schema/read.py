@@ -57,7 +57,8 @@ _KEYWORDS = {
 _FEW = {"boolean": ("true", "false"), "null": ("null",)}
 # All that may say which values there are.
 _SAYING = _ASSERTIONS.union(*_KEYWORDS.values())
-_IN_GROUP = r"(?:[^()\[\]\\]|\\.|\[\^?\]?(?:[^\]\\]|\\.)*\])"
+# Each part can be read in one way alone, so no text makes the search go back and forth.
+_IN_GROUP = r"(?:[^()\[\]\\]|\\.|\[(?:[^\]\\]|\\.)*\])"
 _LOOK_AHEAD = re.compile(rf"\(\?([=!])((?:{_IN_GROUP}|\((?:{_IN_GROUP}|\({_IN_GROUP}*\))*\))*)\)")
 _LOOK_AROUND = re.compile(r"\(\?<?[=!]")
 _ANY_NAME = frozenset({"", ".*", "^.*$", "^(.*)$"})
@@ -160,9 +161,11 @@ def _told(schema: Any) -> Any:  # noqa: ANN401
             told[_PATTERN] = value
     told = _dated(told)
     patterns = told.get("patternProperties")
-    if isinstance(patterns, dict) and patterns.keys() - _ANY_NAME:  # there is one, and all names that we write keep it
-        ((regex, told["additionalProperties"]),) = told.pop("patternProperties").items()
-        told["propertyNames"] = {_PATTERN: regex}
+    if isinstance(patterns, dict) and patterns.keys() - _ANY_NAME:
+        del told["patternProperties"]
+        if len(patterns) == 1:  # all names that we write keep it; more of them are in what nothing refers to
+            ((regex, told["additionalProperties"]),) = patterns.items()
+            told["propertyNames"] = {_PATTERN: regex}
     if isinstance(schema.get("items"), list):
         told["prefixItems"], told["items"] = told.pop("items"), told.pop("additionalItems", True)
     return told
@@ -439,7 +442,9 @@ class _Reader:
             if not node.integer:
                 raise refused(where, "'uniqueItems' is not supported for numbers between two bounds")
             if high - low >= _SHORT_RANGE:
-                return node, max(1, int((high - low) // (node.step or 1)))
+                if node.step is not None and not float(node.step).is_integer():
+                    raise refused(where, "'uniqueItems' is not supported beside a 'multipleOf' that is not whole")
+                return node, max(1, int((high - low) // (node.step or 1)))  # `another_of` ends: there are so many
             node = nodes.Choice(tuple(str(each) for each in range(low, high + 1) if within(each, node)))
         if isinstance(node, nodes.Choice):
             options = tuple({option.removesuffix(".0"): option for option in node.options}.values())
@@ -477,6 +482,11 @@ class _Reader:
         ]:
             raise refused(where, f"required names {unknown[0]!r}, which is none of the properties")
         properties |= {name: (place, more) for name in named if name not in properties}
+        if kept is not None:
+            check = validator(_saying(self._plain(names, known)))
+            properties = {name: value for name, value in properties.items() if check.is_valid(name)}
+            if lost := [name for name in required if name not in properties]:
+                raise refused(where, f"required names {lost[0]!r}, which propertyNames forbids")
         if allowed is not None:
             properties, more = {name: properties[name] for name in allowed}, False
         for name in properties:
@@ -554,7 +564,7 @@ def another_of(node: nodes.Number, taken: Collection[float]) -> str:
     """A number within the bounds that is not taken, in JSON: one of the nearest to the example."""
     start, step = Decimal(node.example), Decimal(str(node.step or 1))
     near = (start + sign * far * step for far in count(1) for sign in (1, -1))
-    return next(str(each) for each in near if float(each) not in taken and within(float(each), node))
+    return next(f"{each:f}" for each in near if float(each) not in taken and within(float(each), node))
 
 
 def within(number: float, node: nodes.Number) -> bool:

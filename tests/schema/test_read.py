@@ -104,6 +104,20 @@ def test_what_pydantic_writes() -> None:
         ({"type": "object", "properties": {"x": {}, "y": {}}, "maxProperties": 1}, "'maxProperties'"),
         ({"not": {"type": "string"}}, "'not' is not supported"),
         ({"type": "string", "pattern": "^a(?=b)b$"}, "look-around"),
+        ({"type": "string", "pattern": f"^(?={'[]' * 34}"}, "pattern"),
+        (
+            {"properties": {"A": {}}, "required": ["A"], "propertyNames": {"pattern": "^[a-z]$"}},
+            "propertyNames forbids",
+        ),
+        ({"type": "string", "pattern": f"^(?={'([a]' * 60}"}, "pattern"),
+        (
+            {
+                "type": "array",
+                "uniqueItems": True,
+                "items": {"type": "integer", "minimum": 0, "maximum": 99, "multipleOf": 1.5},
+            },
+            "is not whole",
+        ),
         ({"anyOf": [{"type": "string", "pattern": "(?=a)b"}, {"type": "null"}]}, "look-around"),
         (
             {"allOf": [{"properties": {"x": {}}, "unevaluatedProperties": False}, {"required": ["y"]}]},

@@ -330,12 +330,22 @@ def test_a_set_is_one_where_the_checkpoint_repeats_itself_and_a_grammar_takes_no
     assert len(write(echo, field(**kind), 300)[0]["a"]) >= 3
 
 
+def test_a_set_of_all_that_there_is_ends() -> None:
+    """Where a checkpoint says the same number for ever, the others are counted up: there are so many, and no more."""
+    echo = EchoModel(script=lambda asked: "," if "CHOICE" in (asked.grammar or "") else "7")
+    for step in (1, 1.0):
+        number = {"type": "integer", "minimum": 0, "maximum": 99, "multipleOf": step}
+        kind = {"type": "array", "uniqueItems": True, "items": number, "minItems": 3}
+        assert len(write(echo, field(**kind), 3000)[0]["a"]) == 99
+
+
 NAMED: list[Json] = [
     {"propertyNames": {"format": "uuid"}},
     {"propertyNames": {"pattern": "^[a-c]{1,2}$"}},
     {"propertyNames": {"minLength": 2, "maxLength": 4}},
     {"patternProperties": {"^x-[0-9]{2}$": {"type": "integer"}}, "additionalProperties": False},
     {"patternProperties": {"^[a-z]{3}$": {"type": "integer"}}},
+    {"propertyNames": {"pattern": "^[a-z]{1,2}$"}, "properties": {"A": {"type": "string"}, "b": {"type": "null"}}},
     {"additionalProperties": {"type": "integer"}, "properties": {"a": {"type": "null"}}, "required": ["a"]},
     {"additionalProperties": {"type": "integer"}},
 ]
@@ -376,6 +386,10 @@ WRITTEN_ELSEWHERE: dict[str, Json] = {
     "a tuple that is closed": field(
         type="array", prefixItems=[{"type": "integer"}], unevaluatedItems=False, minItems=1
     ),
+    "names of two patterns that nothing refers to": {
+        **field(type="integer"),
+        "$defs": {"X": {"type": "object", "patternProperties": {"^a": {}, "^b": {}}}},
+    },
     "z.never()": {
         "type": "object",
         "properties": {"a": {"anyOf": [{"type": "integer"}, {"not": {}}]}, "b": {"not": {}}},

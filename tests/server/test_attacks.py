@@ -130,6 +130,9 @@ WORST: dict[str, Any] = {
     "names that are patterns": schema_body(
         {"type": "object", "$defs": {"a": {"patternProperties": {regex: {} for regex in WIDE * 10}}}}
     ),
+    "look-aheads that could be read in many ways": schema_body(
+        {"type": "object", "properties": {f"p{at}": {"pattern": f"^(?={'[]' * 34}"} for at in range(30)}}
+    ),
     "a long chain of references": schema_body(
         {"type": "object", "properties": {f"p{at}": {"$ref": f"#/properties/p{at + 1}"} for at in range(990)}}
     ),
