@@ -275,7 +275,7 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of an answer. The last one carries `finish_reason` and the sums; `info` says which model answers.
+    """A piece of an answer. The last one carries `finish_reason` and the sums; that and the first, which model answers.
 
     `call` names the tool that is called from here on: what follows are its arguments. `route` holds the steps of a plan
     so far, `odds` what was made of answers: one for each question of a decision.

@@ -178,7 +178,7 @@ class GenerationService:
     async def _run(self, serving: Serving, request: GenerateRequest, deadline: float) -> AsyncGenerator[Chunk, None]:
         """The request on an engine, whose failures are counted, and whose name goes with the answer."""
         with serving.used(), tracing.span("generate", model=serving.engine.info.model) as span:
-            chunks, info = serving.engine.generate(request), serving.engine.info
+            chunks, info, first = serving.engine.generate(request), serving.engine.info, True
             try:
                 while True:
                     try:
@@ -188,7 +188,9 @@ class GenerationService:
                     if chunk.finish_reason is not None:
                         self.host.answered()
                         tracing.stages(span, chunk)
-                    yield replace(chunk, info=info)
+                    # Not on each one: of a short answer this would be a thirtieth of what the server does.
+                    yield replace(chunk, info=info) if first or chunk.finish_reason is not None else chunk
+                    first = False
             except Exception as error:
                 self.host.failed(error)
                 raise
@@ -250,6 +252,8 @@ class GenerationService:
             if not task.done():
                 task.cancel()
                 await asyncio.wait({task})
+            if not task.cancelled():
+                task.exception()  # where a cancel of ours came first, nobody else looks at it, and asyncio complains
 
     def _hush(self) -> None:
         if not self._accepted and not self.admission.running and not self.admission.waiting:

@@ -63,8 +63,8 @@ def plan_tab(backend: Backend, status: gr.HTML, here: gr.Textbox) -> tuple[gr.Te
             min_width=150, elem_id="budget",
         )  # fmt: skip
         heat, nucleus = settings.default_temperature, settings.default_top_p
-        fields["temperature"] = gr.Slider(0, 2, heat, step=0.05, label="Temperature", info="0 is greedy")
-        fields["top_p"] = gr.Slider(0.01, 1, nucleus, step=0.01, label="Top-p", info="1 keeps all")
+        fields["temperature"] = gr.Slider(0, 2, heat, step=0.05, label="Temperature", info="0 is greedy", min_width=200)
+        fields["top_p"] = gr.Slider(0.01, 1, nucleus, step=0.01, label="Top-p", info="1 keeps all", min_width=200)
         fields["seed"] = gr.Textbox(label="Seed", info="Empty: a new one each time", min_width=150)
     with gr.Row(elem_id="buttons"):
         generate = gr.Button("Generate", variant="primary", elem_id="generate", scale=3)

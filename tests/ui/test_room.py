@@ -18,6 +18,7 @@ from playwright.sync_api import Browser, Page, expect
 from router_backend.engines.llamacpp import LlamaCppModel
 from router_backend.errors import RouterError
 from router_backend.plan.rules import validate
+from router_backend.server import gradio as gradio_room
 from router_backend.server.native import PlanBody
 from router_backend.settings import load_settings
 from router_backend.ui.backend import RemoteBackend
@@ -33,6 +34,7 @@ from tests.fakes.running import Kept, Served, echo_model, process, served, until
 __all__ = ["browser", "page", "running", "server"]
 TOOLS = ("/general-search", "/math", "/code")
 ADMIN = "an-admin-key-1"
+STARTING = Path(gradio_room.__file__).with_name("starting.html")
 QUERY = "Derive the period of a pendulum and simulate it in Python."
 
 
@@ -321,6 +323,22 @@ def test_two_tabs_of_a_browser_keep_one_history_and_a_reload_frees_the_slot(page
     page.go_back()
     page.go_forward()
     expect(page.get_by_label("Request", exact=True)).to_be_visible()
+
+
+@pytest.mark.browser
+def test_what_is_sent_while_gradio_starts_is_sent_once_it_is_there(page: Page, server: Served) -> None:
+    page.route("**/gradio/config", lambda route: route.fulfill(status=503))
+    page.route("**/gradio/", lambda route: route.fulfill(path=STARTING), times=1)
+    page.goto(f"{server.url}/gradio/")
+    page.get_by_label("Request").fill("written early")
+    page.keyboard.press("Control+Enter")
+    expect(page.get_by_role("status")).to_contain_text("sends your request")
+    page.unroute("**/gradio/config")
+    finished(page)
+    expect(page.get_by_label("Request", exact=True)).to_have_value("written early")
+    page.reload()
+    expect(page.get_by_label("Request", exact=True)).to_have_value("")
+    expect(page.get_by_role("button", name="Generate")).to_be_enabled()
 
 
 @pytest.mark.browser

@@ -127,7 +127,7 @@ class _Answer:
         null_usage = {"usage": None} if with_usage else {}
         async with aclosing(merged([self._service.generate(each) for each in self._asked])) as chunks:
             async for index, chunk in chunks:
-                choice, info = self._new(index, chunk), chunk.info
+                choice, info = self._new(index, chunk), chunk.info or info
                 if choice.text or choice.calls or choice.logprobs or choice.finish_reason or index not in begun:
                     piece = self._form.piece(choice, first=index not in begun)
                     begun.add(index)
