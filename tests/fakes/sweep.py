@@ -1,6 +1,7 @@
 """What clients of the OpenAI-compatible API may send: JSON Schemas and chat bodies, and mutations of them.
 
-Everything is drawn from a seed. A case that is `harmless` must be answered; any other may be a 400 with a place.
+Everything is drawn from a seed. A case that is `harmless` must be answered; any other may be a 400 with a place, or a 404
+for its model.
 """
 
 from __future__ import annotations
@@ -123,7 +124,8 @@ def wrong(case: Case, status: int, answer: Json) -> str | None:
     """What is wrong with an answer; None where it is valid, or a 400 with a place."""
     if status != 200:
         error = answer["error"]
-        if case.harmless or status != 400:
+        expected = 404 if error["code"] == "model_not_found" else 400
+        if case.harmless or status != expected:
             return f"{status} {error}"
         return None if error["param"] is not None or error["code"] == "invalid_json" else f"no place: {error}"
     parameters = {each["function"]["name"]: each["function"].get("parameters") for each in case.body.get("tools") or ()}

@@ -32,5 +32,7 @@ def test_the_sweep_sees_what_is_wrong() -> None:
     assert "not valid" in (wrong(Case(body, "", harmless=False), 200, answer) or "")
     error = {"error": {"param": None, "code": "invalid_value"}}
     assert wrong(Case({}, "", harmless=False), 400, error) and wrong(Case({}, "", harmless=False), 502, error)
+    unserved = {"error": {"param": "model", "code": "model_not_found"}}
+    assert wrong(Case({}, "", harmless=False), 404, error) and not wrong(Case({}, "", harmless=False), 404, unserved)
     placed = {"error": {"param": "n", "code": "invalid_value"}}
     assert wrong(Case({}, "", harmless=True), 400, placed) and not wrong(Case({}, "", harmless=False), 400, placed)
