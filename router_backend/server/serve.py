@@ -21,7 +21,7 @@ from router_backend.server.middleware.connection import ACCEPTED_AT_ONCE, Limits
 from router_backend.service import tracing
 from router_backend.service.loader import Loader
 from router_backend.service.service import GenerationService
-from router_backend.settings import load_settings, outdated
+from router_backend.settings import Settings, load_settings, outdated
 
 _log = logging.getLogger(__name__)
 _BACKLOG = 2048  # connections that the system keeps until they are accepted
@@ -34,11 +34,7 @@ def serve(*, host: str | None = None, port: int | None = None) -> int:
         SettingsError: a variable is wrong, or the address cannot be bound.
         LoadError: the warm start failed and must not.
     """
-    settings = load_settings(host=host, port=port)
-    logs.configure(settings)
-    for line in outdated():
-        _log.warning(line)
-    tracing.configure(settings)
+    settings = begin(host, port)
     listening = bind(settings.host, settings.port)
     fatal: list[RouterError] = []
     loader = Loader(settings)
@@ -134,6 +130,16 @@ class Server(uvicorn.Server):
         _log.info("reloading the checkpoint")
         with contextlib.suppress(RouterError):  # told in the log, and the old one goes on
             await self._service.reload()
+
+
+def begin(host: str | None, port: int | None) -> Settings:
+    """The settings of a server, whose logs and traces begin here. Raises SettingsError where a variable is wrong."""
+    settings = load_settings(host=host, port=port)
+    logs.configure(settings)
+    for line in outdated():
+        _log.warning(line)
+    tracing.configure(settings)
+    return settings
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -24,10 +24,8 @@ from router_backend import logs
 from router_backend.server.app import create_app
 from router_backend.server.gradio.boundary import PATH, boundary
 from router_backend.server.gradio.mount import attach, calls_of
-from router_backend.server.serve import bind
-from router_backend.service import tracing
+from router_backend.server.serve import begin, bind
 from router_backend.service.service import GenerationService
-from router_backend.settings import load_settings, outdated
 from router_backend.space.placing import Placing
 from router_backend.ui.backend import LocalBackend
 from router_backend.ui.blocks import build_blocks
@@ -44,11 +42,7 @@ def serve(*, host: str | None = None, port: int | None = None) -> int:
         SettingsError: a variable is wrong, or the address cannot be bound.
         LoadError: nothing could be loaded, and ALLOW_WARM_START_FAILURE is not set.
     """
-    settings = load_settings(host=host, port=port)
-    logs.configure(settings)
-    for line in outdated():
-        _log.warning(line)
-    tracing.configure(settings)
+    settings = begin(host, port)
     bind(settings.host, settings.port).close()
     if settings.skip_warm_start:
         _log.info("SKIP_WARM_START has no meaning here: ZeroGPU wants the weights in place before it starts")

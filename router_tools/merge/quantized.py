@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from router_backend.engines.transformers.load import bitsandbytes
 from router_backend.errors import CandidateError
 
 PRECISIONS = ("8bit", "4bit")
@@ -27,7 +28,11 @@ def write(folder: Path, out: Path, precision: str, *, shard_bytes: int) -> Any: 
         config = AutoConfig.from_pretrained(folder)
         dtype = getattr(config.get_text_config(), "dtype", None) or torch.bfloat16
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, quantization_config=_recipe(precision, dtype), device_map="cpu", local_files_only=True
+            folder,
+            dtype=dtype,
+            quantization_config=bitsandbytes(precision, dtype),
+            device_map="cpu",
+            local_files_only=True,
         )
         model.save_pretrained(out, max_shard_size=shard_bytes)
     except (ValueError, RuntimeError, OSError, ImportError) as error:
@@ -36,14 +41,6 @@ def write(folder: Path, out: Path, precision: str, *, shard_bytes: int) -> Any: 
         if not (out / path.name).exists():
             shutil.copyfile(path, out / path.name)
     return model.eval()
-
-
-def _recipe(precision: str, dtype: torch.dtype) -> Any:  # noqa: ANN401 - the library's
-    if precision == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=6.0)
-    return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
-    )
 
 
 def beside_weights(folder: Path) -> list[Path]:

@@ -1,7 +1,7 @@
 """What clients of the OpenAI-compatible API may send: JSON Schemas and chat bodies, and mutations of them.
 
-Everything is drawn from a seed. A case that is `harmless` must be answered; any other may be a 400 with a place, or a 404
-for its model.
+Everything is drawn from a seed. A case that is `harmless` must be answered; any other may be a 400 with a place, or a
+404 for its model.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Decoding of our own, for models that give logits: grammar, drafts, prefix cache, and the loop that joins them.
+"""The transformers engine: loads a checkpoint in a rung's precision, and decodes with a loop of our own.
 
-It knows torch tensors and token ids; checkpoints and their precisions are `engines.transformers`' business.
+The loop joins grammar, drafts and prefix cache; it knows torch tensors and token ids. `load.py` knows checkpoints.
 """

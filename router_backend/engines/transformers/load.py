@@ -121,17 +121,22 @@ def precision(strategy: str, device: str) -> dict[str, Any]:
     if device == "cpu":
         best = getattr(torch, footprint.cpu_dtype(machine.inspect())[0])
     told: dict[str, Any] = {"dtype": _DTYPES.get(strategy, best)}
-    if strategy == "8bit":
-        told["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=6.0)
-    elif strategy == "4bit":
-        told["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=best
-        )
+    if strategy in ("8bit", "4bit"):
+        told["quantization_config"] = bitsandbytes(strategy, best)
     elif strategy == "native":
         told["dtype"] = "auto"
     several = device == "cuda" and torch.cuda.device_count() > 1
     told["device_map"] = "auto" if several else {"": 0 if device == "cuda" else "cpu"}
     return told
+
+
+def bitsandbytes(strategy: str, dtype: torch.dtype) -> BitsAndBytesConfig:
+    """How a checkpoint is quantised for the rung `8bit` or `4bit`, here and where a copy of it is written."""
+    if strategy == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=6.0)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
 
 
 def explained(load: Callable[[], T]) -> T:
