@@ -324,6 +324,12 @@ MUTANTS = (
         "engines/test_transformers.py::test_row_20_broken_checkpoint_is_the_candidates_fault",
     ),
     _mutant(
+        *(20, "a failed load is tried again by itself", "Host._fail"),
+        "call_later(seconds, self.begin)",
+        "call_later(seconds, str)",
+        "service/test_service.py::test_a_failed_load_is_tried_again_without_a_request",
+    ),
+    _mutant(
         *(20, "/readyz is no 200 meanwhile", "health_router"),
         *('"Takes traffic now.", lambda now: now.status in ("ok", "idle")', '"Takes traffic now.", lambda now: True'),
         "server/test_http.py::test_row_20_health_loading_and_failed",
