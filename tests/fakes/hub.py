@@ -127,6 +127,7 @@ def fake_hub() -> Iterator[FakeHub]:
 def _handler(hub: FakeHub, host: str) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
 
         def setup(self) -> None:
             super().setup()

@@ -185,6 +185,7 @@ def valid(response: Any) -> dict[str, Any]:  # noqa: ANN401
 def _handler(server: FakeUpstream) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # or each answer waits 40 ms for an acknowledgement of its head
 
         def setup(self) -> None:
             super().setup()
