@@ -18,7 +18,6 @@ from pathlib import Path
 
 import httpx
 
-from tests.fakes.gguf_base import as_folder
 from tests.fakes.upstream import KEY
 
 ROOT = Path(__file__).parents[1]
@@ -36,6 +35,8 @@ def checkpoint(folder: Path) -> Path:
     """The embedded checkpoint as a folder of safetensors, made once."""
     merged, base = folder / "merged", folder / "base"
     if not (merged / "config.json").is_file():
+        from tests.fakes.gguf_base import as_folder  # it needs transformers, which a cluster's environment has not
+
         as_folder(base)
         adapter = ROOT / "router_backend" / "checkpoints" / "embedded" / "adapter"
         command = [sys.executable, "-m", "router_backend.cli", "merge", str(base), str(adapter), str(merged)]
