@@ -1,6 +1,6 @@
 """Whether a key can tell what another one sent: right and wrong guesses of it, by their time and their cached tokens.
 
-    python benchmarks/guesses.py [--guesses N]
+    PYTHONPATH=. python benchmarks/guesses.py [--guesses N]
 
 One slot, so that both keys are in the same cache. Before each guess, the other key sends the text with its secret; a
 guess holds that secret or another one of the same shape, in random order.
