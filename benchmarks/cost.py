@@ -65,8 +65,10 @@ def serving(root: Path) -> Iterator[Served]:
         port = free.getsockname()[1]
     told = {"PYTHONPATH": str(root.absolute()), "PORT": str(port), "HOST": "127.0.0.1", "ENGINE": "echo"}
     command = [sys.executable, "-W", "ignore", "-m", "router_backend.cli", "serve"]
-    quiet = {"MODEL_REPO": "echo", "HF_HUB_OFFLINE": "1", "LOG_LEVEL": "warning"}
-    process = subprocess.Popen(command, cwd=root, env={**os.environ, **told, **quiet}, stdout=subprocess.DEVNULL)
+    offline = {"MODEL_REPO": "echo", "HF_HUB_OFFLINE": "1"}
+    process = subprocess.Popen(
+        command, cwd=root, env={**os.environ, **told, **offline}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         until(lambda: process.poll() is not None or answers(f"http://127.0.0.1:{port}/readyz"))
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
