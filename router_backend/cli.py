@@ -18,7 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from router_backend import __version__
-from router_backend.errors import InvalidRequest, RouterError
+from router_backend.errors import InvalidRequest, RouterError, printable
 from router_backend.types import is_blank
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def _told(run: Callable[[], int | None], ctx: typer.Context | None = None) -> in
         return 130
     except (RouterError, OSError, ModuleNotFoundError) as error:
         command = str(ctx.invoked_subcommand) if ctx else ""
-        typer.secho(f"router-backend: {_words(error, command)}", fg="red", err=True)
+        typer.secho(f"router-backend: {printable(_words(error, command))}", fg="red", err=True)
         return 2 if command in _JUDGES else 1
 
 
@@ -76,6 +76,7 @@ def _words(error: RouterError | OSError | ModuleNotFoundError, command: str) -> 
     if error.errno == errno.EPIPE:
         raise error  # Typer ends quietly then, as `head` expects
     place = error.filename or ("standard output" if _output_is_lost() else type(error).__name__)
+    place = str(place).replace("\n", "\\n")
     return f"{place}: {error.strerror or error}{_ADVICE.get(error.errno or 0, '')}"
 
 

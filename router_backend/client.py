@@ -11,7 +11,7 @@ import contextlib
 import json
 import re
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from types import TracebackType
@@ -207,7 +207,7 @@ class RouterClient:
                 if answer.status_code != 200:
                     content = await answer.aread()
                     raise self.error_of(Reply(answer.status_code, answer.headers, content, time.monotonic() - began))
-                async for line in answer.aiter_lines():
+                async for line in _lines(answer.aiter_text()):
                     data = line.removeprefix("data: ")
                     if whole := data == "[DONE]":
                         break
@@ -273,6 +273,17 @@ def error_message(reply: Reply) -> str | None:
     texts = isinstance(error["message"], str) and isinstance(error["type"], str)
     options = all(error[key] is None or isinstance(error[key], str) for key in ("param", "code"))
     return error["message"] if texts and options and error["message"] else None
+
+
+async def _lines(pieces: AsyncIterator[str]) -> AsyncGenerator[str, None]:
+    """What stands between line feeds: httpx ends lines at what may stand in a text too."""
+    rest = ""
+    async for piece in pieces:
+        *whole, rest = (rest + piece).split("\n")
+        for line in whole:
+            yield line.removesuffix("\r")
+    if rest:
+        yield rest
 
 
 def _parsed(text: str | bytes) -> Any:  # noqa: ANN401 - any JSON

@@ -42,6 +42,14 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+# What a terminal acts on or takes for the end of a line, and JSON leaves as it is. A tab does neither.
+_CONTROLS = {n: f"\\u{n:04x}" for n in (*range(9), *range(11, 32), *range(127, 160), 0x2028, 0x2029)}
+
+
+def printable(text: str) -> str:
+    """A text that somebody else may have written, for a terminal or a log: no character of it acts on them."""
+    return text.translate(_CONTROLS)
+
 
 class RouterError(Exception):
     """Base of all errors of this package.

@@ -13,13 +13,12 @@ from collections.abc import Iterator
 from datetime import datetime, timezone
 from typing import TextIO
 
+from router_backend.errors import printable
 from router_backend.service.caller import caller
 from router_backend.settings import Settings
 
 _printed = logging.getLogger("router_backend.printed")
 _LONGEST_LINE = 8192
-# What a terminal acts on or takes for the end of a line, and JSON leaves as it is. A tab does neither.
-_CONTROLS = {n: f"\\u{n:04x}" for n in (*range(9), *range(11, 32), *range(127, 160), 0x2028, 0x2029)}
 _STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "taskName"}
 
 
@@ -52,7 +51,7 @@ class LineFormatter(logging.Formatter):
             text = f"{when:%H:%M:%S} {record.levelname.lower():7} {message}{fields}{below}"
         for secret in self._secrets:
             text = text.replace(secret, "***")
-        return text.translate(_CONTROLS)
+        return printable(text)
 
 
 def _request() -> dict[str, str]:

@@ -25,8 +25,9 @@ DEFAULT_FALLBACKS = (
     "Alovestocode/router-gemma3-merged,Alovestocode/router-llama31-merged,Alovestocode/router-qwen3-32b-merged"
 )
 _HUB_URL = re.compile(
-    r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/(?P<repo>[^/?#@]+/[^/?#@]+)"
-    r"(?:/(?:tree|blob|resolve)/(?P<revision>[^/?#]+))?(?:[/?#].*)?"
+    r"(?:(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/|hf://)(?P<kind>spaces/|datasets/)?"
+    r"(?P<repo>[^/?#@]+/[^/?#@]+?)(?:\.git)?"
+    r"(?:/(?:tree|blob|resolve)/(?P<revision>[^/?#]+)(?:/(?P<file>[^?#]+\.gguf))?)?(?:[/?#].*)?"
 )
 # Settings that are gone, and what is to be done about each.
 _ALWAYS = "set REPEATABLE=1 for answers that repeat; otherwise drafts and the prefix cache are always on"
@@ -358,10 +359,10 @@ class Settings(BaseSettings):
     @field_validator("cors_origins")
     @classmethod
     def _origins_are_origins(cls, value: str) -> str:
-        wrong = [each for each in split_list(value) if each != "*" and not re.fullmatch(r"https?://[^/\s]+", each)]
+        wrong = [each for each in split_list(value) if each != "*" and not re.fullmatch(r"https?://[^/\s*]+", each)]
         if wrong:
-            raise ValueError("give origins like https://app.example, without a path, or *")
-        return value
+            raise ValueError("give origins like https://app.example, without a path, or * alone")
+        return value.lower()  # as browsers send them
 
     @field_validator("frame_ancestors")
     @classmethod
@@ -442,8 +443,13 @@ def check_name(variable: str, name: str) -> None:
     _check_path(variable, name)
     if is_url(name) and "@" in name.split("/")[2]:
         raise SettingsError(f"{variable} is wrong: a URL there must hold no password. Set UPSTREAM_API_KEY instead")
+    if name.strip("\"'") != name and not Path(name).exists():
+        raise SettingsError(f"{variable}={name!r} is wrong: leave the quotes out")
     if found := _HUB_URL.fullmatch(name):
-        meant = f"{found['repo']}{'@' + found['revision'] if found['revision'] else ''}"
+        if found["kind"]:
+            raise SettingsError(f"{variable}={name!r} is wrong: that is a Space or a data set, not a checkpoint")
+        told = (("@", found["revision"]), (":", found["file"]))
+        meant = found["repo"] + "".join(mark + part for mark, part in told if part)
     elif "/" not in name and SequenceMatcher(None, name.lower(), "embedded").ratio() > 0.9 and name != "embedded":
         meant = "embedded"
     else:

@@ -17,9 +17,14 @@ Role = Literal["system", "user", "assistant", "tool"]
 _COLDEST = 1e-6
 
 
+# Nothing is seen of these either: fillers, joiners, the empty Braille cell, selectors of variants.
+_SELECTORS = (*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0))
+_UNSEEN = {*"\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0", *map(chr, _SELECTORS)}
+
+
 def is_blank(text: str) -> bool:
     """Whether nothing of a text can be seen: blanks, line ends, control and format characters."""
-    return all(unicodedata.category(each) in ("Cc", "Cf", "Zl", "Zp", "Zs") for each in text)
+    return all(each in _UNSEEN or unicodedata.category(each) in ("Cc", "Cf", "Zl", "Zp", "Zs") for each in text)
 
 
 @dataclass(frozen=True, slots=True)

@@ -247,7 +247,7 @@ MUTANTS = (
         "server/test_door.py::test_a_page_of_elsewhere_cannot_use_the_browsers_key",
     ),
     _mutant(
-        *(16, "names from elsewhere are refused", "Guard._check_head"),
+        *(16, "names from elsewhere are refused", "Heads._check"),
         *('if not self._is_ours(_text(headers, b"host")) or', "if"),
         "server/test_door.py::test_row_16_a_name_from_elsewhere_does_not_lead_here",
     ),
@@ -574,12 +574,12 @@ MUTANTS = (
         "server/test_attacks.py::test_row_30_busy_connections_leave_room_for_a_probe",
     ),
     _mutant(
-        *(31, "one length of a body", "Guard._check_head"),
+        *(31, "one length of a body", "Heads._check"),
         *('if b"transfer-encoding" in headers and', "if False and"),
         "server/test_attacks.py::test_row_31_doubtful_framing_is_refused_in_our_shape",
     ),
     _mutant(
-        *(31, "nothing follows a refused body", "Guard._refuse"),
+        *(31, "nothing follows a refused body", "Heads._refuse"),
         *('answer.headers["Connection"] = "close"', "pass"),
         "server/test_attacks.py::test_row_31_doubtful_framing_is_refused_in_our_shape",
     ),
@@ -607,7 +607,7 @@ MUTANTS = (
         "server/test_attacks.py::test_row_31_weak_or_repeated_keys_are_refused_at_the_start",
     ),
     _mutant(
-        *(31, "a forwarded host is a host", "Guard._check_head"),
+        *(31, "a forwarded host is a host", "Heads._check"),
         *("or (told and not self._is_ours(told))", ""),
         "server/test_attacks.py::test_row_31_a_forwarded_host_is_a_host",
     ),

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import httpx
 import pytest
 
 from router_backend.client import ClientError, Reply, RouterClient, TimedOut, Unreachable, base_url, error_message
+from router_backend.server.sse import DONE, event
 
 KEY = "sk-very-secret"
 ERROR = {"error": {"message": "too busy", "type": "rate_limit_error", "param": None, "code": "overloaded"}}
@@ -218,3 +222,21 @@ def test_every_error_of_the_transport_is_mapped(error: httpx.RequestError, kind:
 def test_the_error_shape_is_exact(body: object) -> None:
     assert error_message(Reply(400, {}, json.dumps(body).encode(), 0.0)) is None
     assert error_message(Reply(400, {}, json.dumps(ERROR).encode(), 0.0)) == "too busy"
+
+
+@pytest.mark.parametrize("sign", ["\u2028", "\u2029", "\x85"])
+@pytest.mark.parametrize("raw", [False, True])
+def test_a_stream_goes_on_behind_what_others_take_for_the_end_of_a_line(
+    monkeypatch: pytest.MonkeyPatch, sign: str, raw: bool
+) -> None:
+    said = {"text": f"a{sign}b"}
+    text = json.dumps(said, ensure_ascii=False)
+    content = (f"data: {text}\n\n".encode() if raw else event(said)) + DONE
+    assert raw or len(content.decode().splitlines()) == 4, "nor does another reader break it there"
+
+    async def main() -> list[dict[str, Any]]:
+        transport = httpx.MockTransport(lambda request: httpx.Response(200, content=content))
+        monkeypatch.setattr(httpx, "AsyncClient", partial(httpx.AsyncClient, transport=transport))
+        return [each async for each in RouterClient("http://localhost").stream("/v1/generate", {})]
+
+    assert asyncio.run(main()) == [said]

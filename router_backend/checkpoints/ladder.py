@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from router_backend.settings import DEFAULT_FALLBACKS, STRATEGIES, Settings, is_
 Kind = Literal["hub", "folder", "gguf", "hub-gguf", "embedded", "echo", "upstream"]
 Outcome = Literal["loaded", "failed", "skipped"]
 T = TypeVar("T")
+_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)  # of a repository
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +172,8 @@ def rungs(
         candidate.engine, strategies(settings)
     )
     if reason := missing(candidate.engine, None):
-        if candidate.kind == "folder":
+        odd = candidate.kind == "hub" and (not _NAME.fullmatch(candidate.repo) or "gguf" in candidate.repo.lower())
+        if candidate.kind == "folder" or odd:
             describe(candidate)  # what is wrong with it is told first: no engine would help
         return (Rung(candidate, own[0], skip=reason),)
     no_card = _no_accelerator(settings, machine) if candidate.engine == "transformers" else None

@@ -12,7 +12,9 @@ _FIRST_OF_CALL = CHARACTER.replace("[^", r"[^)\s")
 _TAG = "[a-z0-9]+(-[a-z0-9]+)*"
 TAG_WORD = re.compile(r"[a-z0-9]+")
 # Clients cut a plan out of an answer by these before they parse it, so no text of a plan may hold one.
-_MARKS = r"```|<\/?[Jj][Ss][Oo][Nn]>|<\/?[Tt][Hh][Ii][Nn][Kk]|<\|[A-Za-z0-9_]*\|>"
+_MARKS = (
+    r"```|<\/?[Jj][Ss][Oo][Nn]>|<\/?[Tt][Hh][Ii][Nn][Kk]|<\/?[Rr][Ee][Aa][Ss][Oo][Nn][Ii][Nn][Gg]|<\|[A-Za-z0-9_]*\|>"
+)
 MARK = re.compile(_MARKS)
 
 

@@ -16,7 +16,7 @@ from router_backend.server.mcp import mount_mcp
 from router_backend.server.middleware.access_log import AccessLog
 from router_backend.server.middleware.connection import Limits
 from router_backend.server.middleware.door import Door
-from router_backend.server.middleware.guard import Guard
+from router_backend.server.middleware.guard import Guard, Heads
 from router_backend.server.middleware.scope import HeadAsGet, Prefix
 from router_backend.server.native import native_router
 from router_backend.server.openai.decisions import decisions_router
@@ -77,9 +77,11 @@ def create_app(
             CORSMiddleware,
             allow_origins=origins,
             allow_methods=["GET", "POST"],
+            allow_private_network=True,  # of those origins: older Chromes ask where this is a laptop
             allow_headers=["*"],  # what is asked for is echoed: the clients of browsers send a dozen of their own
             expose_headers=["x-request-id", "retry-after", "x-router-route", "x-router-confidence"],
         )
+        app.add_middleware(Heads, settings=service.settings, limits=limits)  # no preflight meets the guard
     app.add_middleware(AccessLog, metrics=service.metrics, frame_ancestors=service.settings.frame_ancestors)
     app.add_middleware(Prefix, root_path=service.settings.root_path)
     return app

@@ -22,8 +22,13 @@ PING = b": ping\n\n"
 PING_SECONDS = 15.0
 
 
+# Many readers take these for the end of a line, where the format has line feeds alone.
+_NO_ENDS = str.maketrans({"\x85": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"})
+
+
 def event(data: object) -> bytes:
-    return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    return b"data: " + text.translate(_NO_ENDS).encode() + b"\n\n"
 
 
 async def stream(

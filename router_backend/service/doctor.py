@@ -14,7 +14,7 @@ from router_backend.checkpoints.footprint import cpu_dtype, gigabytes, room
 from router_backend.checkpoints.ladder import Candidate, Rung
 from router_backend.checkpoints.machine import Machine
 from router_backend.client import ClientError, RouterClient
-from router_backend.errors import CandidateError
+from router_backend.errors import CandidateError, printable
 from router_backend.service.loader import Loader
 from router_backend.settings import Settings
 
@@ -27,7 +27,7 @@ def report(settings: Settings, console: Console | None = None) -> int:
     here = machine.inspect(settings.cuda_visible_devices)
     out.print(_facts(here))
     for warning in _running(settings):
-        out.print(Text(f"The server that runs here says: {warning}"))
+        out.print(Text(printable(f"The server that runs here says: {warning}")))
     steps = Table(title="Ladder", title_justify="left")
     for heading in ("candidate", "rung", "verdict", "why"):
         steps.add_column(heading, overflow="fold")
@@ -36,7 +36,7 @@ def report(settings: Settings, console: Console | None = None) -> int:
         word = "would load" if ok and not chosen else "in reserve" if ok else "skipped"
         chosen = chosen or ok
         # As text: `pip install 'router-backend[transformers]'` would lose its brackets as markup.
-        steps.add_row(*map(Text, (candidate.name, strategy, word, why)))
+        steps.add_row(*map(Text, map(printable, (candidate.name, strategy, word, why))))
     out.print(steps)
     return 0 if chosen else 1
 
@@ -48,7 +48,7 @@ def _facts(here: Machine) -> Table:
     facts.add_row("memory", f"{gigabytes(here.free_bytes)} GB free of {gigabytes(here.total_bytes)}")
     for card in here.accelerators:
         free = f"{gigabytes(card.free_bytes)} GB free of {gigabytes(card.total_bytes)}"
-        facts.add_row("accelerator", Text(f"{card.name}, {free}"))
+        facts.add_row("accelerator", Text(printable(f"{card.name}, {free}")))
     if not here.accelerators:
         facts.add_row("accelerator", "none found")
     return facts

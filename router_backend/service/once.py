@@ -9,6 +9,7 @@ from rich.console import Console
 
 from router_backend.checkpoints.ladder import Attempt, Loaded
 from router_backend.engines.base import Engine
+from router_backend.errors import printable
 from router_backend.plan.prompt import router_prompt
 from router_backend.service.loader import Loader
 from router_backend.settings import load_settings
@@ -46,7 +47,8 @@ def load_with(loader: Loader) -> Loaded[Engine]:
     """The first checkpoint that loads; each attempt is told to standard error. Raises NothingLoads."""
 
     def say(attempt: Attempt) -> None:
-        print(f"{attempt.outcome}: {attempt.candidate} [{attempt.strategy}] {attempt.reason}", file=sys.stderr)  # noqa: T201
+        told = f"{attempt.outcome}: {attempt.candidate} [{attempt.strategy}] {attempt.reason}"
+        print(printable(told), file=sys.stderr)  # noqa: T201
 
     with Console(stderr=True).status("loading a checkpoint"):  # on a terminal only
         return loader.load(say)

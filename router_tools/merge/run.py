@@ -206,8 +206,12 @@ class _Merge:
 
     def _refuse_tied_head(self, base: Path) -> None:
         """PEFT changes the head beside the embeddings; merged, they are one tensor, which cannot hold both."""
+        try:
+            config = AutoConfig.from_pretrained(base)
+        except (ValueError, OSError) as error:
+            raise CandidateError(f"transformers does not read the base's config.json: {error}") from None
         head = next((module for module in self._adapter.layers if module.endswith("lm_head")), None)
-        if head and AutoConfig.from_pretrained(base).get_text_config().tie_word_embeddings:
+        if head and config.get_text_config().tie_word_embeddings:
             raise CandidateError(
                 f"the adapter cannot be merged: it changes {head}, which this base shares with its embeddings "
                 "(tie_word_embeddings)"

@@ -207,3 +207,15 @@ def test_what_a_running_server_warns_of_is_told() -> None:
         assert warning in examine(port=server.port)[2]
         assert warning in examine(port=server.port, host="0.0.0.0")[2]
     assert "server that runs" not in examine(port=server.port)[2]
+
+
+@pytest.mark.parametrize("name", ["[red]x[/red]", "[/never]", "a[transformers]", "a\x1b[31mb"])
+def test_names_cards_and_warnings_are_text_and_act_on_no_terminal(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    shown = name.replace("\x1b", "\\u001b")
+    on(monkeypatch, Machine("x86_64", 2, 2**34, 2**33, (Accelerator(name, 2**33, 2**33),)))
+    assert f"{shown}, " in examine(engine="echo")[2].replace("\n", "")
+    monkeypatch.setattr(engines, "missing", lambda *_: "no")
+    assert examine(model_repo=f"acme/{name}")[1][0][0] == f"acme/{shown}"
+    warning = EchoModel(ModelInfo("echo", "native", "echo", 4096, 1, warnings=(name,)))
+    with served(warning) as server:
+        assert f"says: {shown}" in examine(port=server.port, engine="echo")[2]

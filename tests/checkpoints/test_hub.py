@@ -503,7 +503,17 @@ def test_row_25_a_download_that_hangs_is_ended(server: FakeHub, large: Repo) -> 
 
 
 @pytest.mark.parametrize(
-    "name", ["../../../x.json", "/x.json", "a/../../x.json", "C:x.json", "..\\x.json", "a//x.json"]
+    "name",
+    [
+        "../../../x.json",
+        "/x.json",
+        "a/../../x.json",
+        "C:x.json",
+        "..\\x.json",
+        "a//x.json",
+        "a\x1b]0;x\x07.json",
+        "a\n.json",
+    ],
 )
 def test_a_listing_that_leads_out_of_the_cache(server: FakeHub, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     files = [{**entry, "path": name} if entry["path"] == "tokenizer.json" else entry for entry in large_files(server)]
@@ -864,3 +874,26 @@ def test_a_hub_is_named_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("HF_ENDPOINT", "hub.example")
     with pytest.raises(SettingsError, match=r"HF_ENDPOINT='hub\.example' is wrong: give the address"):
         load_settings()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(POINTER, "is a git-lfs pointer"), ("", "is not a GGUF file"), ("<html>", "is not a GGUF file")],
+)
+def test_a_gguf_that_is_another_file(server: FakeHub, tmp_path: Path, content: str, said: str) -> None:
+    (tmp_path / "g").mkdir()
+    (tmp_path / "g" / "one.gguf").write_text(content)
+    server.add("acme/g", tmp_path / "g")
+    with pytest.raises(CandidateError, match=said):
+        Hub(settings_for(server)).describe(Candidate("acme/g:one.gguf", "hub-gguf"))
+    with pytest.raises(CandidateError, match=said):
+        Loader(load_settings(), HERE).rungs(Candidate(str(tmp_path / "g" / "one.gguf"), "gguf"))
+
+
+def test_weights_without_a_tokenizer_are_not_fetched(server: FakeHub, tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "bare")
+    (folder / "tokenizer.json").unlink()
+    server.add("acme/bare", folder)
+    with pytest.raises(CandidateError, match="it has no tokenizer"):
+        Hub(settings_for(server)).fetch(Candidate("acme/bare", "hub"))
+    assert not [asked for asked in server.paths(".safetensors") if asked.host == "store"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import mmap
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -210,3 +212,26 @@ def test_fault_b_an_engine_that_does_not_answer_leads_to_the_next_rung(monkeypat
     assert loaded.rung == rungs[3]
     assert [model.closed for model in models] == [True, True, False, True]
     free.set()
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        (b"llama.block_count", struct.pack("<I", 513)),
+        (b"llama.block_count", struct.pack("<I", 2**32 - 1)),
+        (b"llama.attention.layer_norm_rms_epsilon", struct.pack("<f", NAN)),
+        (b"llama.attention.head_count", struct.pack("<I", 0)),
+        (b"llama.embedding_length", struct.pack("<I", 7)),
+    ],
+)
+def test_row_32_absurd_metadata_leads_to_the_next_candidate(tmp_path: Path, key: bytes, value: bytes) -> None:
+    bad = faulty(tmp_path / "bad.gguf")
+    with bad.open("r+b") as file, mmap.mmap(file.fileno(), 0) as content:
+        start = content.find(struct.pack("<Q", len(key)) + key)
+        assert start > 0
+        at = start + 8 + len(key) + 4  # behind its type
+        content[at : at + len(value)] = value
+    loaded, told = climb(str(bad), "embedded")
+    assert [each.outcome for each in told] == ["failed", "loaded"] and told[0].reason
+    assert loaded.rung.candidate.name == "embedded"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import http.client
 import json
@@ -380,6 +381,18 @@ def test_row_30_idle_connections_leave_room_for_a_probe(sent: bytes) -> None:
         assert answer.status_code == 200
 
 
+def test_row_30_streams_that_never_end_leave_room_for_a_probe() -> None:
+    head = b"GET /gradio/gradio_api/heartbeat/x HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with served(ui=True, limits=Limits(connections=20)) as server:
+        httpx.get(f"{server.url}/gradio/config", timeout=60).raise_for_status()
+        with many(server.port, 20, head) as busy:
+            assert all(b" 200 " in each.recv(4096) for each in busy)
+            for path in ("/livez", "/readyz", "/health"):
+                assert httpx.get(server.url + path, timeout=30).status_code == 200
+            refused = httpx.post(f"{server.url}/v1/generate", json={"prompt": "x", "output": "text"}, timeout=30)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (429, "overloaded")
+
+
 def test_row_30_busy_connections_leave_room_for_a_probe() -> None:
     head = (
         b"POST /v1/generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n"
@@ -537,6 +550,92 @@ def test_row_31_guesses_of_keys_are_throttled(monkeypatch: pytest.MonkeyPatch) -
         assert httpx.get(f"{server.url}/livez", headers={"authorization": "Bearer x"}).status_code == 200
         now += 3.1
         assert status(BOB) == 200 and status("guess") == 401 and status("guess") == 429
+
+
+def test_row_31_guesses_with_a_name_are_throttled_too() -> None:
+    with served(router_api_keys=KEYS) as server:
+
+        def status(key: str) -> int:
+            sent = base64.b64encode(f"alice:{key}".encode()).decode()
+            return httpx.get(f"{server.url}/docs", headers={"authorization": f"Basic {sent}"}).status_code
+
+        assert [status(f"guess-{at}") for at in range(22)] == [401] * 20 + [429] * 2
+
+
+def test_row_31_an_open_server_with_an_admin_takes_any_clients_key() -> None:
+    """OpenAI's clients always send one. What is guessed at is the admin's alone."""
+    with served(admin_key="k-admin-90") as server:
+
+        def status(path: str, key: str) -> int:
+            body = {"prompt": "x", "output": "text"}
+            return httpx.post(server.url + path, json=body, headers={"authorization": f"Bearer {key}"}).status_code
+
+        assert {status("/v1/generate", "sk-none") for _ in range(40)} == {200}
+        assert [status("/admin/reload", f"guess-{at}") for at in range(22)] == [403] * 20 + [429] * 2
+        assert status("/v1/generate", "sk-none") == 200
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("2600:3c00::f03c:91ff:fe24:1", "2600:3c00::1:2:3:4", True),
+        ("2001:db8:1:2::9", "2001:db8:1:2:3:4:5:6", True),
+        ("2001:db8:1:2::9", "2001:db8:1:3::9", False),
+        ("fe80::1%eth0", "fe80::2%eth0", True),
+        ("::ffff:1.2.3.4", "::ffff:1.2.3.5", False),
+        ("1.2.3.4", "1.2.3.5", False),
+        ("a.sock", "b.sock", False),
+    ],
+)
+def test_row_31_a_network_of_ipv6_is_one_address(one: str, other: str, same: bool) -> None:
+    first, second = (guard._address({"client": (each, 1)}) for each in (one, other))
+    assert (first == second) is same
+
+
+@pytest.mark.parametrize(
+    "name", ["evil.example:443", "localhost, evil.example", "localhost.evil.example", "x.localhost", "evil.example/a"]
+)
+@pytest.mark.parametrize("settings", [{}, {"router_api_keys": KEYS, "allowed_hosts": "router.example"}])
+def test_row_31_no_forwarded_host_stands_in_a_link(name: str, settings: dict[str, Any]) -> None:
+    told = {"x-forwarded-host": name, "authorization": f"Bearer {ALICE}"}
+    with served(ui=True, **settings) as server:
+        for path in ("/gradio/config", "/docs", "/"):
+            answer = httpx.get(server.url + path, headers=told, timeout=60)
+            assert answer.status_code == 421 and "evil" not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("wrong", "status"),
+    [
+        ({"host": "evil.example"}, 421),
+        ({"content-length": "1", "transfer-encoding": "chunked"}, 400),
+        ({"x-long": "x" * 70_000}, 431),
+    ],
+    ids=["host", "two lengths", "long"],
+)
+def test_row_31_a_preflight_has_a_head_like_any_other(wrong: dict[str, str], status: int) -> None:
+    from starlette.testclient import TestClient
+
+    from router_backend.server.app import create_app
+    from tests.fakes.running import echo_service
+
+    told = {"origin": "https://app.example", "access-control-request-method": "POST"}
+    service, _ = echo_service(echo_model(), load_settings(cors_origins="https://App.Example", engine="echo"))
+    with TestClient(create_app(service, ui=False), "http://localhost") as client:
+        assert client.options("/v1/generate", headers=told).status_code == 200
+        assert client.options("/v1/generate", headers=told | wrong).status_code == status
+
+
+@pytest.mark.parametrize("name", ["out[1].gguf", "out*.gguf", "out?.gguf"])
+def test_row_31_a_name_with_signs_of_a_pattern_tidies_its_own_alone(tmp_path: Path, name: str) -> None:
+    from router_backend.checkpoints import gguf_merge
+
+    own, others = tmp_path / f"{name}.1.new", tmp_path / "out1.gguf.1.new"
+    for each in (own, others):
+        each.write_bytes(b"half")
+        os.utime(each, (0, 0))
+    gguf_merge._tidy(tmp_path / name)
+    assert not own.exists() and others.exists()
 
 
 @pytest.mark.parametrize(

@@ -445,3 +445,11 @@ def test_a_call_waits_until_the_page_knows_that_its_stream_was_closed(monkeypatc
         await ours.close()
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
+@pytest.mark.parametrize("path", ["/login", "/login/", "/gradio_api/login", "/login/callback", "/logout"])
+def test_row_2_a_form_of_another_page_logs_nobody_in(server: Served, method: str, path: str) -> None:
+    form = {"username": "a", "password": "b"}
+    answer = httpx.request(method, f"{server.url}/gradio{path}", data=form, headers={"origin": EVIL})
+    assert answer.status_code in (404, 405) and "set-cookie" not in answer.headers

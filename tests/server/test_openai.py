@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,15 @@ import httpx
 import openai
 import pytest
 
+from router_backend.checkpoints.ladder import Candidate, Loaded, Rung
+from router_backend.engines.base import Engine
+from router_backend.engines.echo import EchoModel
 from router_backend.plan.rules import validate
 from router_backend.plan.schema import Plan
 from router_backend.server.openai.bodies import ChatBody, CompletionBody
-from router_backend.types import Turn
+from router_backend.types import ModelInfo, Turn
 from tests.fakes.random_model import RandomModel
-from tests.fakes.running import App, app, echo_model, says_plans, served, until
+from tests.fakes.running import App, app, echo_model, echo_service, says_plans, served, until
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 USER = [{"role": "user", "content": "one two three"}]
@@ -133,6 +137,7 @@ def test_what_clients_send_back_of_a_conversation(echo: App) -> None:
 
 
 BLANKS = [" ", "\n\t", "\u00a0\u3000", "\u200b\ufeff", "\u2028\r\n", "\x1f \u202e", " " * 9999]
+BLANKS += ["\u3164\u115f", "\u2800 \u2800", "\ufe0f\u034f"]
 
 
 @pytest.mark.parametrize("blank", BLANKS)
@@ -522,3 +527,32 @@ def test_row_18_client_that_leaves_frees_every_slot() -> None:
                     next(response.iter_lines())
                     raise httpx.ReadTimeout("enough")
             until(lambda: server.idle, 30)  # half a minute before it would have ended
+
+
+def test_fault_f_chunks_and_details_after_a_reload_name_the_model_that_writes() -> None:
+    with served() as server:
+        free = server.model.stuck = threading.Event()
+        _, engine = echo_service(EchoModel(ModelInfo("next", "native", "echo", 4096, 4)), server.service.settings)
+        loaded: Loaded[Engine] = Loaded(engine, Rung(Candidate("next", "echo"), "native"), ())
+        server.service.host._reread = lambda: lambda report: loaded
+        said: dict[str, str] = {}
+
+        def ask(path: str, body: dict[str, Any]) -> None:
+            said[path] = httpx.post(server.url + path, json=body, timeout=60).text
+
+        asked = {
+            CHAT: {"messages": USER, "response_format": TEXT, "stream": True},
+            COMPLETIONS: {"prompt": "x y", "response_format": TEXT},
+            "/v1/generate": {"prompt": "x y", "output": "text", "details": True},
+        }
+        threads = [threading.Thread(target=ask, args=each) for each in asked.items()]
+        for thread in threads:
+            thread.start()
+        until(lambda: len(server.model.active) == 3)
+        server.run(server.service.reload()).result(60)
+        assert server.service.health().model == "next"
+        free.set()
+        for thread in threads:
+            thread.join(60)
+    assert len(said) == 3
+    assert all('"model":"echo"' in text and '"model":"next"' not in text for text in said.values()), said

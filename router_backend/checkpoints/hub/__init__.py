@@ -161,6 +161,8 @@ class _Repository:
         while above and not _tokenizer(wanted, above):  # it may be in a folder above the weights
             above = "".join(f"{part}/" for part in above.split("/")[:-2])
             wanted += _tokenizer(self._files, above)
+        if self.candidate.kind != "hub-gguf" and not (settings.trust_remote_code or _tokenizer(wanted, above)):
+            raise CandidateError("it has no tokenizer: put the files of the one that it was trained with beside it")
         return Download(self.candidate, self._commit, [self._files[name] for name in wanted])
 
 

@@ -223,7 +223,7 @@ def may_have_token(endpoint: str) -> bool:
 def leaves_its_folder(name: str) -> bool:
     """Whether a name out of a listing, read as a path here or on Windows, leads out of the folder that it is put in."""
     parts = re.split(r"[/\\]", name)
-    return any(part in ("", ".", "..") or ":" in part or "\0" in part for part in parts)
+    return any(part in ("", ".", "..") or ":" in part or not part.isprintable() for part in parts)
 
 
 def _may_pass(trouble: Trouble, patience: Patience) -> bool:

@@ -9,6 +9,7 @@ import base64
 import binascii
 import hashlib
 import hmac
+import ipaddress
 import re
 import time
 from collections import OrderedDict
@@ -104,7 +105,13 @@ def _bound(remembered: OrderedDict[Any, Any]) -> None:
 def _address(scope: Scope) -> str:
     """The client's; of IPv6 the network, which one machine may have as a whole."""
     host = (scope.get("client") or ("",))[0]
-    return ":".join(host.split(":")[:4]) if ":" in host else host
+    try:
+        found = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return host
+    if isinstance(found, ipaddress.IPv4Address) or found.ipv4_mapped:
+        return host
+    return str(ipaddress.ip_network((int(found), 64), strict=False))
 
 
 def _digest(key: bytes) -> bytes:
@@ -124,16 +131,12 @@ def _named(sent: bytes) -> tuple[bytes, bytes]:
     return (name, key) if colon else (b"", b"")
 
 
-class Guard:
-    """ASGI middleware. Public paths are compared whole: a path trick is just another path that needs a key."""
+class Heads:
+    """ASGI middleware: what the head of a request may be, whoever sends it."""
 
     def __init__(self, app: ASGIApp, settings: Settings, limits: Limits | None = None) -> None:
         self._app = app
         self._limits = limits or Limits()
-        self._keys = Keys(settings)
-        self._guesses = Guesses()
-        self._public = ALWAYS_PUBLIC | set(split_list(settings.public_paths))
-        self._friends = {origin.lower() for origin in split_list(settings.cors_origins)}
         self._is_ours = host_check(settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -142,14 +145,13 @@ class Guard:
             return
         headers = first_of_each(scope)
         try:
-            self._check_head(scope, headers)
-            self._check_key(scope, headers)
+            self._check(scope, headers)
         except RouterError as error:
             await self._refuse(error, headers, scope, receive, send)
             return
         await self._app(scope, receive, send)
 
-    def _check_head(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
+    def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
         limits = self._limits
         if len(scope.get("raw_path") or b"") + len(scope.get("query_string", b"")) > limits.url_bytes:
             raise UrlTooLong(f"the URL has more than {limits.url_bytes} bytes")
@@ -162,6 +164,34 @@ class Guard:
         if not self._is_ours(_text(headers, b"host")) or (told and not self._is_ours(told)):
             raise WrongHost("this server does not go by that name; its operator can add it to ALLOWED_HOSTS")
 
+    async def _refuse(
+        self, error: RouterError, headers: dict[bytes, bytes], scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        answer = respond(error)
+        if b"transfer-encoding" in headers:
+            answer.headers["Connection"] = "close"  # nothing behind a body that was not read is a request
+        if error.status == 401 and scope["method"] in _SAFE and b"text/html" in headers.get(b"accept", b""):
+            answer.headers["WWW-Authenticate"] = _ASK_PEOPLE
+        await answer(scope, receive, send)
+
+
+class Guard(Heads):
+    """ASGI middleware. Public paths are compared whole: a path trick is just another path that needs a key."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, limits: Limits | None = None) -> None:
+        super().__init__(app, settings, limits)
+        self._keys = Keys(settings)
+        self._guesses = Guesses()
+        self._public = ALWAYS_PUBLIC | set(split_list(settings.public_paths))
+        self._friends = set(split_list(settings.cors_origins))
+
+    def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
+        super()._check(scope, headers)
+        self._check_key(scope, headers)
+
     def _check_key(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
         if not self._keys.digests and self._keys.admin is None:
             return
@@ -170,7 +200,8 @@ class Guard:
         basic = kind.lower() == b"basic"
         claimed, key = _named(sent) if basic else (None, sent.strip() if kind.lower() == b"bearer" else b"")
         address = _address(scope)
-        guarded = path_of(scope) not in self._public  # the others say nothing about a key
+        path = path_of(scope)  # a public one says nothing about a key; nor does an open one, beside the admin's alone
+        guarded = path not in self._public and bool(self._keys.digests or path.startswith("/admin/"))
         if key and guarded:
             self._guesses.check(address, key)
         if basic:
@@ -198,19 +229,6 @@ class Guard:
                 "a page of another origin asks with a name and a key that the browser remembers; "
                 "send the key as Authorization: Bearer KEY, or add the origin to CORS_ORIGINS"
             )
-
-    async def _refuse(
-        self, error: RouterError, headers: dict[bytes, bytes], scope: Scope, receive: Receive, send: Send
-    ) -> None:
-        if scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008})
-            return
-        answer = respond(error)
-        if b"transfer-encoding" in headers:
-            answer.headers["Connection"] = "close"  # nothing behind a body that was not read is a request
-        if error.status == 401 and scope["method"] in _SAFE and b"text/html" in headers.get(b"accept", b""):
-            answer.headers["WWW-Authenticate"] = _ASK_PEOPLE
-        await answer(scope, receive, send)
 
 
 def host_check(settings: Settings) -> Callable[[str], bool]:
