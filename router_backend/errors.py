@@ -132,6 +132,10 @@ class QuotaExceeded(Overloaded, code="gpu_quota_exceeded"): ...
 class EngineError(RouterError, code="engine_error"): ...
 
 
+class GrammarFailed(EngineError):
+    """A grammar became too costly to go on with; the answer so far keeps it."""
+
+
 class OutOfMemory(EngineError, status=503, code="out_of_memory"): ...
 
 

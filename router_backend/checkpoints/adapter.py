@@ -170,6 +170,8 @@ def _layers(config: Mapping[str, Any], tensors: Mapping[str, Matrix]) -> Iterato
                 f"the adapter is broken: {module} has rank {lower.shape[0]}, and {rank} in {ADAPTER_CONFIG}"
             )
         alpha = float(_of(config, "alpha_pattern", module, config.get("lora_alpha", 8)))
+        if not math.isfinite(alpha):
+            raise ValueError(f"lora_alpha={alpha}")
         yield module, Lora(lower, upper, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
 
 

@@ -96,6 +96,10 @@ def check_kind(kind: str) -> None:
 
 def _deltas(adapter: Adapter, reader: GGUFReader) -> dict[str, Array]:
     """What the adapter adds to each tensor, by the tensor's name in the GGUF."""
+    if (files := _number(reader, "split.count", 1)) > 1:
+        raise CandidateError(
+            f"the base is one of {files} files: join them first, with llama.cpp's llama-gguf-split --merge FIRST OUT"
+        )
     names = tensor_names(reader)
     heads: dict[str, int] = {}
     if _architecture(reader) == "llama":

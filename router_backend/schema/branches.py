@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations, permutations, product
 
 from router_backend.errors import InvalidRequest
 from router_backend.schema import nodes
 from router_backend.schema.nodes import Node, leaves, resolved
+
+_MOST_LED = 3  # fields that tell branches apart
 
 
 def refused(where: str, why: str) -> InvalidRequest:
@@ -29,7 +34,10 @@ def tell_apart(union: nodes.Union) -> list[nodes.Way]:
             if any(_overlap(*pair) for pair in product(one, other)):
                 raise refused(union.where, "two branches of oneOf may have a value in common; use anyOf")
     kinds = [*leaves(union)]
+    options = dict.fromkeys(option for leaf in kinds if isinstance(leaf, nodes.Choice) for option in leaf.options)
     texts = _widest([leaf for leaf in kinds if isinstance(leaf, nodes.Text | nodes.Pattern)])
+    if (merged := _one_pattern(texts, [option for option in options if option[0] == '"'])) is not None:
+        texts, options = [merged], dict.fromkeys(option for option in options if option[0] != '"')
     numbers = _widest([leaf for leaf in kinds if isinstance(leaf, nodes.Number)])
     ways = [
         *(nodes.Way('"', leaf) for leaf in texts),
@@ -37,7 +45,6 @@ def tell_apart(union: nodes.Union) -> list[nodes.Way]:
         *(nodes.Way("[", leaf) for leaf in kinds if isinstance(leaf, nodes.Array | nodes.Tuple)),
         *_by_discriminator([leaf for leaf in kinds if isinstance(leaf, nodes.Object)]),
     ]
-    options = dict.fromkeys(option for leaf in kinds if isinstance(leaf, nodes.Choice) for option in leaf.options)
     held = [way.opening for way in ways if _is_wide(way.node)]
     said = tuple(option for option in options if not any(_begins(option, opening) for opening in held))
     _check(ways, said, union.where)
@@ -53,7 +60,37 @@ def _is_wide(node: Node) -> bool:
 
 
 def _widest(kinds: Sequence[Node]) -> Sequence[Node]:
-    return next(([kind] for kind in kinds if _is_wide(kind)), kinds)
+    if wide := next((kind for kind in kinds if _is_wide(kind)), None):
+        return [wide]
+    return [kind for kind in kinds if not any(_holds(other, kind) for other in kinds if other is not kind)]
+
+
+def _one_pattern(texts: Sequence[Node], words: Sequence[str]) -> nodes.Pattern | None:
+    """Patterns, and words beside them, as one; None where there are other texts, or nothing to bring together."""
+    patterns = [text for text in texts if isinstance(text, nodes.Pattern) and (text.least, text.most) == (0, None)]
+    if len(patterns) < len(texts) or not patterns or len(texts) + len(words) < 2:
+        return None
+    if not all(word.isascii() and word.isprintable() and "\\" not in word for word in words):
+        return None
+    regexes = [*(each.regex for each in patterns), *(f"({re.escape(word[1:-1])})" for word in words)]
+    examples = [*(each.example for each in patterns), *(word[1:-1] for word in words)]
+    return nodes.Pattern(nodes.OR.join(regexes), min(examples, key=len))
+
+
+def _holds(wide: Node, narrow: Node) -> bool:
+    """Whether integers stand beside numbers of the same bounds."""
+    if not isinstance(wide, nodes.Number) or not isinstance(narrow, nodes.Number) or wide.step is not None:
+        return False
+    return narrow.integer and not wide.integer and whole_bounds(wide) == whole_bounds(narrow)
+
+
+def whole_bounds(node: nodes.Number) -> tuple[int | None, int | None]:
+    """The least and the largest integer that keep the bounds."""
+    lows = [math.ceil(node.minimum)] if node.minimum is not None else []
+    lows += [math.floor(node.above) + 1] if node.above is not None else []
+    highs = [math.floor(node.maximum)] if node.maximum is not None else []
+    highs += [math.ceil(node.below) - 1] if node.below is not None else []
+    return max(lows, default=None), min(highs, default=None)
 
 
 def _begins(text: str, opening: str | None) -> bool:
@@ -89,16 +126,48 @@ def _by_discriminator(objects: Sequence[nodes.Object]) -> list[nodes.Way]:
     """Objects by their first field; where all have one with values of its own, that one goes first."""
     if len(objects) < 2:
         return [nodes.Way("{", each) for each in objects]
-    for name in (each.name for each in objects[0].fields):
+    if ways := _by_values(objects, {}):
+        return ways
+    openings = [_opening(each) for each in objects]
+    return [nodes.Way(_opening(each), each) for each in (objects if _differ(openings) else _by_own_fields(objects))]
+
+
+def _differ(openings: Sequence[str]) -> bool:
+    return "{" not in openings and len(set(openings)) == len(openings)
+
+
+def _by_values(objects: Sequence[nodes.Object], led: dict[str, str]) -> list[nodes.Way]:
+    """By a field whose values differ, and those alike in it by a further one; none where that does not do."""
+    if len(objects) == 1:
+        opening = ", ".join(f"{json.dumps(name, ensure_ascii=False)}: {option}" for name, option in led.items())
+        return [nodes.Way("{" + opening, _led_by(objects[0], led))]
+    for name in (each.name for each in objects[0].fields if each.name not in led and len(led) < _MOST_LED):
         values = [_options(each, name) for each in objects]
-        flat = [option for options in values for option in options]
-        if all(values) and len(set(flat)) == len(flat):
-            return [
-                nodes.Way(f"{{{json.dumps(name, ensure_ascii=False)}: {option}", _led_by(each, name, option))
-                for each, options in zip(objects, values, strict=True)
-                for option in options
-            ]
-    return [nodes.Way(_opening(each), each) for each in objects]
+        groups = {
+            option: [each for each, own in zip(objects, values, strict=True) if option in own]
+            for option in dict.fromkeys(option for options in values for option in options)
+        }
+        if all(values) and all(len(group) < len(objects) for group in groups.values()):
+            found = [_by_values(group, {**led, name: option}) for option, group in groups.items()]
+            if all(found):
+                return [way for ways in found for way in ways]
+    return []
+
+
+def _by_own_fields(objects: Sequence[nodes.Object]) -> list[nodes.Object]:
+    """With a required field in front that no other begins with: one that the others do not have, if there is one."""
+    names = [[each.name for each in node.fields if each.required] for node in objects]
+    common = Counter(field.name for node in objects for field in node.fields)
+    taken: dict[int, str] = {}
+    for at in sorted(range(len(objects)), key=lambda at: len(names[at])):
+        own = sorted((name for name in names[at] if name not in taken.values()), key=lambda name: common[name] > 1)
+        if not own:
+            return [*objects]
+        taken[at] = own[0]
+    return [
+        replace(node, fields=tuple(sorted(node.fields, key=lambda each: each.name != taken[at])))
+        for at, node in enumerate(objects)
+    ]
 
 
 def _options(node: nodes.Object, name: str) -> tuple[str, ...]:
@@ -110,10 +179,10 @@ def _options(node: nodes.Object, name: str) -> tuple[str, ...]:
     return ()
 
 
-def _led_by(node: nodes.Object, name: str, option: str) -> nodes.Object:
-    """The object with that field in front, and that value."""
-    rest = tuple(field for field in node.fields if field.name != name)
-    return replace(node, fields=(nodes.Field(name, nodes.Choice((option,)), True), *rest))
+def _led_by(node: nodes.Object, led: Mapping[str, str]) -> nodes.Object:
+    """The object with these fields in front, and these values."""
+    first = tuple(nodes.Field(name, nodes.Choice((option,)), True) for name, option in led.items())
+    return replace(node, fields=(*first, *(field for field in node.fields if field.name not in led)))
 
 
 def _opening(node: nodes.Object) -> str:

@@ -14,7 +14,7 @@ from functools import lru_cache
 
 from llguidance import LLMatcher
 
-from router_backend.schema.nodes import Number
+from router_backend.schema.nodes import OR, Number
 from router_backend.writing.grammar import CHARACTER, END, but, literals, matcher_of, takes, untaken
 
 LONGEST_PATTERN, LONGEST_MATCH = 256, 256
@@ -37,6 +37,15 @@ FORMATS = {
     "duration": r"P(([0-9]{1,4}D)|([0-9]{1,4}D)?T[0-9]{1,4}H([0-9]{1,4}M)?([0-9]{1,4}S)?|[0-9]{1,4}W)",
 }
 FORMATS["date-time"] = f"{FORMATS['date']}T{FORMATS['time']}"
+# What a pattern beside the format may want, where it wants none of those: zod's `iso.time` has no offset, and so on.
+WIDER = {
+    "date": r"[0-9]{4}-((0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])|(0[13-9]|1[0-2])-(29|30)|(0[13578]|1[02])-31)",
+    "time": r"([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9](\.[0-9]{1,9})?)?(Z|[+-](0[0-9]|1[0-2]):[0-5][0-9])?",
+    "uuid": r"[0-9A-Fa-f]{8}-([0-9A-Fa-f]{4}-){3}[0-9A-Fa-f]{12}",
+    "email": r"[A-Za-z0-9]+([._%+-][A-Za-z0-9]+)*@[A-Za-z0-9]+([.-][A-Za-z0-9]+)*\.[A-Za-z]{2,12}",
+    "uri": r"[a-z][a-z0-9+.-]{0,20}:[!#-;=?-\[\]_a-z~]+",
+}
+WIDER["date-time"] = f"{WIDER['date']}T{WIDER['time']}"
 
 
 def text(least: int, most: int | None, taken: Sequence[str] = ()) -> str:
@@ -50,13 +59,17 @@ def text(least: int, most: int | None, taken: Sequence[str] = ()) -> str:
 def pattern(regex: str, least: int, most: int, taken: Sequence[str] = (), *, ends: bool = True) -> str:
     """A string of `least` to `most` plain characters that keeps each line of `regex`. Nothing in it needs an escape.
 
-    A line that `NOT` begins is not kept.
+    A line that `NOT` begins is not kept. `OR` stands between such expressions of which one is kept.
 
     Dead ends are not entered, so whatever is written can be closed within `most` characters.
     """
-    lines = regex.splitlines() or [""]
-    each = " & ".join(f"{'~' * line.startswith(NOT)}/{_slashed(line.removeprefix(NOT))}/" for line in lines)
-    body = f"TEXT: {each} & /{_PLAIN}{{{least},{most}}}/{but(taken)}\n"
+    ways = []
+    for way in regex.split(OR):
+        lines = way.splitlines() or [""]
+        each = " & ".join(f"{'~' * line.startswith(NOT)}/{_slashed(line.removeprefix(NOT))}/" for line in lines)
+        ways.append(f"({each})" if OR in regex else each)
+    kept = f"({' | '.join(ways)})" if len(ways) > 1 else ways[0]
+    body = f"TEXT: {kept} & /{_PLAIN}{{{least},{most}}}/{but(taken)}\n"
     return f"start: TEXT END\n{body}{END}\n" if ends else f"start: TEXT\n{body}"
 
 
@@ -127,6 +140,11 @@ def keeps(regex: str, least: int, most: int, text: str) -> bool:
     """Whether a text is what `pattern` asks for."""
     matcher = matcher_of(pattern(regex, least, most, ends=False))
     return takes(matcher, text) and matcher.is_accepting()
+
+
+def begins(grammar: str) -> bool:
+    """Whether there is anything that a grammar accepts, and that can be found."""
+    return _begin(grammar) is not None
 
 
 def _begin(grammar: str) -> LLMatcher | None:

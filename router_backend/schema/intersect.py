@@ -37,6 +37,9 @@ def _together(name: str, left: Any, right: Any, where: str) -> Any:  # noqa: ANN
     elif name == "properties" and isinstance(left, dict) and isinstance(right, dict):
         shared = {key: {"allOf": [left[key], right[key]]} for key in left if key in right}
         return {**left, **right, **shared}
+    elif name == "pattern" and isinstance(left, str) and isinstance(right, str):
+        if (both := _both(left, right)) is not None:
+            return both
     elif name == "enum" and isinstance(left, list) and isinstance(right, list):
         if max(len(left), len(right)) <= _LONGEST:
             return [each for each in left if each in right]
@@ -45,6 +48,16 @@ def _together(name: str, left: Any, right: Any, where: str) -> Any:  # noqa: ANN
     elif name in _INNER:
         return False if False in (left, right) else {"allOf": [left, right]}
     raise refused(where, f"two different {name!r} that hold together are not supported")
+
+
+def _both(one: str, other: str) -> str | None:
+    """A pattern that holds what both hold: one looks ahead for the other. None where that cannot be written."""
+    first, ahead = sorted((one, other), key=lambda each: ("|" in each, not each.startswith("^(?"), each[:1] != "^"))
+    if "|" in first:
+        return None
+    if not ahead.startswith("^"):
+        ahead = f".*(?:{ahead})" if "|" in ahead else f".*{ahead}"
+    return f"^(?={ahead}){first[1:] if first.startswith('^') else f'.*{first}'}"
 
 
 def _types(left: Any, right: Any, where: str) -> list[str]:  # noqa: ANN401

@@ -9,6 +9,8 @@ from typing import Any
 
 from router_backend.writing.stages import Count, Script
 
+OR = "\0|\n"  # between patterns of which a text keeps one
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Node:

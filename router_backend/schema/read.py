@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
 from itertools import count
@@ -19,17 +19,18 @@ from urllib.parse import unquote
 
 import jsonschema_rs
 
+from router_backend.errors import InvalidRequest
 from router_backend.remembered import Remembered
 from router_backend.schema import grammar, nodes
-from router_backend.schema.branches import refused, tell_apart
+from router_backend.schema.branches import refused, tell_apart, whole_bounds
 from router_backend.schema.intersect import intersect
 from router_backend.schema.nodes import Node, resolved, walk
-from router_backend.schema.size import measure
+from router_backend.schema.size import UNLIKE, measure
 from router_backend.writing.clip import open_escape
 
 LONGEST_SCHEMA = 65_536
 MOST_NODES, MOST_DEPTH, MOST_OPTIONS, MOST_PATTERNS = 1000, 32, 500, 32
-LARGEST = 10**15
+LARGEST = 10**15 - 1
 ANYTHING = '{"type": "object"}'
 # What says which values there are, and is not understood, or not in that place. All other names are annotations.
 _ASSERTIONS = frozenset(
@@ -54,6 +55,8 @@ _KEYWORDS = {
     "boolean": frozenset[str](),
     "null": frozenset[str](),
 }
+# What says something of one type says nothing of the others.
+_OF_TYPES = frozenset[str]().union(*_KEYWORDS.values())
 _FEW = {"boolean": ("true", "false"), "null": ("null",)}
 # All that may say which values there are.
 _SAYING = _ASSERTIONS.union(*_KEYWORDS.values())
@@ -63,6 +66,7 @@ _LOOK_AHEAD = re.compile(rf"\(\?([=!])((?:{_IN_GROUP}|\((?:{_IN_GROUP}|\({_IN_GR
 _LOOK_AROUND = re.compile(r"\(\?<?[=!]")
 _ANY_NAME = frozenset({"", ".*", "^.*$", "^(.*)$"})
 _SHORT_RANGE = 64  # whole numbers that are offered one by one
+_ID = re.compile(r"[^#\s]*#?")  # what the library takes; others name nothing that a $ref could mean
 _NAME = "^[A-Za-z0-9_-]*$"
 _PATTERN = "x-kept-pattern"  # our own keyword, which is taken from no client
 _LARGEST_REGEX = 1 << 20  # bytes, compiled: some milliseconds
@@ -104,7 +108,8 @@ def _read(owner: str, text: str) -> Node:
     try:
         validator(schema)
     except Exception as error:
-        raise refused("", " ".join(str(error).split())[:200]) from None
+        place = "".join(f".{step}" for step in getattr(error, "instance_path", ()))
+        raise refused(place, " ".join(str(error).split())[:200]) from None
     return root
 
 
@@ -149,7 +154,7 @@ def _told(schema: Any) -> Any:  # noqa: ANN401
         return schema
     told: dict[str, Any] = {}
     for name, value in schema.items():
-        if name == "$schema":
+        if name == "$schema" or (name == "$id" and isinstance(value, str) and not _ID.fullmatch(value)):
             continue
         if name in _DATA:
             told[name] = value
@@ -168,6 +173,8 @@ def _told(schema: Any) -> Any:  # noqa: ANN401
             told["propertyNames"] = {_PATTERN: regex}
     if isinstance(schema.get("items"), list):
         told["prefixItems"], told["items"] = told.pop("items"), told.pop("additionalItems", True)
+    if told.get("prefixItems") == []:
+        del told["prefixItems"]
     return told
 
 
@@ -186,7 +193,7 @@ def _is_formats_own(schema: Mapping[str, Any]) -> bool:
     """Whether a known format stands beside a pattern that cannot be read here."""
     regex, form = schema.get("pattern"), schema.get("format")
     known = isinstance(form, str) and form in grammar.FORMATS
-    return known and isinstance(regex, str) and _LOOK_AROUND.search(regex) is not None
+    return known and isinstance(regex, str) and _looks_around(regex)
 
 
 _remembered = Remembered(_read, most=64)
@@ -292,7 +299,10 @@ class _Reader:
             plain = self._plain(part, f"{where}.allOf.{at}")
             if unevaluated := plain.keys() & _UNEVALUATED:
                 raise refused(f"{where}.allOf.{at}", f"{min(unevaluated)!r} is not supported here")
-            said = intersect(said, plain, _SAYING, where)
+            both = intersect(said, plain, _SAYING, where)
+            if _is_formats_own(both) and not any(_is_formats_own(each) for each in (said, plain)):
+                raise refused(f"{where}.allOf.{at}", "pattern: look-around is not supported apart from its format")
+            said = both
         return self._value(said, where, depth + 1)
 
     def _plain(self, part: Any, where: str) -> dict[str, Any]:  # noqa: ANN401
@@ -348,7 +358,7 @@ class _Reader:
             return nodes.Union(tuple(self._value(each, where, depth + 1) for each in branches), where=where)
         if not isinstance(kind, str) or kind not in _KEYWORDS:
             raise refused(where, f"type {kind!r} is not known")
-        _only(said, _KEYWORDS[kind], where)
+        _only(said, _OF_TYPES, where)
         if kind in _FEW:
             return nodes.Choice(_FEW[kind])
         return self._KINDS[kind](self, said, where, depth)
@@ -364,7 +374,12 @@ class _Reader:
         also = f"^({grammar.FORMATS[form]})$"
         if regex is None or _is_formats_own(said):
             return self._pattern(also, least, most, where)
-        return self._pattern(regex, least, most, where, also)
+        try:
+            return self._pattern(regex, least, most, where, also)
+        except InvalidRequest:
+            if form not in grammar.WIDER:
+                raise
+            return self._pattern(regex, least, most, where, f"^({grammar.WIDER[form]})$")
 
     def _pattern(self, regex: Any, least: int, most: int | None, where: str, also: str = "") -> Node:  # noqa: ANN401
         self._patterns += 1
@@ -399,7 +414,7 @@ class _Reader:
     def _integer(self, said: dict[str, Any], where: str, depth: int) -> Node:
         node = self._number(said, where, depth)
         assert isinstance(node, nodes.Number)
-        return _with_example(nodes.Number(True, "0", *_whole_bounds(node), step=node.step), where)
+        return _with_example(nodes.Number(True, "0", *whole_bounds(node), step=node.step), where)
 
     def _array(self, said: dict[str, Any], where: str, depth: int) -> Node:
         least, most = _sizes(said, "minItems", "maxItems", where)
@@ -427,6 +442,8 @@ class _Reader:
             most = min(values, MOST_OPTIONS if most is None else most)
         if most is not None and most < least:
             raise refused(where, f"its items have {most} different values, minItems is {least}")
+        if isinstance(item, nodes.Pattern) and not _so_many(item, least):
+            raise refused(where, f"its items' pattern has no {least} short texts that differ: lower minItems")
         return nodes.Array(item, least, most, unique=True)
 
     def _countable(self, node: Node, where: str) -> tuple[Node, int | None]:
@@ -437,7 +454,7 @@ class _Reader:
             return replace(node, branches=tuple(kind for kind, _ in kinds)), (
                 sum(counts) if len(counts) == len(kinds) else None
             )
-        low, high = _whole_bounds(node) if isinstance(node, nodes.Number) else (None, None)
+        low, high = whole_bounds(node) if isinstance(node, nodes.Number) else (None, None)
         if isinstance(node, nodes.Number) and low is not None and high is not None:
             if not node.integer:
                 raise refused(where, "'uniqueItems' is not supported for numbers between two bounds")
@@ -449,6 +466,8 @@ class _Reader:
         if isinstance(node, nodes.Choice):
             options = tuple({option.removesuffix(".0"): option for option in node.options}.values())
             return nodes.Choice(options), len(options)
+        if isinstance(node, nodes.Text) and node.most == 0:
+            return node, 1
         if isinstance(node, nodes.Text | nodes.Pattern | nodes.Number):
             return node, None
         raise refused(where, "'uniqueItems' is supported for texts, numbers and the values of an enum")
@@ -488,6 +507,8 @@ class _Reader:
             if lost := [name for name in required if name not in properties]:
                 raise refused(where, f"required names {lost[0]!r}, which propertyNames forbids")
         if allowed is not None:
+            if lost := [name for name in required if name not in allowed]:
+                raise refused(where, f"required names {lost[0]!r}, which propertyNames forbids")
             properties, more = {name: properties[name] for name in allowed}, False
         for name in properties:
             if not name.isprintable():
@@ -505,12 +526,14 @@ class _Reader:
             return nodes.Object(fields)
         if least > MOST_OPTIONS or (most is not None and len(fields) > most):
             raise refused(where, "its properties are more than maxProperties, or minProperties too many")
+        if kept is not None and not _so_many(kept, least - must):
+            raise refused(where, f"the names that are allowed are no {least}: lower minProperties")
         return nodes.Object(fields, self._value(more, f"{where}.{place}", depth + 1), kept, least, most)
 
     def _names(self, schema: Any, where: str) -> tuple[list[str] | None, nodes.Pattern | None]:  # noqa: ANN401
         """The names that fields may have, or what they keep; None for any."""
-        said = _saying(self._plain(schema, where))
-        node = self._value({**said, "type": "string"}, where, 0)
+        said = intersect({"type": "string"}, _saying(self._plain(schema, where)), _SAYING, where)
+        node = self._value(said, where, 0)
         if isinstance(node, nodes.Choice):
             return [json.loads(option) for option in node.options], None
         if isinstance(node, nodes.Text):
@@ -541,6 +564,8 @@ class _Reader:
 
 def _with_example(node: nodes.Number, where: str) -> nodes.Number:
     example = example_of(node)
+    if example is not None and not grammar.begins(grammar.number(node)):
+        raise refused(where, "its bounds and multipleOf together are too costly to keep")
     if example is None:
         raise refused(where, f"no {'integer' if node.integer else 'number'} is within its bounds")
     return replace(node, example=example)
@@ -556,7 +581,7 @@ def example_of(node: nodes.Number) -> str | None:
     if node.step is not None:
         tries += [float(Decimal(str(node.step)) * (int(low / node.step) + more)) for more in range(-1, 3)]
         tries += [int(each) for each in tries if float(each).is_integer()]
-    fitting = [json.dumps(number) for number in tries if within(number, node)]
+    fitting = [json.dumps(number) for number in tries if within(number, node) and abs(number) <= LARGEST]
     return min(fitting, key=len, default=None)
 
 
@@ -565,6 +590,28 @@ def another_of(node: nodes.Number, taken: Collection[float]) -> str:
     start, step = Decimal(node.example), Decimal(str(node.step or 1))
     near = (start + sign * far * step for far in count(1) for sign in (1, -1))
     return next(f"{each:f}" for each in near if float(each) not in taken and within(float(each), node))
+
+
+def another_text(node: nodes.Pattern, taken: Sequence[str]) -> str | None:
+    """A text that keeps a pattern and is not taken; None where there is none that is not much longer."""
+    if node.example not in taken:
+        return node.example
+    try:
+        # Not remembered: what one key's answer held is nobody else's business.
+        found = grammar.shortest.__wrapped__(node.regex, node.least, "", tuple(taken))
+    except ValueError:  # too costly to find
+        return None
+    return found if found and len(found) <= len(node.example) + UNLIKE else None
+
+
+def _so_many(node: nodes.Pattern, count: int) -> bool:
+    """Whether that many texts keep a pattern; more than a few are taken for granted."""
+    taken: list[str] = []
+    while len(taken) < min(count, _SHORT_RANGE):
+        if (found := another_text(node, taken)) is None or (node.most is not None and len(found) > node.most):
+            return False
+        taken.append(found)
+    return True
 
 
 def within(number: float, node: nodes.Number) -> bool:
@@ -577,15 +624,6 @@ def within(number: float, node: nodes.Number) -> bool:
         and (node.step is None or Decimal(str(number)) % Decimal(str(node.step)) == 0)
         and (not node.integer or isinstance(number, int) or number.is_integer())
     )
-
-
-def _whole_bounds(node: nodes.Number) -> tuple[int | None, int | None]:
-    """The least and the largest integer that keep the bounds."""
-    lows = [math.ceil(node.minimum)] if node.minimum is not None else []
-    lows += [math.floor(node.above) + 1] if node.above is not None else []
-    highs = [math.floor(node.maximum)] if node.maximum is not None else []
-    highs += [math.ceil(node.below) - 1] if node.below is not None else []
-    return max(lows, default=None), min(highs, default=None)
 
 
 def _bound(said: Mapping[str, Any], name: str, where: str) -> float | None:
@@ -615,9 +653,9 @@ def _only(said: Mapping[str, Any], known: Collection[str], where: str) -> None:
 def _sizes(said: Mapping[str, Any], least: str, most: str, where: str) -> tuple[int, int | None]:
     for name in (least, most):
         value = said.get(name, 0)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0 or value % 1:
             raise refused(where, f"{name} must be an integer that is not negative")
-    few, many = said.get(least, 0), said.get(most)
+    few, many = int(said.get(least, 0)), int(said[most]) if most in said else None
     if many is not None and few > many:
         raise refused(where, f"{least} is greater than {most}")
     return few, many
@@ -625,6 +663,9 @@ def _sizes(said: Mapping[str, Any], least: str, most: str, where: str) -> tuple[
 
 def _anchored(regex: str) -> str:
     """The pattern for a whole string: JSON Schema looks for it anywhere in the string."""
+    ways = _alternatives(regex)
+    if len(ways) > 1:
+        return "|".join(_anchored(each) for each in ways)
     begins, ends = regex.startswith("^"), regex.endswith("$") and not open_escape(regex[:-1])
     inner = regex[begins : len(regex) - ends]
     return f"{'' if begins else '.*'}({inner}){'' if ends else '.*'}"
@@ -635,9 +676,25 @@ def conditions(regex: str) -> list[tuple[bool, str]]:
     found: list[tuple[bool, str]] = []
     rest = regex[1:]
     while regex.startswith("^") and (ahead := _LOOK_AHEAD.match(rest)):
-        found.append((ahead[1] == "=", f"^{ahead[2].removeprefix('^')}"))
+        ways = _alternatives(ahead[2])
+        if ahead[1] == "!":
+            found.extend((False, f"^{each.removeprefix('^')}") for each in ways)
+        else:
+            found.append((True, f"^{ways[0].removeprefix('^')}" if len(ways) == 1 else f"^(?:{ahead[2]})"))
         rest = rest[ahead.end() :]
     return [(True, f"^{rest}"), *found] if found else [(True, regex)]
+
+
+def _alternatives(regex: str) -> list[str]:
+    """What stands between the bars of an expression that are in no group and no class."""
+    parts, depth = [""], 0
+    for piece in re.findall(r"\\.|\[(?:[^\]\\]|\\.)*\]|.", regex, re.DOTALL):
+        depth += (piece == "(") - (piece == ")")
+        if piece == "|" and not depth:
+            parts.append("")
+        else:
+            parts[-1] += piece
+    return parts
 
 
 def _is_nothing(schema: Any) -> bool:  # noqa: ANN401
@@ -647,4 +704,8 @@ def _is_nothing(schema: Any) -> bool:  # noqa: ANN401
 
 def _is_beyond(schema: Any) -> bool:  # noqa: ANN401
     regex = schema.get("pattern") if isinstance(schema, dict) and not _is_formats_own(schema) else None
-    return isinstance(regex, str) and any(_LOOK_AROUND.search(part) for _, part in conditions(regex))
+    return isinstance(regex, str) and _looks_around(regex)
+
+
+def _looks_around(regex: str) -> bool:
+    return any(_LOOK_AROUND.search(part) for _, part in conditions(regex))

@@ -16,7 +16,7 @@ from functools import partial
 from router_backend.errors import AnswerError
 from router_backend.schema import grammar, nodes
 from router_backend.schema.nodes import Node, resolved
-from router_backend.schema.read import MOST_DEPTH, another_of, within
+from router_backend.schema.read import MOST_DEPTH, another_of, another_text, within
 from router_backend.schema.size import CHARACTER, NAME_LEAST, TEXT_LEAST, UNLIKE, Measure, Sizes, Skeleton
 from router_backend.writing import clip
 from router_backend.writing.stages import JOIN, QUOTE, TRIES, Ask, Reply, Script, Stages, tokens_of
@@ -174,18 +174,7 @@ class SchemaScript(Script):
 
     def _is_another(self, node: Node | None, taken: Sequence[str]) -> bool:
         """Whether there is a text of this kind that is not taken."""
-        return not isinstance(node, nodes.Pattern) or self._another(node, taken) is not None
-
-    def _another(self, node: nodes.Pattern, taken: Sequence[str]) -> str | None:
-        """A text that keeps a pattern and is not taken."""
-        if node.example not in taken:
-            return node.example
-        try:
-            # Not remembered: what one key's answer held is nobody else's business.
-            found = grammar.shortest.__wrapped__(node.regex, node.least, "", tuple(taken))
-        except ValueError:  # too costly to find
-            return None
-        return found if found and len(found) <= len(node.example) + UNLIKE else None
+        return not isinstance(node, nodes.Pattern) or another_text(node, taken) is not None
 
     def _key(self, where: str, taken: Sequence[str]) -> Generator[Ask, Reply, str]:
         """The name of a field, up to its closing quote."""
@@ -307,7 +296,7 @@ class SchemaScript(Script):
         if usable and grammar.keeps(node.regex, node.least, longest, body):
             return body
         self.clipped.append(where)
-        return self._another(node, taken) or node.example
+        return another_text(node, taken) or node.example
 
     def _number(self, node: nodes.Number, where: str, after: Need, taken: Sequence[str]) -> Stages:
         most = self._allot(len(node.example), node, after)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from router_backend.errors import BudgetTooSmall
+from router_backend.errors import BudgetTooSmall, GrammarFailed
 from router_backend.types import Budget, Chunk, GenerateRequest, Timings, Usage
 from router_backend.writing import clip
 from router_backend.writing.stages import Ask, Reply, Script
@@ -167,7 +167,7 @@ class StageRun:
             odds = replace(weighed.odds[0], temperature=self._model.info.temperature)
         pieces: list[str] = []
         began = time.monotonic()
-        for chunk in self._model.generate(stage, self._is_cancelled, self._slot):
+        for chunk in self._written(stage):
             if chunk.text:
                 pieces.append(chunk.text)
                 cut = clip.repeats(pieces, ask.free_after)
@@ -180,6 +180,13 @@ class StageRun:
                 self._add(chunk, ask)
                 return Reply("".join(pieces), ended=chunk.finish_reason == "stop", odds=odds)
         return None
+
+    def _written(self, stage: GenerateRequest) -> Iterator[Chunk]:
+        """What the model writes; a grammar that is too costly to go on with ends it, as a limit does."""
+        try:
+            yield from self._model.generate(stage, self._is_cancelled, self._slot)
+        except GrammarFailed:
+            yield Chunk(finish_reason="length")
 
     def _add(self, chunk: Chunk, ask: Ask) -> None:
         self._spend(chunk)

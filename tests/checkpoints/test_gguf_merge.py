@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import gguf
@@ -23,10 +24,16 @@ WIDTH, INNER, HEADS, GROUPS, LAYERS, VOCABULARY = 64, 96, 4, 2, 2, 64
 pytestmark = pytest.mark.torch
 
 
-def write_base(path: Path, arch: str = "llama", inner: int = INNER) -> Path:
+def write_base(
+    path: Path,
+    arch: str = "llama",
+    inner: int = INNER,
+    groups: int | None = GROUPS,
+    more: Callable[[GGUFWriter], object] = lambda writer: None,
+) -> Path:
     """A small checkpoint as llama.cpp stores it, of random weights."""
     chance = np.random.default_rng(0)
-    own = WIDTH // HEADS * GROUPS
+    own = WIDTH // HEADS * (groups or HEADS)
     shapes = {
         "attn_q": (WIDTH, WIDTH),
         "attn_k": (own, WIDTH),
@@ -42,7 +49,8 @@ def write_base(path: Path, arch: str = "llama", inner: int = INNER) -> Path:
     writer.add_embedding_length(WIDTH)
     writer.add_feed_forward_length(inner)
     writer.add_head_count(HEADS)
-    writer.add_head_count_kv(GROUPS)
+    if groups:
+        writer.add_head_count_kv(groups)
     writer.add_rope_freq_base(10_000.0)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(VOCABULARY)
@@ -55,6 +63,7 @@ def write_base(path: Path, arch: str = "llama", inner: int = INNER) -> Path:
             writer.add_tensor(f"blk.{layer}.{norm}.weight", chance.normal(1, 0.1, WIDTH).astype(np.float32))
         for name, shape in shapes.items():
             writer.add_tensor(f"blk.{layer}.{name}.weight", chance.normal(0, 0.2, shape).astype(np.float32))
+    more(writer)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -159,4 +168,58 @@ def test_what_does_not_fit_together_is_refused(
         base = tmp_path / "none.gguf"
     with pytest.raises(CandidateError):
         merge(base, adapter, tmp_path / "merged.gguf")
+    assert not (tmp_path / "merged.gguf").exists()
+
+
+# Faults of kind A that a GGUF could have
+
+
+def linear(writer: GGUFWriter) -> None:
+    writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+    writer.add_rope_scaling_factor(2.0)
+
+
+def yarn(writer: GGUFWriter) -> None:
+    writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+    writer.add_rope_scaling_factor(4.0)
+    writer.add_rope_scaling_orig_ctx_len(64)
+
+
+def llama3(writer: GGUFWriter) -> None:
+    writer.add_tensor("rope_freqs.weight", np.linspace(1, 8, WIDTH // HEADS // 2).astype(np.float32))
+
+
+@pytest.mark.parametrize("scaling", [linear, yarn, llama3])
+def test_fault_a_rope_scaling_is_kept(
+    made: tuple[Path, Path, torch.Tensor], tmp_path: Path, scaling: Callable[[GGUFWriter], None]
+) -> None:
+    base = write_base(tmp_path / "base.gguf", more=scaling)
+    merge(base, made[1], tmp_path / "merged.gguf")
+    before, after = (rope(path) for path in (base, tmp_path / "merged.gguf"))
+    assert len(before) > 1 and after == before
+
+
+def rope(path: Path) -> dict[str, object]:
+    reader = GGUFReader(path)
+    said = {name: field.contents() for name, field in reader.fields.items() if "rope" in name}
+    return said | {tensor.name: tensor.data.tolist() for tensor in reader.tensors if "rope" in tensor.name}
+
+
+def test_fault_a_without_a_number_of_key_heads_there_are_as_many_as_heads(tmp_path: Path) -> None:
+    said = write_base(tmp_path / "said.gguf", groups=HEADS)
+    unsaid = write_base(tmp_path / "unsaid.gguf", groups=None)
+    write_adapter(load(said), tmp_path / "adapter")
+    made = []
+    for base in (said, unsaid):
+        merge(base, tmp_path / "adapter", tmp_path / "merged.gguf", kind="F32")
+        made.append({each.name: each.data.copy() for each in GGUFReader(tmp_path / "merged.gguf").tensors})
+    assert all(np.array_equal(weight, made[1][name]) for name, weight in made[0].items())
+    key = next(each.data for each in GGUFReader(said).tensors if each.name == "blk.0.attn_k.weight")
+    assert not np.array_equal(made[0]["blk.0.attn_k.weight"], key)
+
+
+def test_fault_a_one_file_of_several_is_refused(made: tuple[Path, Path, torch.Tensor], tmp_path: Path) -> None:
+    base = write_base(tmp_path / "b-00001-of-00002.gguf", more=lambda writer: writer.add_uint16("split.count", 2))
+    with pytest.raises(CandidateError, match="one of 2 files: join them first"):
+        merge(base, made[1], tmp_path / "merged.gguf")
     assert not (tmp_path / "merged.gguf").exists()

@@ -11,6 +11,7 @@ import numpy as np
 from llguidance import LLMatcher, LLTokenizer
 from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 
+from router_backend.errors import GrammarFailed
 from router_backend.types import Chunk, FinishReason, GenerateRequest, ModelInfo, Odds, Usage
 
 _BYTES = LLTokenizer("byte")
@@ -43,7 +44,8 @@ class RandomModel:
                 reason = "cancelled"
                 break
             fill_next_token_bitmask(matcher, bits)
-            assert not matcher.is_error(), (matcher.get_error(), request.grammar, bytes(said))
+            if matcher.is_error():
+                raise GrammarFailed(matcher.get_error().splitlines()[0])
             flags = np.unpackbits(bits.view(np.uint8), bitorder="little")
             allowed = [int(token) for token in np.flatnonzero(flags[:256])]
             if not allowed or (matcher.is_accepting() and draw.random() < 0.3):
@@ -51,7 +53,8 @@ class RandomModel:
                 break
             liked = [byte for byte in allowed if byte in self.favours]
             token = draw.choice(liked if liked and draw.random() < 0.9 else allowed)
-            assert matcher.consume_token(token)
+            if not matcher.consume_token(token):
+                raise GrammarFailed(matcher.get_error().splitlines()[0])
             said.append(token)
             if ends := [word for word in stop if said.endswith(word.encode())]:
                 del said[-len(ends[0].encode()) :]

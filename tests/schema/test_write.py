@@ -466,3 +466,94 @@ def test_what_generators_write_is_kept(name: str) -> None:
         request = GenerateRequest("t", "p", sampling, "json", schema=json.dumps(schema))
         text = "".join(chunk.text for chunk in SchemaWriter(model).write(request, lambda: False))
         assert isinstance(json.loads(text), dict)
+
+
+# Kinds D and E of the faults that users meet
+
+
+def kept(whole: Json) -> None:
+    """Written in several budgets, and valid for a checker that knows the schema alone."""
+    model = RandomModel(b'",}a0')
+    least = smallest(SchemaWriter(model), whole)
+    for seed, extra in enumerate((0, 5, 60, 300)):
+        write(model, whole, least + extra, seed)
+
+
+ANIMALS: Json = {
+    "oneOf": [
+        {
+            "oneOf": [
+                {"type": "object", "properties": {"pet": {"const": "cat"}, "colour": {"const": c}}, "required": [*r]}
+                for c, r in (("black", ("pet", "colour")), ("white", ("pet", "colour")))
+            ]
+        },
+        {"type": "object", "properties": {"pet": {"const": "dog"}, "name": {"type": "string"}}, "required": ["pet"]},
+    ]
+}
+PERSON: Json = {"properties": {"name": {"type": "string"}, "age": {"type": "integer"}}, "required": ["name", "age"]}
+FIRM: Json = {"properties": {"name": {"type": "string"}, "staff": {"type": "integer"}}, "required": ["name", "staff"]}
+FAULT_E: dict[str, Json] = {
+    "zod z.iso.time()": {"type": "string", "format": "time", "pattern": r"^(?:[01]\d|2[0-3]):[0-5]\d(?::[0-5]\d)?$"},
+    "zod z.uuidv7()": {
+        "type": "string",
+        "format": "uuid",
+        "pattern": r"^([0-9a-fA-F]{8}-[0-9a-fA-F]{4}-7[0-9a-fA-F]{3}-[89abAB][0-9a-fA-F]{3}-[0-9a-fA-F]{12})$",
+    },
+    "a format and a pattern that looks ahead": {"type": "string", "format": "date", "pattern": "^(?!2).*"},
+    "a URI of another scheme": {"type": "string", "format": "uri", "pattern": r"^s3:\/\/.*"},
+    "zod startsWith and endsWith": {"type": "string", "allOf": [{"pattern": "^a.*"}, {"pattern": ".*z$"}]},
+    "three patterns": {"type": "string", "allOf": [{"pattern": "^(?!ab)"}, {"pattern": "m"}, {"pattern": "z$"}]},
+    "alternatives with anchors of their own": {"type": "string", "pattern": "^ab$|^cd"},
+    "names that are not to be": {"type": "string", "pattern": "^(?!a|b)[abc]{2,6}$"},
+    "words that are not to be": {"type": "string", "pattern": "^(?!a$|b$)[abc]{1,6}$"},
+    "pydantic's nested discriminators": ANIMALS,
+    "objects apart by a further field": {"anyOf": [PERSON, FIRM]},
+    "an optional field first": {"anyOf": [{**PERSON, "required": ["age"]}, {**FIRM, "required": ["staff"]}]},
+    "at least one of two": {
+        "type": "object",
+        "properties": {"a": {"type": "string"}, "b": {"type": "string"}},
+        "anyOf": [{"required": ["a"]}, {"required": ["b"]}],
+    },
+    "pydantic's bounded int | float": {"anyOf": [{"type": "integer"}, {"type": "number"}], "minimum": 0},
+    "zod z.email().or(z.literal(''))": {"anyOf": [{"type": "string", "format": "email"}, {"const": ""}]},
+    "pydantic's date | datetime": {"anyOf": [{"type": "string", "format": "date-time"}, {"format": "date"}]},
+    "a URI or a word": {"anyOf": [{"type": "string", "format": "uri"}, {"enum": ["auto", "a.b (c)/d", 3]}]},
+    "a multiple or null": {"type": ["number", "null"], "multipleOf": 0.25},
+    "a set or null": {"type": ["array", "null"], "items": {"enum": ["x", "y"]}, "uniqueItems": True},
+    "a record or null": {"type": ["object", "null"], "propertyNames": {"pattern": "^a"}, "additionalProperties": {}},
+    "whole numbers as floats": {"type": "string", "minLength": 1.0, "maxLength": 3.0},
+}
+
+
+@pytest.mark.parametrize("name", FAULT_E)
+def test_fault_e_what_others_write_is_taken_and_kept(name: str) -> None:
+    kept(field(**FAULT_E[name]))
+
+
+def test_fault_e_ids_that_name_nothing() -> None:
+    """As jsonschema.net writes them."""
+    inner = {"$id": "#/properties/a", "type": "string"}
+    schema = {"$id": "my schema", "type": "object", "properties": {"a": inner}, "required": ["a"]}
+    request = GenerateRequest("t", "p", SamplingParams(60), "json", schema=json.dumps(schema))
+    assert json.loads("".join(each.text for each in SchemaWriter(RandomModel()).write(request, lambda: False)))
+
+
+@pytest.mark.parametrize(
+    ("regex", "text"),
+    [("^(?!admin|root)[a-z]+$", "beetroot"), ("^(?!admin$|root$)[a-z]+$", "xroot"), ("^(?=.*a|.*b)[a-z]+$", "xxb")],
+)
+def test_fault_d_a_look_ahead_of_several_is_checked_as_it_is_meant(regex: str, text: str) -> None:
+    check(json.dumps({"a": text}), json.dumps(field(type="string", pattern=regex)))
+
+
+def test_fault_d_a_pattern_that_becomes_too_costly_while_it_is_written_is_kept_all_the_same() -> None:
+    regex = r"^(?=.*\d)(?=.*[a-z])(?=.*[A-Z])(?!.*\s)(?!.*(012|123|234|abc)).{12,}$"
+    write(RandomModel(b"ab "), field(type="string", pattern=regex), 100)
+
+
+@pytest.mark.parametrize("last", "12")
+def test_fault_d_two_uuids_that_differ_in_the_last_digit(last: str) -> None:
+    stem = "00000000-0000-4000-8000-00000000000"
+    model = EchoModel(script=lambda asked: f' "{stem}{last}"')
+    model.tokenize = lambda text: list(text)  # type: ignore[method-assign]
+    assert write(model, field(enum=[f"{stem}1", f"{stem}2"]), 400)[0] == {"a": stem + last}

@@ -18,7 +18,7 @@ from router_backend.plan.prompt import router_prompt
 from router_backend.plan.rules import validate
 from router_backend.server.pages import CONSOLE
 from router_backend.server.sse import stream
-from router_backend.types import GenerateRequest
+from router_backend.types import GenerateRequest, ModelInfo
 from tests.fakes.running import App, app, echo_model, says_plans, until
 
 TOOLS = ("/general-search", "/math", "/code")
@@ -738,3 +738,9 @@ def test_public_paths_are_the_operators() -> None:
     with app(router_api_keys=f"alice:{KEY}", public_paths="/docs,/openapi.json") as echo:
         assert echo.client.get("/docs").status_code == echo.client.get("/openapi.json").status_code == 200
         assert echo.client.get("/console").status_code == 401
+
+
+def test_fault_c_health_says_what_of_a_template_does_not_work() -> None:
+    warning = "the checkpoint's chat template does not work (TemplateError: x): prompts are sent as they are"
+    with app(EchoModel(ModelInfo("echo", "native", "echo", 4096, 4, warnings=(warning,)))) as echo:
+        assert echo.client.get("/health").json()["warnings"] == [warning]

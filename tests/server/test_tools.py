@@ -340,9 +340,8 @@ def test_set_of_hand_offs_is_the_routers_tool_set(drawn: App) -> None:
 
 def test_one_tool_that_takes_a_plan_keeps_the_servers_tools(drawn: App) -> None:
     plan = {**HANDOFFS[0]["function"], "name": "Plan"}
-    [(_, arguments)] = called(
-        choice_of(chat(drawn, tools=[{"type": "function", "function": plan}], tool_choice="required", max_tokens=4000))
-    )
+    told = {"tools": [{"type": "function", "function": plan}], "tool_choice": "required", "parallel_tool_calls": False}
+    [(_, arguments)] = called(choice_of(chat(drawn, **told, max_tokens=4000)))
     assert not findings_of(arguments, KEYS, TOOLS)
 
 

@@ -551,3 +551,38 @@ def test_agreement_is_of_the_same_and_of_another() -> None:
 
 def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"rope_scaling": {"type": "linear", "factor": 2.0}},
+        {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024}},
+        {"num_key_value_heads": None},
+    ],
+)
+@pytest.mark.parametrize("gguf", [{"gguf": "Q8_0"}, {"out": "x.gguf"}])
+def test_fault_a_no_gguf_is_made_here_of_a_folder_whatever_its_config_says(
+    base: Path, trained: Path, tmp_path: Path, config: dict[str, Any], gguf: dict[str, str]
+) -> None:
+    folder = shutil.copytree(base, tmp_path / "base")
+    said = json.loads((folder / "config.json").read_text("utf-8")) | config
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in said.items() if v is not None}), "utf-8")
+    change: dict[str, Any] = {"out": tmp_path / gguf["out"]} if "out" in gguf else gguf
+    with pytest.raises(InvalidRequest, match="out of a GGUF base only"):
+        quiet(replace(MergeOptions(str(folder), trained, tmp_path / "out"), **change))
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
+    if "rope_scaling" in config:  # into a folder it is merged, and goes along
+        assert quiet(MergeOptions(str(folder), trained, tmp_path / "out", check=False)) == 0
+        assert json.loads((tmp_path / "out/config.json").read_text("utf-8"))["rope_scaling"] == config["rope_scaling"]
+
+
+@pytest.mark.parametrize("rows", [300, 500, 600])
+def test_fault_a_a_token_without_a_row_is_one_line(base: Path, trained: Path, tmp_path: Path, rows: int) -> None:
+    folder = shutil.copytree(base, tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model.resize_token_embeddings(rows)
+    model.save_pretrained(folder)
+    done = CliRunner().invoke(cli.app, ["merge", str(folder), str(trained), str(tmp_path / "out")])
+    assert done.exit_code == 2 and f"and the embeddings only {rows} rows" in done.stderr
+    assert not (tmp_path / "out").exists()

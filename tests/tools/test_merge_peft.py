@@ -221,3 +221,14 @@ def test_the_table_in_the_docs_is_true() -> None:
     table = {cells[0]: cells[1:] for cells in lines if len(cells) == 4 and cells[0] != "PEFT kind"}
     assert table.pop("other types: LoHa, LoKr, IA³, VeRA, AdaLoRA, OFT, …") == ["refused"] * 3
     assert table == {kind: ["equal"] * 3 for kind in MERGED} | {kind: ["refused"] * 3 for kind in REFUSED | CONFIG_ONLY}
+
+
+@pytest.mark.parametrize("start", ["pissa", "PiSSA", "pissa_niter_16", "OLoRA", "corda", "lora_ga", "a later one"])
+def test_fault_a_a_start_that_changes_the_base_is_refused_by_name(tmp_path: Path, start: str) -> None:
+    halves = {"A": torch.ones(1, 2), "B": torch.ones(2, 1)}
+    named = {f"base_model.model.x.lora_{half}.weight": each for half, each in halves.items()}
+    save_file(named, tmp_path / adapter.ADAPTER)
+    config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "init_lora_weights": start}
+    (tmp_path / adapter.ADAPTER_CONFIG).write_text(json.dumps(config), "utf-8")
+    with pytest.raises(CandidateError, match=f"init_lora_weights='{start}' changed"):
+        adapter.read(tmp_path)

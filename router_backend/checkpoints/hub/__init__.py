@@ -141,6 +141,8 @@ class _Repository:
             with place.open("rb") as file:
                 file.seek(start)
                 return file.read(count)
+        if not self.sizes.get(name, count):
+            return b""  # of which no range can be asked for
         return self._api.read(self.candidate, self._commit, self._folder + name, start, count)
 
     def download(self, settings: Settings) -> Download:

@@ -10,7 +10,7 @@ from llguidance import LLMatcher, LLTokenizer
 from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 from numpy.typing import NDArray
 
-from router_backend.errors import EngineError, InvalidRequest
+from router_backend.errors import GrammarFailed, InvalidRequest
 
 _COMPILED = 256
 
@@ -52,13 +52,13 @@ class Guide:
         """A flag for each token that has a logit."""
         fill_next_token_bitmask(self._matcher, self._bits)
         if self._matcher.is_error():
-            raise EngineError(f"the grammar failed: {self._matcher.get_error().splitlines()[0]}")
+            raise GrammarFailed(f"the grammar failed: {self._matcher.get_error().splitlines()[0]}")
         return np.unpackbits(self._bits.view(np.uint8), bitorder="little")[: self._width].view(np.bool_)
 
     def advance(self, tokens: Sequence[int]) -> None:
-        """Takes tokens that are `allowed`. Raises EngineError where it does not."""
+        """Takes tokens that are `allowed`. Raises GrammarFailed where it does not."""
         if not self._matcher.consume_tokens(list(tokens)):
-            raise EngineError(f"the grammar refused a token: {self._matcher.get_error().splitlines()[0]}")
+            raise GrammarFailed(f"the grammar refused a token: {self._matcher.get_error().splitlines()[0]}")
 
     @property
     def ended(self) -> bool:
