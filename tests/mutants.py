@@ -232,7 +232,7 @@ MUTANTS = (
     ),
     _mutant(
         *(16, "public paths are compared whole", "Guard._check_key"),
-        *("path_of(scope) not in self._public", 'not path_of(scope).startswith(tuple(self._public - {"/"}))'),
+        *("path not in self._public", 'not path.startswith(tuple(self._public - {"/"}))'),
         "server/test_hostile.py::test_row_16_no_path_goes_round_the_key",
         "server/test_guard.py::test_row_16_every_other_path_needs_a_key",
     ),
@@ -327,7 +327,7 @@ MUTANTS = (
         *(20, "a failed load is tried again by itself", "Host._fail"),
         "call_later(seconds, self.begin)",
         "call_later(seconds, str)",
-        "service/test_service.py::test_a_failed_load_is_tried_again_without_a_request",
+        "service/test_service.py::test_row_20_a_failed_load_is_tried_again_without_a_request",
     ),
     _mutant(
         *(20, "/readyz is no 200 meanwhile", "health_router"),

@@ -564,7 +564,7 @@ class Alarms:
                 ring()
 
 
-def test_a_failed_load_is_tried_again_without_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_20_a_failed_load_is_tried_again_without_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
     """Behind a readiness probe none comes."""
     monkeypatch.setattr("router_backend.service.host.pause", lambda times: 1000.0 * times)
 
