@@ -18,6 +18,7 @@
     │   ├── RateLimited              429  the key has had its share; retry later
     │   └── QuotaExceeded            429  the caller's GPU seconds are used up; retry later
     ├── EngineError                  500  the engine failed during this request
+    │   ├── GrammarFailed            500  a grammar became too costly to go on with
     │   ├── OutOfMemory              503  there was no memory for it; retry later
     │   ├── EngineLost               503  the engine died or hung and is started again; retry later
     │   ├── UpstreamError            502  the server upstream answered nonsense, or broke off

@@ -134,7 +134,6 @@ def test_raw_format_adds_nothing() -> None:
         "{{ raise_exception('no') }}",
         "{% for m in messages %}{{ m.content ",
         "{# nothing #}",
-        "{{ messages[0].content }}{% if messages[-1].role == 'assistant' %}{{ raise_exception('x') }}{% endif %}",
     ],
 )
 def test_fault_c_a_template_that_does_not_work(tmp_path: Path, template: str) -> None:
