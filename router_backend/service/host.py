@@ -96,7 +96,7 @@ class Host:
         self.retry_at = 0.0
         self.failures = self.restarts = 0
         self._failed_loads = 0
-        self._has_served = False
+        self._has_served = self._elsewhere = False
         self._watching: asyncio.Task[None] | None = None
         self._discarding: set[asyncio.Task[None]] = set()
         self._reloading = asyncio.Lock()
@@ -108,7 +108,12 @@ class Host:
 
     @property
     def is_lost(self) -> bool:
-        """Whether engine after engine was lost, or the last one cannot be replaced: only another process can help."""
+        """Whether engine after engine was lost, or the last one cannot be replaced: only another process can help.
+
+        Not where a server elsewhere was lost: a new process here would not find it either.
+        """
+        if self._elsewhere:
+            return False
         return self.restarts > _RESTARTS or bool(self.restarts and self._failed_loads)
 
     async def ready(self) -> None:
@@ -182,7 +187,11 @@ class Host:
             await asyncio.sleep(after)
             loaded = await self._loaded(self.load)
         except Exception as error:
-            self._fail(error)
+            if self.serving is None:
+                self._fail(error)
+            return
+        if self.serving is not None:  # a reload was faster, and is what was asked for last
+            await self._discard(loaded.model)
             return
         self._serve(loaded)
 
@@ -198,6 +207,7 @@ class Host:
         self.error = None
         self._failed_loads = 0
         self._has_served = True
+        self._elsewhere = loaded.rung.candidate.kind == "upstream"
         self._enter("ok", "serving")
         self._admission.open(loaded.model.info.slots)
         if self._watching is None:

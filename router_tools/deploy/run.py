@@ -19,7 +19,7 @@ from pydantic import SecretStr
 from router_backend.checkpoints.hub.write import hub_access, refusals, words
 from router_backend.client import ClientError, RouterClient
 from router_backend.errors import HubError, InvalidRequest
-from router_backend.settings import Settings
+from router_backend.settings import Settings, load_settings
 from router_tools.deploy.state import There, declared, files, hashes, look
 from router_tools.smoke import run_smoke
 
@@ -89,6 +89,7 @@ class _Deployment:
         given = {value for name in self._declared.secrets if (value := self._given(name))}
         self._hidden = {str(self._api.token), *settings.api_keys.values(), *given}
         self._secrets: dict[str, str] = {}
+        self._typed: dict[str, str] = {}
         self._refused = False
 
     def run(self) -> int:
@@ -206,6 +207,9 @@ class _Deployment:
             self._say(f"{self._space}: the secret {name} is not set, since {_VARIABLES.get(name, name)} is not")
             return None
         asked: str = typer.prompt(f"{name} of the Space (Enter: none)", default="", hide_input=True, show_default=False)
+        if name == "ROUTER_API_KEYS" and asked.strip():  # the Space would not start with what is none
+            self._typed = load_settings(router_api_keys=asked.strip()).api_keys
+            self._hidden.update(self._typed.values())
         return asked.strip() or None
 
     def _given(self, name: str) -> str | None:
@@ -264,7 +268,8 @@ class _Deployment:
 
     def _key(self, *, private: bool) -> str | None:
         """A private Space is opened by the hub's token, which then takes the place of a key of ours."""
-        return str(self._api.token) if private else next(iter(self._settings.api_keys.values()), None)
+        keys = self._typed or self._settings.api_keys
+        return str(self._api.token) if private else next(iter(keys.values()), None)
 
     def _show_logs(self, *, build: bool) -> None:
         try:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import itertools
 import json
 import re
+import socket
 import threading
+import time
+from collections.abc import Iterator
+from email.utils import formatdate
 from typing import Any
 
 import pytest
 
 from router_backend.checkpoints.ladder import candidates
-from router_backend.engines.upstream.model import _cut
-from router_backend.errors import SettingsError
+from router_backend.engines.upstream.model import _cut, _piece
+from router_backend.engines.upstream.wire import Wire
+from router_backend.errors import Overloaded, SettingsError, UpstreamError
 from router_backend.settings import load_settings
 from router_backend.types import GenerateRequest, SamplingParams
 from tests.fakes.running import until
@@ -310,3 +317,147 @@ def test_urls_are_candidates_and_hold_no_password() -> None:
     with pytest.raises(SettingsError, match="UPSTREAM_API_KEY") as caught:
         load_settings(model_repo="http://user:hunter22@a/v1")  # pragma: allowlist secret
     assert "hunter22" not in str(caught.value)
+
+
+# What a server may send that is not as it should be
+
+
+def event(text: str | None, reason: str | None = None) -> bytes:
+    return b"data: " + json.dumps({"choices": [{"text": text, "finish_reason": reason}]}).encode() + b"\n\n"
+
+
+@contextlib.contextmanager
+def wired(
+    content: bytes, head: bytes = b"200 OK\r\nContent-Type: text/event-stream", *, whole: bool = True
+) -> Iterator[Wire]:
+    """A wire to who answers everything with this; without `whole`, its last chunk never comes."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    end = b"0\r\n\r\n" if whole else b""
+    said = b"HTTP/1.1 %s\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n%s" % (head, len(content), content, end)
+
+    def answer() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listening.accept()
+                with connection:
+                    connection.recv(1 << 16)
+                    connection.sendall(said)
+
+    threading.Thread(target=answer, daemon=True).start()
+    wire = Wire(f"http://127.0.0.1:{listening.getsockname()[1]}/v1", None, 3)
+    try:
+        yield wire
+    finally:
+        wire.close()
+        listening.close()
+
+
+def texts(wire: Wire) -> str:
+    events = wire.stream("v1/completions", {}, {}, lambda: False)
+    return "".join(each["choices"][0]["text"] for each in events if each)
+
+
+def test_a_whole_answer_is_no_failure_however_its_connection_ends() -> None:
+    with wired(event("a") + event("b", "stop") + b"data: [DONE]\n\n", whole=False) as wire:
+        assert [texts(wire) for _ in range(6)] == ["ab"] * 6
+        until(lambda: not asyncio.all_tasks(wire._loop))
+        assert not wire.failures and not wire.breaker.failures
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xef\xbb\xbf" + event("a") + event("b", "stop"),
+        (event("a") + event("b", "stop")).rstrip(b"\n"),
+        (b": hello\n\n" + event("a") + event("b", "stop")).replace(b"\n", b"\r\n"),
+    ],
+    ids=["a mark", "no end", "CRLF and a comment"],
+)
+def test_no_event_of_a_stream_is_lost(content: bytes) -> None:
+    with wired(content) as wire:
+        assert texts(wire) == "ab"
+
+
+def test_what_is_no_stream_is_told_in_the_servers_words() -> None:
+    with wired(b'{"error": {"message": "out of memory"}}') as wire, pytest.raises(UpstreamError, match="out of memory"):
+        texts(wire)
+    packed = b"200 OK\r\nContent-Encoding: gzip\r\nContent-Type: application/json"
+    with wired(b"no gzip at all", packed) as wire, pytest.raises(UpstreamError, match="cannot be unpacked"):
+        wire.ask("tokenize", {})
+    with wired(b"[" * 100_000, b"400 No") as wire, pytest.raises(UpstreamError, match="answers 400"):
+        wire.ask("tokenize", {})
+
+
+def test_a_retry_after_may_be_a_date() -> None:
+    date = formatdate(time.time() + 90, usegmt=True).encode()
+    with wired(b"", b"429 No\r\nRetry-After: " + date) as wire, pytest.raises(Overloaded) as caught:
+        wire.ask("tokenize", {})
+    assert 80 < (caught.value.retry_after or 0) <= 90 and wire.retries == 0
+
+
+@pytest.mark.parametrize(
+    ("said", "text"),
+    [
+        ({"choices": []}, ""),
+        ({"choices": [{"delta": {"content": None}, "finish_reason": ""}]}, ""),
+        ({"choices": [{"text": "a", "finish_reason": "eos_token"}]}, "a"),
+        ({"choices": [{"text": "a", "finish_reason": "stop_sequence"}]}, "a"),
+        ({"choices": [{"text": "a", "finish_reason": ["stop"]}]}, None),
+        ({"choices": [{"text": "a\ud83d", "finish_reason": None}]}, None),
+        ({"choices": [{"delta": {"content": [{"text": "a"}]}}]}, None),
+        ({"choices": None}, None),
+    ],
+)
+def test_an_event_is_a_text_or_an_error(said: dict[str, Any], text: str | None) -> None:
+    if text is None:
+        with pytest.raises(UpstreamError):
+            _piece(said)
+    else:
+        assert _piece(said)[0].text == text
+
+
+def test_a_server_that_no_longer_counts_is_a_502(monkeypatch: pytest.MonkeyPatch) -> None:
+    with fake_upstream() as server, serving(server) as client:
+        answers = dict.fromkeys(("tokens", "error"), "is loading")
+        handler: Any = server._server.RequestHandlerClass
+        monkeypatch.setattr(handler, "_say", lambda self, *_, say=handler._say: say(self, answers))
+        answer = plan(client)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (502, "upstream_failed"), answer.text
+        assert client.get("/health").json()["upstream"]["failures"] == {"upstream_failed": 1}
+
+
+@pytest.mark.parametrize(
+    "usage", ["x", [1], {"prompt_tokens": None}, {"completion_tokens": "1"}, {"prompt_tokens": -3}]
+)
+def test_odd_usage_fails_no_answer(usage: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    with fake_upstream() as server, serving(server) as client:
+        handler: Any = server._server.RequestHandlerClass
+        streams = handler._stream
+        monkeypatch.setattr(handler, "_stream", lambda self, a, b, _, *c, **d: streams(self, a, b, usage, *c, **d))
+        valid(plan(client))
+
+
+def test_a_server_that_falls_over_what_it_does_not_know_is_asked_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    with fake_upstream(keeps="schema", said=json.dumps(PLAN)) as server:
+        handler: Any = server._server.RequestHandlerClass
+        complete = handler._complete
+
+        def falls(self: Any, body: dict[str, Any]) -> None:  # noqa: ANN401
+            if body.keys() & {"structured_outputs", "grammar", "regex"}:
+                self._say({"error": {"message": "unexpected keyword"}}, 500)
+            else:
+                complete(self, body)
+
+        monkeypatch.setattr(handler, "_complete", falls)
+        with serving(server) as client:
+            assert client.get("/health").json()["upstream"]["constraint"] == "schema"
+            valid(plan(client))
+
+
+def test_who_restarts_processes_is_not_told_to_while_a_server_elsewhere_is_away() -> None:
+    with fake_upstream() as server, serving(server) as client:
+        server.close()
+        for _ in range(3):
+            plan(client)
+        until(lambda: client.get("/health").json()["status"] == "failed")
+        assert (client.get("/livez").status_code, client.get("/readyz").status_code) == (200, 503)

@@ -343,3 +343,39 @@ def test_one_reload_at_a_time_and_none_before_or_after() -> None:
             await service.reload()
 
     go(main)
+
+
+@pytest.mark.parametrize("loads", [True, False])
+def test_a_reload_that_ends_before_a_load_holds(loads: bool) -> None:
+    """The engine is lost while a reload runs: what was asked for last stays, whatever becomes of the load."""
+
+    async def main() -> None:
+        supply, reloaded, loaded = Supply(), threading.Event(), threading.Event()
+        service = await started(supply)
+
+        def load(report: Callable[[Attempt], None]) -> Loaded[Engine]:
+            loaded.wait(30)
+            if not loads:
+                raise LoadError("gone")
+            return supply.load(report)
+
+        def reload(report: Callable[[Attempt], None]) -> Loaded[Engine]:
+            reloaded.wait(30)
+            return supply.load(report)
+
+        service.host._reread = lambda: reload
+        reloading = asyncio.create_task(service.reload())
+        await asyncio.sleep(0.05)
+        service.host.load = load
+        service.host._restart("dead")
+        await asyncio.sleep(0.05)
+        reloaded.set()
+        info = await reloading
+        loaded.set()
+        assert service.host.loading is not None
+        await service.host.loading
+        assert (service.health().status, service.health().model) == ("ok", info.model)
+        assert (await service.answer(work())).text == "one two three"
+        await service.close()
+
+    go(main)

@@ -13,7 +13,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import chain
@@ -50,7 +50,11 @@ _TOLD = {
     "schema": "keeps JSON schemas alone: a plan comes from one call and is put into form here",
     "none": "keeps no constraint: a plan comes from one call and is put into form here",
 }
-_REASONS: dict[str, FinishReason] = {"stop": "stop", "eos": "stop", "length": "length"}
+_REASONS: dict[str, FinishReason] = {
+    **dict.fromkeys(("stop", "eos", "eos_token", "stop_sequence"), "stop"),
+    "length": "length",
+}
+_HALF = re.compile("[\ud800-\udfff]")  # of a character: no UTF-8 holds it
 # What a tokenizer may know as a special token. Where a server has no other way, it is cut in two to be text.
 _MARK = re.compile(r"<[^<>\s]{1,80}>|\[/?[A-Za-z_]{1,40}\]")
 _USUAL_MARKS = ("<|endoftext|>", "<|im_end|>", "</s>", "<eos>", "[INST]")
@@ -210,7 +214,7 @@ class ServedModel:
                 yield Chunk(finish_reason="cancelled")
                 return
             self._check_event(event)
-            usage = event.get("usage") or usage
+            usage = told if isinstance(told := event.get("usage"), dict) else usage
             piece, ended = _piece(event)
             reason = reason or ended
             if piece.text or piece.logprobs:
@@ -219,13 +223,13 @@ class ServedModel:
                 yield piece
         if reason is None:
             raise self._failed("the upstream closed the connection in the midst of its answer")
-        decoded = usage.get("completion_tokens", 0) or len(pieces)
+        decoded = _number(usage, "completion_tokens") or len(pieces)
         self._check("".join(pieces), decoded, request)
-        cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+        cached = _number(usage.get("prompt_tokens_details"), "cached_tokens")
         first = first or time.monotonic()
         yield Chunk(
             finish_reason=reason,
-            usage=Usage(usage.get("prompt_tokens", prompt_tokens), decoded, cached),
+            usage=Usage(_number(usage, "prompt_tokens") or prompt_tokens, decoded, cached),
             timings=Timings(
                 prefill_seconds=first - began,
                 decode_seconds=time.monotonic() - first,
@@ -292,8 +296,8 @@ class UpstreamModel(ServedModel):
     """A checkpoint that another's server decodes, over a wire, and may have changed by now."""
 
     def __init__(self, wire: Wire, served: Served, info: ModelInfo, *, chat: bool) -> None:
-        super().__init__(wire, served, info, chat=chat)
         self._wire = wire
+        super().__init__(wire, served, info, chat=chat)
         wire.begin()
 
     @property
@@ -326,6 +330,22 @@ class UpstreamModel(ServedModel):
         if not allows(request.grammar, said):
             raise self._failed("the upstream wrote what the grammar does not allow: it ignores it by now")
 
+    def _ask_tokens(self, owner: str, text: str, add_special: bool, special: bool) -> tuple[int, ...]:
+        with self._as_it_was():
+            return super()._ask_tokens(owner, text, add_special, special)
+
+    def _ask_usage(self, text: str) -> int:
+        with self._as_it_was():
+            return super()._ask_usage(text)
+
+    @contextmanager
+    def _as_it_was(self) -> Iterator[None]:
+        """What would make a server no candidate is a failure of one that is served."""
+        try:
+            yield
+        except CandidateError as error:
+            raise self._failed(error.message) from None
+
     def _failed(self, message: str) -> RouterError:
         return self._wire.failed(UpstreamError(message))
 
@@ -339,18 +359,26 @@ def _cut(text: str) -> list[str]:
 def _piece(event: Event) -> tuple[Chunk, FinishReason | None]:
     """The text in an event of either route, and why it was the last one. Raises UpstreamError."""
     choices = event.get("choices")
-    if not choices and "usage" in event:
+    if choices == [] or (not choices and "usage" in event):
         return Chunk(), None
     try:
         choice = choices[0]  # type: ignore[index] # whatever it is
         text = (choice.get("delta") or {}).get("content") if "delta" in choice else choice["text"]
-        reason = choice.get("finish_reason")
+        reason = choice.get("finish_reason") or None  # some say "" until the end
         logprobs = tuple(map(_logprob, (choice.get("logprobs") or {}).get("content") or ()))
     except (KeyError, IndexError, TypeError, AttributeError):
         raise UpstreamError("the upstream streams no choices: it speaks another API than OpenAI's") from None
-    if reason is not None and reason not in _REASONS:
+    if not isinstance(text, str | None) or _HALF.search(text or ""):
+        raise UpstreamError("the upstream streams what is no text")
+    if reason is not None and (not isinstance(reason, str) or reason not in _REASONS):
         raise UpstreamError(f"the upstream ended its answer with {str(reason)[:40]!r}")
-    return Chunk(str(text or ""), logprobs=logprobs), _REASONS[reason] if reason else None
+    return Chunk(text or "", logprobs=logprobs), _REASONS[reason] if reason else None
+
+
+def _number(said: object, name: str) -> int:
+    """A count that a server tells; 0 where it tells none."""
+    found = said.get(name) if isinstance(said, dict) else None
+    return int(found) if isinstance(found, int | float) and 0 <= found < 2**53 else 0
 
 
 def _logprob(entry: dict[str, Any]) -> TokenLogprob:

@@ -15,6 +15,8 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
@@ -32,6 +34,7 @@ _LONGEST_REST = 30.0
 _LONGEST_WAIT = 5.0  # a Retry-After above it is told to the client, not waited for
 _ASK = 0.05  # seconds between two looks at whether the client has left
 _LARGEST = 8 << 20  # bytes of an answer, or of one event in it
+_BOM = b"\xef\xbb\xbf"
 
 
 class Refused(UpstreamError):
@@ -235,26 +238,43 @@ class Wire:
     async def _streamed(
         self, path: str, body: Mapping[str, Any], headers: Mapping[str, str], put: Callable[[Event | None], None]
     ) -> None:
-        buffer, events = bytearray(), 0
+        events, done, other = 0, False, b""
         async with self._opened(path, body, headers) as answer:
-            async for piece in answer.aiter_bytes():
-                *lines, rest = (buffer + piece).split(b"\n")
-                buffer = bytearray(rest)
-                if len(buffer) > _LARGEST:
-                    raise UpstreamError("the upstream sends an event without an end")
-                for line in lines:
+            try:
+                async for line in self._lines(answer):
                     if not line.startswith(b"data:"):
+                        other = other or line.strip()
+                        continue
+                    if done:
                         continue
                     if line[5:].strip() == b"[DONE]":
                         put(None)  # what is left is read to its end, so that the connection can be used again
+                        done = True
                         continue
                     event = self._read(line[5:])
                     if not isinstance(event, dict) or event.get("error"):
                         raise UpstreamError(f"the upstream failed: {self._words(event)}")
                     events += 1
                     put(event)
+            except httpx.RequestError:
+                if not done:  # else the answer is whole, however its connection ends
+                    raise
+        if not events and other.startswith(b"{"):
+            raise UpstreamError(f"the upstream answers without a stream: {self._words(self._read(other))}")
         if not events:
             raise _Again(UpstreamError("the upstream closed the connection without an answer"))
+
+    async def _lines(self, answer: httpx.Response) -> AsyncIterator[bytes]:
+        """Its lines, also a last one without an end; without the mark that some put before the first."""
+        buffer, first = b"", True
+        async for piece in answer.aiter_bytes():
+            *lines, buffer = (buffer + piece).split(b"\n")
+            if len(buffer) > _LARGEST:
+                raise UpstreamError("the upstream sends an event without an end")
+            for line in lines:
+                yield line.removeprefix(_BOM) if first else line
+                first = False
+        yield buffer
 
     @asynccontextmanager
     async def _opened(
@@ -270,12 +290,15 @@ class Wire:
                 if "text/html" in answer.headers.get("content-type", ""):
                     raise UpstreamError("the upstream answers HTML: the URL is a page's or a proxy's, not an API's")
                 yield answer
-        except (httpx.ConnectError, httpx.ConnectTimeout):
-            raise _Again(UpstreamDown("the upstream cannot be reached", retry_after=2)) from None
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            why = ": its certificate is not trusted" if "CERTIFICATE" in str(error) else ""
+            raise _Again(UpstreamDown(f"the upstream cannot be reached{why}", retry_after=2)) from None
         except httpx.TimeoutException:
             raise UpstreamDown(f"the upstream said nothing for {self._silence:g} seconds", retry_after=5) from None
         except httpx.TransportError:
             raise _Again(UpstreamError("the upstream broke off the connection")) from None
+        except httpx.RequestError:
+            raise UpstreamError("the upstream's answer cannot be unpacked") from None
         except httpx.InvalidURL:
             raise UpstreamError("the upstream's URL is not one") from None
 
@@ -283,7 +306,7 @@ class Wire:
         status, wait = answer.status_code, _retry_after(answer)
         try:
             said = self._words(answer.json())
-        except ValueError:
+        except (ValueError, RecursionError):
             said = "(no JSON)"
         told = f"the upstream answers {status}: {said}"
         if status == 429:
@@ -314,4 +337,10 @@ class Wire:
 
 def _retry_after(answer: httpx.Response) -> float | None:
     value = answer.headers.get("retry-after", "").strip()
-    return float(value) if re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", value) else None
+    if re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", value):
+        return float(value)
+    try:
+        until = parsedate_to_datetime(value).astimezone(timezone.utc)
+    except (ValueError, OverflowError):
+        return None
+    return min(max(0.0, (until - datetime.now(timezone.utc)).total_seconds()), 999_999.0)
