@@ -12,7 +12,7 @@ from router_backend.plan.prompt import with_budget
 from router_backend.plan.rules import QA, TAG, TODO, findings_of
 from router_backend.plan.schema import DIFFICULTIES, KEYS, OPTIONAL_METRICS
 from router_backend.plan.script import PlanScript
-from router_backend.schema.nodes import Array, Choice, Field, Node, Object, Part, Text, leaves, resolved
+from router_backend.schema.nodes import Array, Choice, Field, Node, Object, Part, Text, Union, leaves, resolved
 from router_backend.writing.stages import Count
 
 # So many of the ten keys are a plan, and fewer where a route is among them.
@@ -56,6 +56,16 @@ def is_plan(node: Node) -> bool:
 def with_plans(node: Node, tools: Sequence[str], first: str | None = None, *, depth: int = _DEEPEST) -> Node:
     """The node, in which an object that has a plan's keys has a `PlanPart` in their place."""
     found = resolved(node)
+    if isinstance(found, Array) and depth:
+        item = with_plans(found.item, tools, first, depth=depth - 1)
+        return node if item is found.item else replace(found, item=item)
+    if isinstance(found, Union) and depth:
+        # Several objects are told apart by what they begin with, which a part has of its own.
+        if sum(isinstance(resolved(way.node), Object) for way in found.ways) != 1:
+            return node
+        ways = [replace(way, node=with_plans(way.node, tools, first, depth=depth)) for way in found.ways]
+        unchanged = all(new.node is old.node for new, old in zip(ways, found.ways, strict=True))
+        return node if unchanged else replace(found, ways=ways)
     if not isinstance(found, Object) or not depth:
         return node
     form = form_of(found, tools)

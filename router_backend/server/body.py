@@ -44,7 +44,10 @@ Stop = Annotated[str, _NO_NUL, Field(min_length=1, max_length=256)]
 Budget = Annotated[int, Field(ge=1, le=LARGEST_BUDGET)]
 
 # Names of alternatives in a union, which pydantic puts into the place of an error.
-TAGS = frozenset({"(one)", "(list)", "(plain)", "(schema)", "(word)", "(named)", "(some)"})
+TAGS = frozenset(
+    {"(one)", "(list)", "(plain)", "(schema)", "(word)", "(named)", "(some)"}
+    | {"(text)", "(refusal)", "(message)", "(call)", "(output)", "(truth)"}
+)
 
 
 def sampling(

@@ -151,6 +151,11 @@ def test_messages_calls_and_results_are_read(echo: App) -> None:
         ({"questions": [CHOICE] * 401}, "questions"),
         ({"input": [{"role": "user", "content": " "}]}, "input"),
         ({"temperature": 0.5}, "temperature"),
+        ({"input": ""}, "input"),
+        ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input.0.content.0"),
+        ({"input": [{"type": "function_call_output", "call_id": "c"}]}, "input.0.output"),
+        ({"questions": [{"type": "predicate", "instructions": " "}]}, "questions.0.predicate.instructions"),
+        ({"questions": [{**CHOICE, "choices": [{"value": 1}, {"value": "b"}]}]}, "questions.0.choice.choices.0.value"),
     ],
 )
 def test_what_is_wrong_is_named(echo: App, body: dict[str, Any], param: str) -> None:

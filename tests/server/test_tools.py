@@ -18,7 +18,8 @@ from pydantic import BaseModel, Field, SecretStr
 
 from router_backend.plan.prompt import router_prompt
 from router_backend.plan.rules import findings_of
-from router_backend.plan.schema import KEYS
+from router_backend.plan.schema import KEYS, Plan
+from router_backend.schema.shown import schema_shown
 from router_backend.schema.write import SchemaWriter
 from router_backend.tools.words import OPENS, as_text
 from router_backend.tools.write import ToolWriter
@@ -464,3 +465,103 @@ def test_langchains_bound_tools_and_results(url: str) -> None:
     jsonschema_rs.validate(HANDOFFS[0]["function"]["parameters"], call["args"])
     conversation += [answer, ToolMessage("done", tool_call_id=call["id"]), HumanMessage("And now?")]
     assert bound.invoke(conversation).tool_calls
+
+
+# What clients send around tools and schemas
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings:UserWarning")  # its own
+def test_openais_client_sends_back_what_it_parsed(url: str) -> None:
+    asked: Any = {"model": "router", "tools": [openai.pydantic_function_tool(Person)], "max_tokens": 600}
+    with openai.OpenAI(base_url=url, api_key="x", max_retries=0) as client:
+        said: list[Any] = [*USER]
+        first = client.chat.completions.parse(messages=said, response_format=Person, model="router", max_tokens=600)
+        said += [first.choices[0].message, *USER]
+        second = client.chat.completions.parse(messages=said, tool_choice="required", **asked).choices[0].message
+        assert second.tool_calls and second.tool_calls[0].function.parsed_arguments
+        said.append(second)
+        said += [{"role": "tool", "tool_call_id": each.id, "content": "done"} for each in second.tool_calls]
+        assert client.chat.completions.create(messages=said, **asked).choices
+
+
+def test_schema_that_instructions_show_is_kept_beside_tools(drawn: App) -> None:
+    messages = [{"role": "system", "content": WORDS[0]}, *USER]
+    for wanted in ({}, {"response_format": {"type": "json_object"}}):
+        said = [choice_of(chat(drawn, messages=messages, tools=[ADD], seed=at, **wanted)) for at in range(12)]
+        texts = [each["message"]["content"] for each in said if each["finish_reason"] == "stop"]
+        assert 0 < len(texts) < len(said)
+        for text in texts:
+            Person.model_validate_json(text)
+
+
+def test_the_example_in_langchains_instructions_is_not_the_schema() -> None:
+    example = '{"properties": {"foo": {"type": "array", "items": {"type": "string"}}}, "required": ["foo"]}'
+    wanted = json.dumps(Person.model_json_schema())
+    words = (
+        "The output should be formatted as a JSON instance that conforms to the JSON schema below.\n\n"
+        f'As an example, for the schema {example}\nthe object {{"foo": ["bar"]}} is well-formatted.\n\n'
+        f"Here is the output schema:\n```\n{wanted}\n```"
+    )
+    assert json.loads(schema_shown(words) or "{}")["required"] == ["name", "age"]
+
+
+class Home(BaseModel):
+    owner: Person
+    guests: list[Person]
+
+
+def test_definitions_of_a_schema_in_a_field_are_found(drawn: App) -> None:
+    note = f"{{home}}  # note: the value must adhere to the JSON schema: {json.dumps(Home.model_json_schema())}"
+    words = "Outputs will be a JSON object.\n\n" + json.dumps({"home": note, "reason": "{reason}"}, indent=2)
+    message = choice_of(chat(drawn, messages=[{"role": "system", "content": words}, *USER]))["message"]
+    Home.model_validate(json.loads(message["content"])["home"])
+
+
+class Reply(BaseModel):
+    reply: str
+    plan: Plan | None
+
+
+class Plans(BaseModel):
+    plans: Annotated[list[Plan], Field(min_length=1, max_length=1)]
+
+
+@pytest.mark.parametrize("kind", [Reply, Plans])
+def test_plan_that_may_be_none_or_stands_in_a_list_keeps_the_rules(drawn: App, kind: type[BaseModel]) -> None:
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": kind.model_json_schema()}}
+    found: list[Json] = []
+    for seed in range(6):
+        choice = choice_of(chat(drawn, response_format=wanted, seed=seed, max_tokens=4000))
+        answer = json.loads(choice["message"]["content"])
+        kind.model_validate(answer)
+        found += [each for each in answer.get("plans") or [answer.get("plan")] if each]
+    assert found and not [each for plan in found for each in findings_of(plan, KEYS, TOOLS)]
+
+
+ONE, OTHER = (tool("x", {name: {"type": "integer"}})["function"]["parameters"] for name in "ab")
+
+
+@pytest.mark.parametrize(
+    "schema", [{"anyOf": [ONE, OTHER]}, {"allOf": [ONE]}, {"$ref": "#/$defs/One", "$defs": {"One": ONE}}]
+)
+def test_arguments_may_be_said_by_a_union_or_a_reference(drawn: App, schema: Json) -> None:
+    each = {"type": "function", "function": {"name": "x", "parameters": schema}}
+    for seed in range(3):
+        for _, arguments in called(choice_of(chat(drawn, tools=[each], tool_choice="required", seed=seed))):
+            jsonschema_rs.validate(schema, arguments)
+            assert arguments
+
+
+def test_marks_and_ids_beside_a_text_change_nothing(echo: App) -> None:
+    mark = {"type": "ephemeral"}
+    part = {"type": "text", "text": "a", "id": "lc_1", "cache_control": mark}
+    said = {**part, "text": "b", "index": 0, "annotations": [], "prompt_cache_breakpoint": {"mode": "explicit"}}
+    messages = [
+        {"role": "system", "content": "s", "cache_control": mark},
+        {"role": "user", "content": [part]},
+        {"role": "assistant", "content": [said, {"type": "refusal", "refusal": "no"}]},
+        *USER,
+    ]
+    tools = [{**ADD, "cache_control": mark}]
+    choice_of(chat(echo, messages=messages, response_format={"type": "text"}, tools=tools, tool_choice="none"))
+    assert [turn.content for turn in echo.model.seen[-1].turns] == ["s", "a", "b\nno", "one two three"]

@@ -51,8 +51,35 @@ _KIND = Discriminator(lambda value: "(list)" if isinstance(value, list) else "(o
 
 
 class TextPart(Body):
+    """A text. What stands beside it in parts that clients keep changes no answer: ids, and marks of caches."""
+
     type: Literal["text"]
     text: Text
+    id: Text | None = None
+    index: int | None = None
+    annotations: NoList = None
+    cache_control: dict[str, Any] | None = None
+    prompt_cache_breakpoint: dict[str, Any] | None = None
+
+
+class RefusalPart(Body):
+    type: Literal["refusal"]
+    refusal: Text
+
+    @property
+    def text(self) -> str:
+        return self.refusal
+
+
+def _part(value: Any) -> str:  # noqa: ANN401 - any JSON, or what was made of it
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return "(refusal)" if kind == "refusal" else "(text)"
+
+
+Part = Annotated[
+    Annotated[TextPart, Tag("(text)")] | Annotated[RefusalPart, Tag("(refusal)")],
+    Discriminator(_part),
+]
 
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
@@ -61,6 +88,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 class CalledBody(Body):
     name: Name
     arguments: Text
+    parsed_arguments: Any = None  # what OpenAI's clients made of the arguments, and send back beside them
 
 
 class CallBody(Body):
@@ -81,8 +109,7 @@ class MessageBody(Body):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Annotated[
         Annotated[
-            Annotated[Text, Tag("(one)")]
-            | Annotated[list[TextPart], Field(min_length=1, max_length=256), Tag("(list)")],
+            Annotated[Text, Tag("(one)")] | Annotated[list[Part], Field(min_length=1, max_length=256), Tag("(list)")],
             _KIND,
         ]
         | None,
@@ -108,6 +135,8 @@ class MessageBody(Body):
     ] = Field(None, validate_default=True, description="Of a tool's message: the call whose result this is.")
     annotations: NoList = None
     reasoning_content: Nothing = None
+    parsed: Any = None  # what OpenAI's clients made of the content, and send back beside it
+    cache_control: dict[str, Any] | None = None
 
     @property
     def text(self) -> str:
@@ -128,6 +157,7 @@ class FunctionBody(Body):
 class ToolBody(Body):
     type: Literal["function"]
     function: FunctionBody
+    cache_control: dict[str, Any] | None = None
 
 
 class NamedBody(Body):

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel, Field, StrictBool
+from pydantic import BaseModel, Discriminator, Field, StrictBool, Tag
 
 from router_backend.decisions import questions
 from router_backend.decisions.questions import Value
@@ -53,8 +53,11 @@ class RefusalPart(Body):
         return self.refusal
 
 
+# A client is told what is wrong with what it sent, and nothing of the other kinds. `body.TAGS` are in no message.
+_KIND = Discriminator(lambda value: "(list)" if isinstance(value, list) else "(one)")
 Part = Annotated[TextPart | JsonPart | RefusalPart, Field(discriminator="type")]
-Content: TypeAlias = Text | Annotated[list[Part], Field(min_length=1, max_length=256)]
+_Parts = Annotated[list[Part], Field(min_length=1, max_length=256), Tag("(list)")]
+Content: TypeAlias = Annotated[Annotated[Text, Tag("(one)")] | _Parts, _KIND]
 
 
 class MessageItem(Body):
@@ -85,8 +88,19 @@ class OutputItem(Body):
     status: Literal["in_progress", "completed", "incomplete"] | None = None
 
 
+def _item(value: Any) -> str:  # noqa: ANN401 - any JSON, or what was made of it
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return "(output)" if str(kind).endswith("_output") else "(call)" if str(kind).endswith("_call") else "(message)"
+
+
+Item = Annotated[
+    Annotated[MessageItem, Tag("(message)")]
+    | Annotated[CallItem, Tag("(call)")]
+    | Annotated[OutputItem, Tag("(output)")],
+    Discriminator(_item),
+]
 Name = Annotated[Text | None, Field(description="Comes back with the answer.")]
-Instructions = Prompt | Annotated[list[Part], Field(min_length=1, max_length=256)]
+Instructions: TypeAlias = Annotated[Annotated[Prompt, Tag("(one)")] | _Parts, _KIND]
 
 
 class QuestionBody(Body):
@@ -107,7 +121,11 @@ class PredicateBody(QuestionBody):
 
 
 class ChoiceBody(Body):
-    value: Annotated[StrictBool | NonEmptyText, Field(description="A text and a truth value are never the same.")]
+    value: Annotated[
+        Annotated[StrictBool, Tag("(truth)")] | Annotated[NonEmptyText, Tag("(one)")],
+        Discriminator(lambda value: "(truth)" if isinstance(value, bool) else "(one)"),
+        Field(description="A text and a truth value are never the same."),
+    ]
     description: Text | None = None
 
 
@@ -169,7 +187,11 @@ class DecisionBody(Body):
     model: Annotated[str, Field(max_length=512)] | None = Field(
         None, description="The served model's id, or `router`. Default: whatever is served."
     )
-    input: Prompt | Annotated[list[MessageItem | CallItem | OutputItem], Field(min_length=1, max_length=MOST_ITEMS)]
+    input: Annotated[
+        Annotated[Prompt, Tag("(one)")]
+        | Annotated[list[Item], Field(min_length=1, max_length=MOST_ITEMS), Tag("(list)")],
+        _KIND,
+    ]
     questions: Annotated[
         list[Annotated[PredicateBody | ChoicesBody | ScoreBody, Field(discriminator="type")]],
         Field(min_length=1, max_length=MOST_QUESTIONS),

@@ -30,6 +30,8 @@ _ROLES: dict[str, Role] = {"developer": "system", "function": "tool"}
 # A tool that gives the task to a specialist, by its name.
 _HANDS_OFF = re.compile(r"(?:^|[_-])(?:hand_?off|transfer_to|delegate_to)(?:[_-]|$)", re.IGNORECASE)
 _ANY_STEP = (f"/{'x' * 64}",)
+# What says elsewhere which arguments there are.
+_ELSEWHERE = frozenset({"$ref", "allOf", "anyOf", "oneOf", "enum", "const"})
 _NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
@@ -96,8 +98,12 @@ def _with_calls(body: ChatBody, request: GenerateRequest) -> GenerateRequest:
     """With what it says of tools. Raises InvalidRequest where the schema of one's arguments is not understood."""
     place = "functions.{}" if body.functions else "tools.{}.function"
     offered = [_tool(each, place.format(index), request.owner) for index, each in enumerate(body.offered)]
-    if request.schema is not None:
-        read(request.schema, request.owner)
+    if isinstance(body.response_format, SchemaFormat):
+        read(request.schema or ANYTHING, request.owner)
+    elif not body.must_call and (body.response_format is None or body.response_format.type == "json_object"):
+        # What is said instead of a call, as without tools.
+        shown = schema_shown("\n".join(_instructions(body)), request.owner)
+        request = replace(request, schema=shown or request.schema)
     chosen = tuple(tool for tool, _ in offered if tool.name in {each.name for each in body.called})
     # Several tools that each take a plan are specialists, whatever they are called.
     planned = [tool for tool, root in offered if isinstance(root, Object) and form_of(root, _ANY_STEP) is not None]
@@ -124,7 +130,8 @@ def _check_tools(body: ChatBody) -> None:
 
 def _tool(body: FunctionBody, where: str, owner: str) -> tuple[Tool, Node | None]:
     schema = body.parameters or _NO_PARAMETERS
-    if not schema.get("properties") and schema.get("additionalProperties") in (None, False):
+    named = schema.get("properties") or not _ELSEWHERE.isdisjoint(schema)
+    if not named and schema.get("additionalProperties") in (None, False):
         schema = {**_NO_PARAMETERS, **schema, "additionalProperties": False}
     try:
         text = _json(schema)
