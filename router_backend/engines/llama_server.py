@@ -45,7 +45,9 @@ def main() -> None:
         _tell(out, "MODEL_DEVICE=cuda, and llama.cpp sees no GPU here")
         return
     if not on_gpu:  # a driver reserves more than there is
-        resource.setrlimit(resource.RLIMIT_DATA, (orders["memory"], orders["memory"]))
+        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]  # which cannot be raised
+        most = orders["memory"] if hard == resource.RLIM_INFINITY else min(hard, orders["memory"])
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     try:
         server = xllamacpp.Server(_params(xllamacpp, orders, on_gpu, plain=orders["plain"] or not template))
     except RuntimeError:

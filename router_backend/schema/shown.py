@@ -36,8 +36,10 @@ def schema_shown(text: str, owner: str = "") -> str | None:
             whole: dict[str, Any] = {"type": "object", "properties": properties, "required": list(fields)}
             # References lead to definitions at the outermost place.
             for held in ("$defs", "definitions"):
-                if kept := [each.pop(held) for each in properties.values() if held in each]:
-                    whole[held] = {name: value for each in kept for name, value in each.items()}
+                named = [pair for each in properties.values() for pair in each.pop(held, {}).items()]
+                whole[held] = dict(named)
+                if any(whole[held][name] != value for name, value in named):
+                    return None  # two fields mean something else by one name
             return _known(whole, owner)
     return None
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import reduce
-from operator import getitem
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from router_backend.errors import AnswerError
 from router_backend.remembered import Remembered
-from router_backend.schema.nodes import Object, Part
+from router_backend.schema.nodes import Array, Object, Part, Union, resolved
 from router_backend.schema.read import ANYTHING, read, validator
 from router_backend.schema.script import SchemaScript
 from router_backend.schema.size import Sizes, measure
@@ -70,24 +68,42 @@ def check(text: str, schema: str, root: Node | None = None) -> None:
     wrong = next(iter(validator(json.loads(schema)).iter_errors(value)), None)
     if wrong is not None:
         raise AnswerError(f"the answer does not keep the schema: {' '.join(wrong.message.split())[:200]}")
-    for part, place in parts_of(root) if root else ():
-        problem = part.problem(reduce(getitem, place, value))
+    for part, holder in _parts_in(root, value) if root else ():
+        problem = part.problem(holder)
         if problem is not None:
             raise AnswerError(f"the answer breaks a rule: {problem}")
 
 
+def _parts_in(node: Node, value: Any) -> Iterator[tuple[Part, Any]]:  # noqa: ANN401 - any JSON
+    """The parts that an answer has, wherever they stand in it, and the objects that hold them."""
+    found = resolved(node)
+    if isinstance(found, Object) and isinstance(value, dict):
+        for each in found.fields:
+            if isinstance(each.value, Part):
+                yield each.value, value
+            elif each.name in value:
+                yield from _parts_in(each.value, value[each.name])
+    elif isinstance(found, Array) and isinstance(value, list):
+        for item in value:
+            yield from _parts_in(found.item, item)
+    elif isinstance(found, Union) and isinstance(value, dict):
+        objects = [way.node for way in found.ways if isinstance(resolved(way.node), Object)]
+        if len(objects) == 1:  # with more of them, none has a part
+            yield from _parts_in(objects[0], value)
+
+
 def told(request: GenerateRequest, root: Node, info: ModelInfo) -> GenerateRequest:
     """The request as a model reads it that may know budgets, where the answer has parts that it was trained on."""
-    part = next((part for part, _ in parts_of(root)), None)
+    part = next(_parts_that_come(root), None)
     if part is None or not info.budget_line:
         return request
     return replace(request, prompt=part.told(request.prompt, request.sampling.max_new_tokens))
 
 
-def parts_of(node: Node, place: tuple[str, ...] = ()) -> Iterator[tuple[Part, tuple[str, ...]]]:
-    """The parts in an object and in the objects of its required fields, and where those are."""
+def _parts_that_come(node: Node) -> Iterator[Part]:
+    """The parts in an object and in the objects of its required fields."""
     for each in node.fields if isinstance(node, Object) else ():
         if isinstance(each.value, Part):
-            yield each.value, place
+            yield each.value
         elif each.required:
-            yield from parts_of(each.value, (*place, each.name))
+            yield from _parts_that_come(each.value)

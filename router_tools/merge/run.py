@@ -191,7 +191,7 @@ class _Merge:
             known = describe(Folder(folder))
             if known.quantized:
                 raise CandidateError(f"the base is quantised ({known.quantized}): merge into it as it was before")
-            self._refuse_tied_head(folder)
+            self._refuse_base(folder)
             self._refuse_full_disk(known)
             self._weights(folder)
             if self._options.check:
@@ -204,8 +204,11 @@ class _Merge:
         self._say(f"{self._options.out}: {'merged, but see above' if self._differs else 'merged'}")
         return int(self._differs)
 
-    def _refuse_tied_head(self, base: Path) -> None:
-        """PEFT changes the head beside the embeddings; merged, they are one tensor, which cannot hold both."""
+    def _refuse_base(self, base: Path) -> None:
+        """Refuses a base that could not be read back, or that shares the head which the adapter changes.
+
+        PEFT changes such a head beside the embeddings; merged, they are one tensor, which cannot hold both.
+        """
         try:
             config = AutoConfig.from_pretrained(base)
         except (ValueError, OSError) as error:

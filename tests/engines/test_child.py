@@ -27,7 +27,7 @@ from router_backend.service.service import GenerationService
 from router_backend.settings import load_settings
 from router_backend.types import GenerateRequest, SamplingParams
 from tests.fakes.faulty_gguf import faulty
-from tests.fakes.running import Process, become, process, until
+from tests.fakes.running import Process, answers, become, process, until
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 SMALL = {"slots": 2, "context_length": 512, "threads": 1}
@@ -156,6 +156,15 @@ def test_a_load_that_hangs_delays_no_probe_and_ends_with_the_server_too(serving:
     assert httpx.get(f"{url}/health", timeout=30).json()["status"] == "loading"
     serving.popen.kill()
     until(lambda: is_gone(child.pid))
+
+
+def test_it_starts_where_less_data_is_allowed_than_there_is(tmp_path: Path) -> None:
+    told = {"MODEL_REPO": "embedded", "PORT": "0", "THREADS": "1", "SLOTS": "1"}
+    allowed = ("prlimit", f"--data={4 << 30}:{4 << 30}")
+    with process(folder=tmp_path, within=allowed, **told) as running:
+        url = running.ready()
+        until(lambda: answers(f"{url}/readyz") or running.popen.poll() is not None, 120)
+        assert running.popen.poll() is None, running.output
 
 
 def gguf(path: Path, content: bytes, *, tensors: int = 0, values: int = 1) -> Path:

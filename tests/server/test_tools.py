@@ -13,17 +13,22 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
 from langchain_openai import ChatOpenAI
 from pydantic import BaseModel, Field, SecretStr
 
+from router_backend.errors import AnswerError
+from router_backend.plan.part import with_plans
 from router_backend.plan.prompt import router_prompt
 from router_backend.plan.rules import findings_of
 from router_backend.plan.schema import KEYS, Plan
+from router_backend.schema.read import read
 from router_backend.schema.shown import schema_shown
-from router_backend.schema.write import SchemaWriter
+from router_backend.schema.write import SchemaWriter, check
 from router_backend.tools.words import OPENS, as_text
 from router_backend.tools.write import ToolWriter
 from router_backend.types import Call, GenerateRequest, SamplingParams, Tool, Turn
+from router_tools.evaluate.rows import BUNDLED, read_gold
 from tests.fakes.handoffs import HANDOFFS, NAMES
 from tests.fakes.random_model import RandomModel
 from tests.fakes.running import App, app, echo_model, says_plans, served
@@ -495,14 +500,9 @@ def test_schema_that_instructions_show_is_kept_beside_tools(drawn: App) -> None:
 
 
 def test_the_example_in_langchains_instructions_is_not_the_schema() -> None:
-    example = '{"properties": {"foo": {"type": "array", "items": {"type": "string"}}}, "required": ["foo"]}'
-    wanted = json.dumps(Person.model_json_schema())
-    words = (
-        "The output should be formatted as a JSON instance that conforms to the JSON schema below.\n\n"
-        f'As an example, for the schema {example}\nthe object {{"foo": ["bar"]}} is well-formatted.\n\n'
-        f"Here is the output schema:\n```\n{wanted}\n```"
-    )
-    assert json.loads(schema_shown(words) or "{}")["required"] == ["name", "age"]
+    for parser in (PydanticOutputParser(pydantic_object=Person), JsonOutputParser(pydantic_object=Person)):
+        shown = json.loads(schema_shown(parser.get_format_instructions()) or "{}")
+        assert shown["required"] == ["name", "age"]
 
 
 class Home(BaseModel):
@@ -515,6 +515,15 @@ def test_definitions_of_a_schema_in_a_field_are_found(drawn: App) -> None:
     words = "Outputs will be a JSON object.\n\n" + json.dumps({"home": note, "reason": "{reason}"}, indent=2)
     message = choice_of(chat(drawn, messages=[{"role": "system", "content": words}, *USER]))["message"]
     Home.model_validate(json.loads(message["content"])["home"])
+
+
+def test_definitions_of_one_name_that_differ_are_no_schema() -> None:
+    fields = {}
+    for name, kind in (("one", "string"), ("other", "integer")):
+        schema = {"type": "object", "properties": {"x": {"$ref": "#/$defs/X"}}, "$defs": {"X": {"type": kind}}}
+        fields[name] = f"adhere to the JSON schema: {json.dumps(schema)}"
+    assert schema_shown(json.dumps({"one": fields["one"]}))
+    assert schema_shown(json.dumps(fields)) is None
 
 
 class Reply(BaseModel):
@@ -536,6 +545,15 @@ def test_plan_that_may_be_none_or_stands_in_a_list_keeps_the_rules(drawn: App, k
         kind.model_validate(answer)
         found += [each for each in answer.get("plans") or [answer.get("plan")] if each]
     assert found and not [each for plan in found for each in findings_of(plan, KEYS, TOOLS)]
+
+
+@pytest.mark.parametrize("kind", [Reply, Plans])
+def test_plan_in_a_list_or_a_union_is_checked_once_more(kind: type[BaseModel]) -> None:
+    schema = json.dumps(kind.model_json_schema())
+    plan = {**read_gold(BUNDLED)[0].plan, "handoff_plan": "to nobody"}
+    answer = {"reply": "x", "plan": plan} if kind is Reply else {"plans": [plan]}
+    with pytest.raises(AnswerError, match="breaks a rule"):
+        check(json.dumps(answer), schema, with_plans(read(schema), TOOLS))
 
 
 ONE, OTHER = (tool("x", {name: {"type": "integer"}})["function"]["parameters"] for name in "ab")

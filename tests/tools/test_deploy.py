@@ -272,6 +272,20 @@ def test_a_missing_secret_is_asked_for_or_named(run: Runs, hub: FakeSpacesHub, m
     assert hub.repos[SPACE].secrets == {"HF_TOKEN": READS}
 
 
+def test_keys_that_were_typed_open_the_space(run: Runs, hub: FakeSpacesHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load_settings(hf_endpoint=hub.url, hf_hub_offline=False, hf_token=TOKEN)
+    options = DeployOptions(SPACE, root=run.clone, settle=0.1, poll=0.01, timeout=20)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    typed = {"HF_TOKEN": "", "ROUTER_API_KEYS": KEY}
+    monkeypatch.setattr("typer.prompt", lambda text, **_: typed[text.split()[0]])
+    with pytest.raises(SettingsError, match="name:key"):
+        deploy(options, settings, run.said.append)
+    assert hub.changes() == []
+    typed["ROUTER_API_KEYS"] = f"me:{KEY}"
+    assert deploy(options, settings, run.said.append) == 0
+    assert "all 8 checks passed" in run.text
+
+
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [

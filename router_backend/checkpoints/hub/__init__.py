@@ -141,7 +141,7 @@ class _Repository:
             with place.open("rb") as file:
                 file.seek(start)
                 return file.read(count)
-        if not self.sizes.get(name, count):
+        if self.sizes.get(name) == 0:
             return b""  # of which no range can be asked for
         return self._api.read(self.candidate, self._commit, self._folder + name, start, count)
 

@@ -47,7 +47,7 @@ No = Annotated[Any, Only(None, False)]
 
 
 # One or several: a client that sends a list is told what is wrong with the list. `body.TAGS` are in no message.
-_KIND = Discriminator(lambda value: "(list)" if isinstance(value, list) else "(one)")
+KIND = Discriminator(lambda value: "(list)" if isinstance(value, list) else "(one)")
 
 
 class TextPart(Body):
@@ -110,7 +110,7 @@ class MessageBody(Body):
     content: Annotated[
         Annotated[
             Annotated[Text, Tag("(one)")] | Annotated[list[Part], Field(min_length=1, max_length=256), Tag("(list)")],
-            _KIND,
+            KIND,
         ]
         | None,
         unless(
@@ -134,7 +134,7 @@ class MessageBody(Body):
         ),
     ] = Field(None, validate_default=True, description="Of a tool's message: the call whose result this is.")
     annotations: NoList = None
-    reasoning_content: Nothing = None
+    reasoning_content: Text | None = None
     parsed: Any = None  # what OpenAI's clients made of the content, and send back beside it
     cache_control: dict[str, Any] | None = None
 
@@ -250,7 +250,7 @@ class SharedBody(Body):
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: (
-        Annotated[Annotated[Stop, Tag("(one)")] | Annotated[list[Stop], Field(max_length=4), Tag("(list)")], _KIND]
+        Annotated[Annotated[Stop, Tag("(one)")] | Annotated[list[Stop], Field(max_length=4), Tag("(list)")], KIND]
         | None
     ) = Field(None, description="Texts that end a raw answer. A plan and JSON are never cut.")
     stream: bool | None = None
@@ -388,7 +388,7 @@ class CompletionBody(SharedBody):
     prompt: Annotated[
         Annotated[Prompt, Tag("(one)")]
         | Annotated[list[Prompt], Field(min_length=1, max_length=MOST_CHOICES), Tag("(list)")],
-        _KIND,
+        KIND,
         unless(
             lambda prompt, of: (of.get("n") or 1) * (len(prompt) if isinstance(prompt, list) else 1) > MOST_CHOICES,
             f"n times the number of prompts must be at most {MOST_CHOICES}",

@@ -17,6 +17,7 @@ from router_backend.server.body import ERRORS, Body, NonEmptyText, Prompt, Text,
 from router_backend.server.disconnect import unless_gone
 from router_backend.server.middleware import access_log
 from router_backend.server.openai import work
+from router_backend.server.openai.bodies import KIND, RefusalPart
 from router_backend.service.service import GenerationService
 from router_backend.settings import Settings
 from router_backend.types import Answer, Call, GenerateRequest, Odds, Question, Role, SamplingParams, Turn, is_blank
@@ -44,20 +45,9 @@ class JsonPart(Body):
             raise InvalidRequest("the JSON nests too deep", param="input") from None
 
 
-class RefusalPart(Body):
-    type: Literal["refusal"]
-    refusal: Text
-
-    @property
-    def text(self) -> str:
-        return self.refusal
-
-
-# A client is told what is wrong with what it sent, and nothing of the other kinds. `body.TAGS` are in no message.
-_KIND = Discriminator(lambda value: "(list)" if isinstance(value, list) else "(one)")
 Part = Annotated[TextPart | JsonPart | RefusalPart, Field(discriminator="type")]
 _Parts = Annotated[list[Part], Field(min_length=1, max_length=256), Tag("(list)")]
-Content: TypeAlias = Annotated[Annotated[Text, Tag("(one)")] | _Parts, _KIND]
+Content: TypeAlias = Annotated[Annotated[Text, Tag("(one)")] | _Parts, KIND]
 
 
 class MessageItem(Body):
@@ -100,7 +90,7 @@ Item = Annotated[
     Discriminator(_item),
 ]
 Name = Annotated[Text | None, Field(description="Comes back with the answer.")]
-Instructions: TypeAlias = Annotated[Annotated[Prompt, Tag("(one)")] | _Parts, _KIND]
+Instructions: TypeAlias = Annotated[Annotated[Prompt, Tag("(one)")] | _Parts, KIND]
 
 
 class QuestionBody(Body):
@@ -190,7 +180,7 @@ class DecisionBody(Body):
     input: Annotated[
         Annotated[Prompt, Tag("(one)")]
         | Annotated[list[Item], Field(min_length=1, max_length=MOST_ITEMS), Tag("(list)")],
-        _KIND,
+        KIND,
     ]
     questions: Annotated[
         list[Annotated[PredicateBody | ChoicesBody | ScoreBody, Field(discriminator="type")]],
