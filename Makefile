@@ -11,7 +11,7 @@ EXTRAS := llamacpp,transformers,train,merge,ui,space,otel,dev
 export HF_HUB_OFFLINE ?= 1
 export GRADIO_ANALYTICS_ENABLED ?= False
 
-.PHONY: help install install-transformers run check quick test test-setup test-lowest test-newest lock outdated security audit fuzz soak mutants clients doors cluster-test vllm-test screenshots docs fix clean
+.PHONY: help install install-transformers run check quick test test-setup test-lowest test-newest lock outdated security audit fuzz soak mutants clients doors cluster-test vllm-test peers screenshots docs fix clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 14
@@ -92,6 +92,12 @@ doors: test-setup $(VENV)/cluster/.installed $(VENV)/vllm/.installed ## The cont
 
 vllm-test: test-setup $(VENV)/vllm/.installed ## Set up vLLM for processors and run the upstream engine's tests against it (needs the index, minutes)
 	@$(BIN)/python -m tests.vllm
+
+PEERS := peer-llamacpp peer-transformers peer-openvino vllm
+
+peers: $(VENV)/.test-installed ## Measure ours beside llama.cpp, vLLM, transformers and OpenVINO: under an hour (SECOND=ADAPTER, PEERS_OPTIONS=--quick or --docs)
+	@for each in $(PEERS); do $(MAKE) --no-print-directory $(VENV)/$$each/.installed || echo "make: measuring without $$each"; done
+	@PYTHONPATH=.:benchmarks $(BIN)/python -W ignore -m peers $(if $(SECOND),--second $(SECOND)) $(PEERS_OPTIONS)
 
 screenshots: test-setup ## Take the three pictures of the UI that the README shows
 	@$(BIN)/python benchmarks/screenshots.py

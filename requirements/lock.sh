@@ -28,6 +28,10 @@ compile cluster.txt pyproject.toml -c "$scratch/tested.txt" $(extras llamacpp ui
 compile space.txt pyproject.toml requirements/space-constraints.txt -c "$scratch/without-torch.txt" $(extras llamacpp transformers quantized space)
 printf 'uv\nsetuptools\nwheel\n' | compile tools.txt - -c "$scratch/tested.txt"
 echo 'litellm>=1.80,<2' | compile litellm.txt - --upgrade
+# The peers of `make peers`, on the versions that ours runs on.
+echo xllamacpp | compile peer-llamacpp.txt - -c "$scratch/tested.txt"
+printf 'torch\ntransformers\nxgrammar>=0.2,<1\n' | compile peer-transformers.txt - -c "$scratch/tested.txt"
+echo 'openvino-genai>=2026.4,<2027' | compile peer-openvino.txt - -c "$scratch/tested.txt"
 compile clients.txt requirements/clients.in --upgrade
 compile clients-older.txt requirements/clients-older.in --upgrade
 

@@ -1,0 +1,1 @@
+"""Our server beside others that hold the same checkpoints: `make peers` (docs/performance.md)."""
