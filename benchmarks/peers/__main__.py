@@ -4,9 +4,10 @@
 
 Each server is a process of its own in an environment of its own, and all of them stay while one checkpoint is measured.
 A cell is a peer, a budget and a number of clients. The cells take turns, round after round: in a round each client of
-a cell sends one request. The first round has every cell; later rounds those that still fit into `--minutes`. Each
-round is kept in `rounds.jsonl`, so that a run that was interrupted goes on; another machine or other options begin
-anew. The report is made of that file: `peers.json`, `peers.md`, and two plots.
+a cell sends one request. What does not fit into `--minutes`, the slowest first, is left out and named; where time is
+left, further rounds follow. Each round is kept in `rounds.jsonl`, so that a run that was interrupted goes on; another
+commit, machine, checkpoint or package begins it anew. Of that file the report is made: `peers.json`, `peers.md`, and
+two plots.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from router_backend.jsonl import read_values
 _LONGER, _BESIDE = 1.5, 0.5
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Cell:
     budget: int
     clients: int
@@ -51,46 +52,53 @@ class Run:
         self._prompts = [row["prompt"] for _, row in read_values(options.data)]
         self._servers: dict[str, Running] = {}
         self._first: dict[str, float] = {}
+        self._done = kept.walls(checkpoint.name)
+        self._walls = {Cell(key[2], key[3], key[1]): wall for key, wall in self._done.items()}
 
     def __call__(self, seconds: float) -> None:
-        """Measures for about so many seconds, what was kept earlier counted in."""
+        """Measures for about so many seconds, starts among them; what was kept earlier is counted in."""
+        end = time.monotonic() + seconds - sum(self._done.values())
         with self._started() as peers:
-            cells = sorted(Cell(b, c, p) for b in self._options.budgets for c in self._options.clients for p in peers)
-            spent = self._kept.walls(self._checkpoint.name)
-            left = seconds - sum(spent.values())
-            expected = {cell: self._expected(cell) for cell in cells}
-            first = [cell for cell in cells if (*self._key(cell), 0) not in spent]
-            while first and sum(expected[cell] for cell in first) > left:
-                slowest = max(first, key=lambda cell: expected[cell])
-                first.remove(slowest)
-                del expected[slowest]
+            for number in range(self._options.rounds):
+                groups = [(clients, budget) for clients in self._options.clients for budget in self._options.budgets]
+                cells = [Cell(budget, clients, peer) for clients, budget in groups for peer in peers]
+                waiting = [cell for cell in cells if (*self._key(cell), number) not in self._done]
+                self._tell(number, waiting, end)
+                for clients, budget in groups:
+                    waiting = self._fitting(waiting, end - time.monotonic(), number)
+                    group = [cell for cell in waiting if (cell.clients, cell.budget) == (clients, budget)]
+                    waiting = [cell for cell in waiting if cell not in group]
+                    turn = number % max(1, len(group))
+                    for cell in group[turn:] + group[:turn]:  # another peer begins each round
+                        self._measure(cell, number)
+
+    def _tell(self, number: int, waiting: list[Cell], end: float) -> None:
+        needed, left = sum(map(self._expected, waiting)) / 60, (end - time.monotonic()) / 60
+        print(f"  round {number + 1}: {len(waiting)} cells, about {needed:.0f} min; {max(0, left):.0f} min are left")
+
+    def _fitting(self, waiting: list[Cell], left: float, number: int) -> list[Cell]:
+        """Without the slowest, until the others fit into the seconds that are left."""
+        waiting = list(waiting)
+        while waiting and sum(map(self._expected, waiting)) > left:
+            slowest = max(waiting, key=self._expected)
+            waiting.remove(slowest)
+            if not number:
                 self._kept.left_out(*self._key(slowest), "it did not fit into the time")
                 print(f"  left out, it does not fit into the time: {slowest}")
-            print(
-                f"  first round: {len(first)} cells, about {sum(expected[cell] for cell in first) / 60:.0f} min "
-                f"of {left / 60:.0f}"
-            )
-            for number in range(self._options.rounds):
-                for cell in self._turns([cell for cell in cells if cell in expected], number):
-                    if (*self._key(cell), number) in spent:
-                        continue
-                    if number and expected[cell] > left:
-                        continue
-                    expected[cell] = self._measure(cell, number)
-                    left -= expected[cell]
-
-    def _turns(self, cells: list[Cell], number: int) -> Iterator[Cell]:
-        """All peers at one budget and number of clients, then at the next; another peer begins each round."""
-        for what in sorted({(cell.clients, cell.budget) for cell in cells}):
-            mine = [cell for cell in cells if (cell.clients, cell.budget) == what]
-            yield from mine[number % len(mine) :] + mine[: number % len(mine)]
+        return waiting
 
     def _key(self, cell: Cell) -> tuple[str, str, int, int]:
         return self._checkpoint.name, cell.peer, cell.budget, cell.clients
 
     def _expected(self, cell: Cell) -> float:
-        longer = _LONGER if cell.budget > min(self._options.budgets) else 1.0
-        return self._first[cell.peer] * longer * (1 if cell.clients == 1 else cell.clients * _BESIDE)
+        """Seconds of a round: as the last one, as the same at a smaller budget, or out of the first plan."""
+        known = self._walls.get(cell)
+        if known is None:
+            smaller = [each for each in self._options.budgets if each < cell.budget]
+            if smaller:
+                return _LONGER * self._expected(replace(cell, budget=smaller[-1]))
+            known = self._first[cell.peer] * (1 if cell.clients == 1 else cell.clients * _BESIDE)
+        return known
 
     @contextlib.contextmanager
     def _started(self) -> Iterator[list[str]]:
@@ -102,7 +110,7 @@ class Run:
                 peer = PEERS[name]
                 try:
                     fresh = self._serve(peer.server, sizes)
-                    outcome = self._ask(peer, 0, options.budgets[0])
+                    outcome = self._ask(peer, len(self._prompts) - 1, options.budgets[0])
                     if outcome.error:
                         raise Unavailable(f"its first answer fails: {outcome.error}")
                 except Unavailable as reason:
@@ -135,8 +143,8 @@ class Run:
         extras = dict(SERVERS[peer.server].extras)
         return ask(self._servers[peer.server].url, prompt, budget, number, schema=peer.schema, extras=extras)
 
-    def _measure(self, cell: Cell, number: int) -> float:
-        """A round of a cell: its clients send a request each, at once. Returns the seconds until all were answered."""
+    def _measure(self, cell: Cell, number: int) -> None:
+        """A round of a cell: its clients send a request each, at once."""
         peer, server = PEERS[cell.peer], self._servers[PEERS[cell.peer].server]
         others = [
             each for name, each in self._servers.items() if name not in (peer.server, SERVERS[peer.server].upstream)
@@ -146,7 +154,7 @@ class Run:
         with ThreadPoolExecutor(cell.clients) as pool:
             numbers = range(number * cell.clients, (number + 1) * cell.clients)
             outcomes = list(pool.map(lambda each: self._ask(peer, each, cell.budget), numbers))
-        wall = time.monotonic() - began
+        wall = self._walls[cell] = time.monotonic() - began
         idle = sum(each.processor_seconds() for each in others) - idle
         sums = {"wall": wall, "peak_bytes": server.peak_bytes(), "others_busy": idle}
         self._kept.round(self._key(cell), number, [asdict(each) for each in outcomes], **sums)
@@ -155,7 +163,6 @@ class Run:
             f"  round {number + 1}: {peer.title}, {cell.budget} tokens, {cell.clients} at once: "
             f"{valid} valid, {wall:.0f} s"
         )
-        return wall
 
 
 def machine() -> dict[str, Any]:
@@ -211,7 +218,7 @@ def chosen() -> argparse.Namespace:
     parser.add_argument("--budgets", type=numbers, default=[600, 1400])
     parser.add_argument("--clients", type=numbers, default=[1, 8])
     parser.add_argument("--rounds", type=int, default=3, help="at most")
-    parser.add_argument("--minutes", type=float, default=45, help="for all rounds of all checkpoints")
+    parser.add_argument("--minutes", type=float, default=48, help="for all starts and rounds")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument(
         "--folder", type=Path, default=ROOT / ".venv" / "peers", help="checkpoints, rounds, logs, report"
@@ -237,9 +244,7 @@ def main() -> None:
         checkpoints = made(options.folder, options.second)
         kept = report.Kept(rounds, about(options, checkpoints), anew=options.anew or options.quick)
         most = options.minutes * 60 / len(checkpoints)
-        print(
-            f"{len(options.peers)} peers, {len(checkpoints)} checkpoints, at most {options.minutes:.0f} min of rounds"
-        )
+        print(f"{len(options.peers)} peers, {len(checkpoints)} checkpoints, at most {options.minutes:.0f} min")
         for checkpoint in checkpoints:
             print(f"{checkpoint.name} ({checkpoint.adapter})", flush=True)
             Run(options, checkpoint, kept)(most)

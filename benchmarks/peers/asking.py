@@ -17,6 +17,7 @@ from router_backend.settings import load_settings
 PATIENCE = 900.0
 SAMPLING = {"temperature": 0.2, "top_p": 0.9}
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "plan", "schema": Plan.model_json_schema(), "strict": True}}
+_CLIENT = httpx.Client(timeout=PATIENCE, trust_env=False, limits=httpx.Limits())
 _ROUTE = re.compile(r'"route_plan"\s*:\s*\[\s*"(?:[^"\\]|\\.)*"(?:\s*,\s*"(?:[^"\\]|\\.)*")*\s*\]')
 
 
@@ -51,13 +52,7 @@ def ask(url: str, prompt: str, budget: int, seed: int, *, schema: bool, extras: 
     usage: dict[str, int] = {}
     error = None
     try:
-        with httpx.stream(
-            "POST",
-            f"{url}/v1/chat/completions",
-            json=body,
-            timeout=PATIENCE,
-            trust_env=False,
-        ) as answer:
+        with _CLIENT.stream("POST", f"{url}/v1/chat/completions", json=body) as answer:
             if answer.status_code != 200:
                 error = f"{answer.status_code}: {answer.read().decode()[:300]}"
             for line in answer.iter_lines() if error is None else ():

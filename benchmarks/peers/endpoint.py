@@ -25,8 +25,8 @@ class Job:
     pieces: SimpleQueue[str | Exception | None] = field(default_factory=SimpleQueue)
 
 
-def serve(port: int, submit: Callable[[Job], None]) -> None:
-    """Serves on loopback, for ever. `submit` returns at once."""
+def server(port: int, submit: Callable[[Job], None]) -> ThreadingHTTPServer:
+    """On loopback. `submit` returns at once."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -56,4 +56,4 @@ def serve(port: int, submit: Callable[[Job], None]) -> None:
 
         def log_message(self, format: str, *args: object) -> None: ...
 
-    ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
+    return ThreadingHTTPServer(("127.0.0.1", port), Handler)

@@ -10,7 +10,7 @@ from typing import Any
 
 import openvino_genai
 
-from peers.endpoint import Job, serve
+from peers.endpoint import Job, server
 
 
 def main(gguf: str, port: str, threads: str, slots: str) -> None:
@@ -66,7 +66,7 @@ def main(gguf: str, port: str, threads: str, slots: str) -> None:
                 forward(each)
 
     threading.Thread(target=work, daemon=True).start()
-    serve(int(port), waiting.put)
+    server(int(port), waiting.put).serve_forever()
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from tokenizers.decoders import DecodeStream
 from transformers import AutoModelForCausalLM, AutoTokenizer, StoppingCriteria
 from xgrammar.contrib.hf import LogitsProcessor
 
-from peers.endpoint import Job, serve
+from peers.endpoint import Job, server
 
 _GATHERED = 0.1  # seconds in which requests count as simultaneous
 
@@ -100,7 +100,7 @@ def main(folder: str, port: str, threads: str, slots: str) -> None:
                     job.pieces.put(error)
 
     threading.Thread(target=work, daemon=True).start()
-    serve(int(port), waiting.put)
+    server(int(port), waiting.put).serve_forever()
 
 
 if __name__ == "__main__":

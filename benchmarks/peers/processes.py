@@ -144,7 +144,8 @@ def interpreter(server: Server) -> Path:
 def version(server: Server) -> str:
     """Of its package, in its environment."""
     code = f"import importlib.metadata as m; print(m.version({server.package.replace('_', '-')!r}))"
-    told = subprocess.run([interpreter(server), "-c", code], capture_output=True, text=True, check=False)
+    decodes = SERVERS[server.upstream] if server.upstream else server
+    told = subprocess.run([interpreter(decodes), "-c", code], capture_output=True, text=True, check=False)
     return told.stdout.strip() or "unknown"
 
 
@@ -208,14 +209,15 @@ class Running:
         self.ready = time.monotonic() - self.began
 
     def _wait(self) -> None:
+        client = httpx.Client(timeout=10, trust_env=False)
         while time.monotonic() - self.began < _PATIENCE:
             if self._process.poll() is not None:
                 lines = [line for line in self.log.read_text("utf-8", "replace").splitlines() if line.strip()]
                 raise Unavailable(f"it ends as it starts: {lines[-1] if lines else 'without a word'}")
             with contextlib.suppress(httpx.TransportError):
-                if httpx.get(f"{self.url}/health", timeout=10, trust_env=False).status_code == 200:
+                if client.get(f"{self.url}/health").status_code == 200:
                     return
-            time.sleep(0.05)
+            time.sleep(0.1)
         raise Unavailable(f"it does not answer within {_PATIENCE:.0f} seconds")
 
     @property
