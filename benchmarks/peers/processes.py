@@ -150,22 +150,17 @@ def version(server: Server) -> str:
 
 
 def installed_bytes(server: Server) -> int:
-    """What its packages take on the disk, with those of the server that decodes for it."""
+    """What its packages take on the disk, with those of the server that decodes for it. Bytecode is not counted."""
     above = installed_bytes(SERVERS[server.upstream]) if server.upstream else 0
+    paths: list[Path] = []
     if server.environment:
-        files = (ROOT / ".venv" / server.environment / "lib").rglob("*")
-        return above + sum(path.stat().st_size for path in files if path.is_file() and not path.is_symlink())
-    names = {
-        name
-        for lock in server.installed
-        for name in re.findall(r"^([\w.-]+)==", (ROOT / "requirements" / f"{lock}.txt").read_text("utf-8"), re.M)
-    }
-    total = above
-    for name in names:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # it is for another system
-            paths = (Path(str(file.locate())) for file in importlib.metadata.files(name) or ())
-            total += sum(path.stat().st_size for path in paths if path.is_file())
-    return total
+        paths += (ROOT / ".venv" / server.environment / "lib").rglob("*")
+    for lock in server.installed:
+        text = (ROOT / "requirements" / f"{lock}.txt").read_text("utf-8")
+        for name in re.findall(r"^([\w.-]+)==", text, re.MULTILINE):
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # it is for another system
+                paths += [Path(str(file.locate())) for file in importlib.metadata.files(name) or ()]
+    return above + sum(path.stat().st_size for path in {*paths} if path.suffix != ".pyc" and path.is_file())
 
 
 class Running:
