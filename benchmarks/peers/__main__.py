@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -253,5 +254,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    for ending in (signal.SIGINT, signal.SIGTERM):  # the servers end with it
+        signal.signal(ending, lambda *_: sys.exit("interrupted: the same command goes on"))
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     main()
