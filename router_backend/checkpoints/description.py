@@ -158,8 +158,12 @@ def is_tokenizer(name: str) -> bool:
 
 
 def tokenizer_folder(folder: Path) -> Path:
-    """Where the tokenizer of a checkpoint is: beside the weights, or in the folder above them."""
-    for place in (folder, folder.parent):
+    """Where the tokenizer of a checkpoint is: beside the weights, or in a folder above them.
+
+    That is the next one, and in what was fetched of a repository any of them.
+    """
+    depth = next((depth for depth, place in enumerate(folder.parents, 1) if place.parent.name == "snapshots"), 1)
+    for place in (folder, *folder.parents[:depth]):
         if any(is_tokenizer(entry.name) for entry in place.iterdir()):
             return place
     return folder

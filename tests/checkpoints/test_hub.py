@@ -586,6 +586,16 @@ def test_a_folder_of_a_repository(server: FakeHub, tmp_path: Path) -> None:
     assert trouble(server, Candidate("acme/nested/other", "hub")) == "acme/nested has no folder other"
 
 
+def test_a_tokenizer_two_folders_above_the_weights(server: FakeHub, tmp_path: Path) -> None:
+    whole = tmp_path / "nested"
+    inside = write_checkpoint(whole / "default" / "fp16")
+    (inside / "tokenizer.json").rename(whole / "tokenizer.json")
+    server.add("acme/nested", whole)
+    folder = hub.fetch(parse_candidate("acme/nested/default/fp16", "acme"), settings_for(server))
+    assert tokenizer_folder(folder) == folder.parents[1] and (folder.parents[1] / "tokenizer.json").is_file()
+    assert tokenizer_folder(inside) == inside, "on this machine no more than the next folder is looked at"
+
+
 # What must not be loaded
 
 
