@@ -169,6 +169,16 @@ def tokenizer_folder(folder: Path) -> Path:
     return folder
 
 
+def check_loaded(report: Mapping[str, Any]) -> None:
+    """Raises CandidateError where the library's own report of a load says that it has made up some of the weights."""
+    wrong = sorted([*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])])
+    if wrong:
+        raise CandidateError(
+            f"broken checkpoint: {len(wrong)} of the tensors that its config asks for are missing or of another "
+            f"shape ({wrong[0]})"
+        )
+
+
 def weight_files(source: Source) -> tuple[str, ...]:
     """The safetensors files that transformers would load. Raises CandidateError where there are none."""
     sizes = source.sizes
@@ -194,7 +204,9 @@ def _is_linear(name: str, shape: Sequence[int]) -> bool:
 
 
 def _section(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    section = config.get("quantization_config") or config.get("compression_config")
+    section = next(
+        (config[name] for name in ("quantization_config", "compression_config") if config.get(name) is not None), None
+    )
     return section if isinstance(section, Mapping) else None
 
 

@@ -685,9 +685,10 @@ def test_what_is_quantised_already(tmp_path: Path, section: dict[str, Any], meth
     assert Hub(load_settings()).describe(Candidate(str(folder), "folder")).quantized == method
 
 
-@pytest.mark.parametrize("method", ["awq", "gptq", "compressed-tensors", "bitsandbytes"])
-def test_what_says_that_it_is_quantised_and_is_not(tmp_path: Path, method: str) -> None:
-    folder = write_checkpoint(tmp_path / "left over", quantization_config={"quant_method": method})
+@pytest.mark.parametrize("method", ["awq", "gptq", "compressed-tensors", "bitsandbytes", None])
+def test_what_says_that_it_is_quantised_and_is_not(tmp_path: Path, method: str | None) -> None:
+    folder = write_checkpoint(tmp_path / "left over", quantization_config={"quant_method": method} if method else {})
+    method = method or "bitsandbytes"
     with pytest.raises(
         CandidateError, match=f"config.json says .* quantised by {method} .* model.safetensors holds full"
     ):
