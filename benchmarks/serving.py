@@ -33,7 +33,7 @@ _ADDRESS = re.compile(r"http://[\d.]+:\d+")
 
 
 @contextlib.contextmanager
-def server(tree: Path | None = None, **environment: str) -> Iterator[tuple[str, float]]:
+def server(tree: Path | None = None, /, **environment: str) -> Iterator[tuple[str, float]]:
     """The server's address, and when its process was started; of the checkout `tree`, if there is one."""
     command = [sys.executable, "-m", "router_backend.cli", "serve", "--port", "0"]
     began = time.monotonic()
