@@ -16,7 +16,7 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from typer.testing import CliRunner
@@ -240,6 +240,19 @@ def test_a_base_that_a_library_does_not_take_is_one_sentence_too(
     path.write_text(content if isinstance(content, str) else json.dumps(content), "utf-8")
     with pytest.raises(CandidateError, match=words):
         load_base(str(path.parent), load_settings())
+
+
+@pytest.mark.parametrize("changes", [{"rate": 1e30, "steps": 6}, {"steps": 6}])
+def test_a_loss_that_is_no_number_ends_the_run(
+    options: Callable[..., TrainOptions], base: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    broken = Path(shutil.copytree(base, tmp_path / "broken"))
+    if "rate" not in changes:
+        weights = load_file(broken / "model.safetensors")
+        weights["model.norm.weight"][0] = float("nan")
+        save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CandidateError, match=r"loss is nan after \d steps: .* --rate"):
+        quietly(options(base=str(broken), **changes))
 
 
 def test_a_base_whose_tokenizer_is_in_the_folder_above(base: Path, tmp_path: Path) -> None:
