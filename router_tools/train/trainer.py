@@ -151,8 +151,8 @@ class PlanTrainer(Trainer):  # type: ignore[misc]  # transformers is read as unt
             total += self.model(**batch, num_items_in_batch=tokens).loss.item()
         if not math.isfinite(total):
             raise CandidateError(
-                f"the held-out rows' loss is {total} after {self.place.step} steps: the base's weights hold NaN, or the "
-                "learning rate is too high (a lower --rate)"
+                f"the held-out rows' loss is {total} after {self.place.step} steps: the base's weights hold NaN, or "
+                "the learning rate is too high (a lower --rate)"
             )
         return figure(total, 4) if examples else None
 
