@@ -6,12 +6,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 # A file of tests stays in one process, which loads what its tests share once. The order is that of tests/conftest.py.
-PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
+PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
 EXTRAS := llamacpp,transformers,train,merge,ui,space,otel,dev
 export HF_HUB_OFFLINE ?= 1
 export GRADIO_ANALYTICS_ENABLED ?= False
 
-.PHONY: help install install-transformers run check quick test test-setup test-lowest test-newest lock outdated security audit fuzz soak mutants clients doors cluster-test vllm-test peers screenshots docs fix clean
+.PHONY: help install install-transformers run check quick test coverage test-setup test-lowest test-newest lock outdated security audit fuzz soak mutants clients doors cluster-test vllm-test peers screenshots docs fix clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 14
@@ -35,7 +35,10 @@ quick: test-setup ## The tests that need no real model, no browser and no torch
 	@$(PYTEST) $(PARALLEL) -m "not real and not browser and not slow and not torch"
 
 test: check security ## Set up and run every check and test
-	@echo "pytest"; $(PYTEST) $(PARALLEL) --durations=20 --cov --cov-report=term:skip-covered --cov-fail-under=95
+	@echo "pytest"; $(PYTEST) $(PARALLEL) --durations=20
+
+coverage: test-setup ## Run every test, and show the lines that none runs: half as long again
+	@$(PYTEST) $(PARALLEL) --cov --cov-report=term:skip-covered --cov-fail-under=95
 
 test-lowest: test-setup ## Run the tests on the oldest packages that pyproject.toml allows
 	@$(call test-on,lowest-direct)

@@ -1,8 +1,9 @@
-"""What the server adds to the engine: start-up, overhead of one request, throughput of several clients, cancel.
+"""What the server adds to the engine: start-up, a load, one request's overhead, several clients' throughput, cancel.
 
 Starts `router-backend serve` on a free port of loopback for each part and ends it. Interleaves what it compares.
 
-    python benchmarks/serving.py [start] [overhead] [throughput] [cancel]
+    python benchmarks/serving.py [start] [plans] [load] [overhead] [throughput] [cancel]
+    BEFORE=../before python benchmarks/serving.py plans   # in turns with the checkout of another version
 """
 
 from __future__ import annotations
@@ -13,25 +14,31 @@ import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
+from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
+
+from router_backend.checkpoints.embedded import base
 
 PROMPT = "Tell a long story about a lighthouse keeper and the sea, with many details."
 _ADDRESS = re.compile(r"http://[\d.]+:\d+")
 
 
 @contextlib.contextmanager
-def server(**environment: str) -> Iterator[tuple[str, float]]:
-    """The server's address, and when its process was started."""
+def server(tree: Path | None = None, /, **environment: str) -> Iterator[tuple[str, float]]:
+    """The server's address, and when its process was started; of the checkout `tree`, if there is one."""
     command = [sys.executable, "-m", "router_backend.cli", "serve", "--port", "0"]
     began = time.monotonic()
     variables = {**os.environ, "MODEL_REPO": "embedded", **environment}
-    process = subprocess.Popen(command, env=variables, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, env=variables, cwd=tree, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     address = None
     for line in process.stderr:
@@ -74,6 +81,84 @@ def start() -> None:
             rows.append((alive, time.monotonic() - began))
     for name, values in zip(("/livez", "first token"), zip(*rows, strict=True), strict=True):
         print(f"start → {name}: median {statistics.median(values):.2f} s, worst {max(values):.2f} s of {len(values)}")
+
+
+def plans() -> None:
+    """Wall seconds of process start → ready, of the first plan and of the second one, of 400 tokens at most."""
+    trees = [Path(__file__).parents[1], *map(Path, filter(None, [os.environ.get("BEFORE")]))]
+    rows: dict[Path, list[tuple[float, ...]]] = {tree: [] for tree in trees}
+    body = {"prompt": PROMPT, "output": "plan", "max_new_tokens": 400, "temperature": 0}
+    for _ in range(5):
+        for tree in trees:
+            with server(tree) as (url, began), httpx.Client() as client:
+                until_ok(url)
+                times = [time.monotonic()]
+                for seed in (1, 2):
+                    generate(client, url, **body, seed=seed)
+                    times.append(time.monotonic())
+                rows[tree].append((times[0] - began, times[1] - times[0], times[2] - times[1]))
+    for tree, measured in rows.items():
+        each = [f"{statistics.median(values):.2f} (worst {max(values):.2f})" for values in zip(*measured, strict=True)]
+        print(f"{tree}: ready after {each[0]} s, first plan {each[1]} s, second {each[2]} s")
+
+
+def large(path: Path) -> None:
+    """A GGUF of 1.6 GB in Q8_0, which llama.cpp repacks: the embedded base's tokenizer, random weights."""
+    reader = GGUFReader(base())
+    width, inner, heads, layers = 2048, 8192, 32, 24
+    sizes = {"block_count": layers, "embedding_length": width, "feed_forward_length": inner, "rope.dimension_count": 64}
+    sizes |= {"attention.head_count": heads, "attention.head_count_kv": 8}
+    writer = GGUFWriter(path, "llama")
+    for name, field in reader.fields.items():
+        if name.startswith("GGUF.") or name == "general.architecture":
+            continue
+        value = sizes.get(name.removeprefix("llama."), field.contents())
+        writer.add_key_value(name, value, field.types[0], field.types[-1] if len(field.types) > 1 else None)
+    writer.add_key_value("llama.attention.key_length", 64, GGUFValueType.UINT32)
+    writer.add_key_value("llama.attention.value_length", 64, GGUFValueType.UINT32)
+    random = np.random.default_rng(1)
+    vocabulary = len(reader.fields["tokenizer.ggml.tokens"].data)
+    shapes = {"token_embd": (vocabulary, width), "output_norm": (width,)}
+    for layer in range(layers):
+        block = {"attn_norm": (width,), "ffn_norm": (width,), "attn_q": (width, width), "attn_output": (width, width)}
+        block |= {"attn_k": (width // 4, width), "attn_v": (width // 4, width), "ffn_down": (width, inner)}
+        block |= {"ffn_gate": (inner, width), "ffn_up": (inner, width)}
+        shapes |= {f"blk.{layer}.{name}": shape for name, shape in block.items()}
+    for name, shape in shapes.items():
+        if len(shape) == 1:
+            writer.add_tensor(f"{name}.weight", np.ones(shape, np.float32))
+            continue
+        packed = random.integers(0, 256, (shape[0], shape[1] // 32, 34), np.uint8)
+        packed[:, :, :2] = np.frombuffer(np.float16(0.0002).tobytes(), np.uint8)  # each block's scale
+        packed = packed.reshape(shape[0], -1)
+        writer.add_tensor(f"{name}.weight", packed, raw_dtype=GGMLQuantizationType.Q8_0)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def load() -> None:
+    """`/livez`, asked every 20 ms while a large file loads: how long it takes to answer."""
+    with tempfile.TemporaryDirectory() as folder:
+        large(path := Path(folder) / "large.gguf")
+        for _ in range(3):
+            with server(MODEL_REPO=str(path)) as (url, began), httpx.Client(timeout=60) as client:
+                times = []
+                while True:
+                    asked = time.monotonic()
+                    answer = client.get(f"{url}/livez")
+                    times.append(1000 * (time.monotonic() - asked))
+                    assert answer.status_code == 200
+                    if answer.json()["phase"] == "serving":
+                        break
+                    time.sleep(0.02)
+            times.sort()
+            p50, p99 = statistics.median(times), times[int(0.99 * len(times))]
+            print(
+                f"{path.stat().st_size / 1e9:.1f} GB, ready after {time.monotonic() - began:.1f} s: "
+                f"/livez {len(times)} times, p50 {p50:.1f} ms, p99 {p99:.1f} ms, longest {times[-1]:.1f} ms"
+            )
 
 
 def overhead() -> None:
@@ -140,7 +225,14 @@ def cancel() -> None:
 
 
 def main() -> None:
-    parts = {"start": start, "overhead": overhead, "throughput": throughput, "cancel": cancel}
+    parts = {
+        "start": start,
+        "plans": plans,
+        "load": load,
+        "overhead": overhead,
+        "throughput": throughput,
+        "cancel": cancel,
+    }
     for name in sys.argv[1:] or parts:
         parts[name]()
 

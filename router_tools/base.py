@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from router_backend.checkpoints import embedded, hub
 from router_backend.checkpoints.description import gguf_file
 from router_backend.checkpoints.ladder import Candidate, parse_candidate
+from router_backend.errors import CandidateError, RouterError
 from router_backend.settings import Settings, check_name
 
 
@@ -29,6 +32,21 @@ def files(base: Candidate, settings: Settings) -> Path:
         gguf_file(Path(base.name))
         return Path(base.name)
     return hub.fetch(base, settings)
+
+
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Whatever the libraries raise over a checkpoint becomes a CandidateError that begins with `what`.
+
+    It may be any error at all, and the tokenizers' library panics, which is no Exception.
+    """
+    try:
+        yield
+    except (RouterError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        said = " ".join(str(error).split())[:300]
+        raise CandidateError(f"{what}: {type(error).__name__}: {said}") from None
 
 
 def writable(folder: Path) -> Path:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from router_backend.checkpoints.embedded import checkpoint
 from router_backend.checkpoints.ladder import Candidate, Rung
@@ -55,9 +56,18 @@ def embedded() -> Iterator[LlamaCppModel]:
 
 @pytest.fixture(scope="session")
 def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A merged checkpoint as people bring them, a folder of safetensors, of the embedded model's base."""
+    """A merged checkpoint as people bring them, a folder of safetensors, of the embedded model's base.
+
+    The processes that share the tests share it too.
+    """
     from tests.fakes.gguf_base import as_folder  # it needs transformers
 
-    folder = tmp_path_factory.mktemp("small") / "checkpoint"
-    as_folder(folder)
+    alone = "PYTEST_XDIST_WORKER" not in os.environ
+    shared = tmp_path_factory.getbasetemp() if alone else tmp_path_factory.getbasetemp().parent
+    folder = shared / "small" / "checkpoint"
+    with FileLock(shared / "small.lock"):
+        if not folder.is_dir():
+            making = folder.with_name("making")
+            as_folder(making)
+            making.rename(folder)
     return folder

@@ -313,7 +313,7 @@ MUTANTS = (
         "engines/test_transformers.py::test_row_20_no_memory_in_one_precision_leads_to_the_next",
     ),
     _mutant(
-        *(20, "weights that lack a part are found out", "load:_weights"),
+        *(20, "weights that lack a part are found out", "description:check_loaded"),
         *("    if wrong:\n", "    if False:\n"),
         "engines/test_transformers.py::test_row_20_a_broken_checkpoint_leads_to_the_next",
     ),

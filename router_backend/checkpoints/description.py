@@ -158,11 +158,25 @@ def is_tokenizer(name: str) -> bool:
 
 
 def tokenizer_folder(folder: Path) -> Path:
-    """Where the tokenizer of a checkpoint is: beside the weights, or in the folder above them."""
-    for place in (folder, folder.parent):
+    """Where the tokenizer of a checkpoint is: beside the weights, or in a folder above them.
+
+    That is the next one, and in what was fetched of a repository any of them.
+    """
+    depth = next((depth for depth, place in enumerate(folder.parents, 1) if place.parent.name == "snapshots"), 1)
+    for place in (folder, *folder.parents[:depth]):
         if any(is_tokenizer(entry.name) for entry in place.iterdir()):
             return place
     return folder
+
+
+def check_loaded(report: Mapping[str, Any]) -> None:
+    """Raises CandidateError where the library's own report of a load says that it has made up some of the weights."""
+    wrong = sorted([*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])])
+    if wrong:
+        raise CandidateError(
+            f"broken checkpoint: {len(wrong)} of the tensors that its config asks for are missing or of another "
+            f"shape ({wrong[0]})"
+        )
 
 
 def weight_files(source: Source) -> tuple[str, ...]:
@@ -190,7 +204,9 @@ def _is_linear(name: str, shape: Sequence[int]) -> bool:
 
 
 def _section(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    section = config.get("quantization_config") or config.get("compression_config")
+    section = next(
+        (config[name] for name in ("quantization_config", "compression_config") if config.get(name) is not None), None
+    )
     return section if isinstance(section, Mapping) else None
 
 

@@ -76,7 +76,7 @@ def create_app(
         app.add_middleware(
             CORSMiddleware,
             allow_origins=origins,
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "HEAD", "POST"],
             allow_private_network=True,  # of those origins: older Chromes ask where this is a laptop
             allow_headers=["*"],  # what is asked for is echoed: the clients of browsers send a dozen of their own
             expose_headers=["x-request-id", "retry-after", "x-router-route", "x-router-confidence"],

@@ -22,7 +22,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from router_backend import __version__
 from router_backend.checkpoints import adapter, gguf_merge
-from router_backend.checkpoints.description import Checkpoint, Folder, describe
+from router_backend.checkpoints.description import Checkpoint, Folder, describe, is_tokenizer, tokenizer_folder
 from router_backend.checkpoints.footprint import disk_shortfall, estimate
 from router_backend.checkpoints.hub.write import hub_access, refusals
 from router_backend.errors import CandidateError, InvalidRequest
@@ -99,16 +99,12 @@ def _merge_file(options: MergeOptions, settings: Settings, candidate: Candidate,
     return int(options.check and not _gguf_agrees(found, options.adapter, options.out, say))
 
 
-def _gguf_agrees(base: Path, folder: Path, made: Path, say: Callable[[str], object]) -> bool:
+def _gguf_agrees(source: Path, folder: Path, made: Path, say: Callable[[str], object]) -> bool:
     """Reads a merged GGUF back, and says how its logits differ from those of base and adapter."""
-    try:
+    with base.explained(f"{made} cannot be compared with base and adapter"):
         ids = verify.prompt_ids(made)
-        wanted = verify.gguf_logits(base, ids, adapter=(folder, adapter.read(folder).layers), rounded_as=made)
+        wanted = verify.gguf_logits(source, ids, adapter=(folder, adapter.read(folder).layers), rounded_as=made)
         found = verify.agreement(verify.of(verify.load(made), ids), wanted)
-    except (OSError, ValueError, KeyError) as error:
-        raise CandidateError(
-            f"{made} cannot be compared with base and adapter: {type(error).__name__}: {error}"
-        ) from None
     say(f"{made.name}, beside base and adapter rounded alike: {found}")
     return _judge(found, verify.SAME_ROUNDING, say)
 
@@ -204,15 +200,15 @@ class _Merge:
         self._say(f"{self._options.out}: {'merged, but see above' if self._differs else 'merged'}")
         return int(self._differs)
 
-    def _refuse_base(self, base: Path) -> None:
+    def _refuse_base(self, folder: Path) -> None:
         """Refuses a base that could not be read back, or that shares the head which the adapter changes.
 
         PEFT changes such a head beside the embeddings; merged, they are one tensor, which cannot hold both.
         """
-        try:
-            config = AutoConfig.from_pretrained(base)
-        except (ValueError, OSError) as error:
-            raise CandidateError(f"transformers does not read the base's config.json: {error}") from None
+        with base.explained("transformers does not read the base's config.json"):
+            config = AutoConfig.from_pretrained(folder)
+        if self._options.check:
+            verify.prompt_ids(tokenizer_folder(folder))
         head = next((module for module in self._adapter.layers if module.endswith("lm_head")), None)
         if head and config.get_text_config().tie_word_embeddings:
             raise CandidateError(
@@ -236,17 +232,16 @@ class _Merge:
             yield path
             return
         with tempfile.TemporaryDirectory(dir=self._out.parent) as folder:
-            try:
+            with base.explained(f"{path.name} does not load as a base"):
                 verify.load(path).save_pretrained(folder)
                 AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(folder)
-            except (OSError, ValueError, KeyError) as error:
-                raise CandidateError(f"{path.name} does not load as a base: {type(error).__name__}: {error}") from None
             yield Path(folder)
 
     def _weights(self, base: Path) -> None:
         options, dtype = self._options, self._dtype
         shards.write(base, self._out, self._adapter.layers, dtype=dtype, memory=options.memory, note=self._say)
-        for path in quantized.beside_weights(base):
+        above = (path for path in tokenizer_folder(base).iterdir() if is_tokenizer(path.name) and path.is_file())
+        for path in (*quantized.beside_weights(base), *above):
             shutil.copyfile(path, self._out / path.name)
         changes: dict[str, Any] = {"dtype": str(dtype).removeprefix("torch.")} if dtype else {}
         if self._adapter.knows_budgets:
@@ -259,10 +254,11 @@ class _Merge:
         kept = options.dtype or ("as in the base" if self._plain else "bf16")
         self._figure("weights", f"{kept}; {len(self._adapter.layers)} layers, rank {rank}")
 
-    def _verify(self, base: Path) -> None:
-        memory, ids = self._options.memory, verify.prompt_ids(self._out)
-        together = verify.logits(base, ids, memory=memory, adapter=(self._options.adapter, self._adapter.layers))
-        self._merged = verify.logits(self._out, ids, memory=memory)
+    def _verify(self, folder: Path) -> None:
+        memory, ids, read = self._options.memory, verify.prompt_ids(self._out), self._adapter.layers
+        with base.explained("base and adapter do not load together"):
+            together = verify.logits(folder, ids, memory=memory, adapter=(self._options.adapter, read))
+            self._merged = verify.logits(self._out, ids, memory=memory)
         found = verify.agreement(self._merged, together)
         with shards.Weights(self._out) as weights:
             kinds = {shards.DTYPES.get(kind, torch.float32) for kind in weights.kinds.values()}
@@ -286,7 +282,7 @@ class _Merge:
                 ids = verify.prompt_ids(new)
                 try:
                     again = verify.logits(new, ids, memory=sys.maxsize)
-                except (RuntimeError, ValueError, OSError) as error:
+                except (RuntimeError, ValueError, OSError, CandidateError) as error:
                     said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
                     raise CandidateError(f"the quantised copy does not load again: {said}") from None
                 figures.append(("the copy, beside what was merged", str(verify.agreement(again, self._merged))))

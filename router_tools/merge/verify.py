@@ -22,9 +22,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from router_backend.checkpoints.adapter import ADAPTER, Lora, fit
+from router_backend.checkpoints.description import check_loaded
 from router_backend.checkpoints.gguf_merge import tensor_names
 from router_backend.errors import CandidateError
 from router_backend.plan.prompt import router_prompt
+from router_tools import base
 
 _PROMPTS = (
     router_prompt("Prove that the sum of two odd numbers is even, then check it."),
@@ -67,11 +69,9 @@ def agreement(found: torch.Tensor, wanted: torch.Tensor) -> Agreement:
 
 def prompt_ids(place: Path) -> torch.Tensor:
     """The beginnings of a few prompts, (prompts, tokens). Raises CandidateError where no tokenizer works."""
-    try:
+    with base.explained(f"{place} has no tokenizer that works"):
         tokenizer = AutoTokenizer.from_pretrained(**_named(place))
         ids: list[list[int]] = [tokenizer(text).input_ids[:_TOKENS] for text in _PROMPTS]
-    except Exception as error:
-        raise CandidateError(f"{place} has no tokenizer that works: {type(error).__name__}") from None
     return torch.tensor([each[: min(map(len, ids))] for each in ids])
 
 
@@ -105,7 +105,7 @@ def logits(
 
 @torch.no_grad()
 def gguf_logits(
-    base: Path, ids: torch.Tensor, *, adapter: tuple[Path, Mapping[str, Lora]], rounded_as: Path
+    source: Path, ids: torch.Tensor, *, adapter: tuple[Path, Mapping[str, Lora]], rounded_as: Path
 ) -> torch.Tensor:
     """What a GGUF base and an adapter compute, merged by PEFT and rounded as the weights in another GGUF are.
 
@@ -119,7 +119,7 @@ def gguf_logits(
     Returns:
         (prompts, tokens, vocabulary)
     """
-    model = load(base)
+    model = load(source)
     for name, layer in _as_peft_reads(model, *adapter).items():
         model.get_submodule(name).weight += layer.get_delta_weight("default")
     reader = GGUFReader(rounded_as)
@@ -133,14 +133,20 @@ def gguf_logits(
 
 
 def load(place: Path, **how: Any) -> Any:  # noqa: ANN401 - what transformers makes of it
-    """The model of a folder or a GGUF, in fp32 unless it is quantised; a GGUF as a whole, dequantised."""
+    """The model of a folder or a GGUF, in fp32 unless it is quantised; a GGUF as a whole, dequantised.
+
+    Raises CandidateError where the library has made up some of the weights, and whatever else it raises.
+    """
     if place.suffix == ".gguf":
         how |= {"quantization_config": GgufConfig(dequantize=True)}
     else:
         how |= {"use_safetensors": True}
-    return AutoModelForCausalLM.from_pretrained(
+    how |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    model, report = AutoModelForCausalLM.from_pretrained(
         **_named(place), dtype=torch.float32, local_files_only=True, **how
-    ).eval()
+    )
+    check_loaded(report)
+    return model.eval()
 
 
 def of(model: Any, ids: torch.Tensor) -> torch.Tensor:  # noqa: ANN401

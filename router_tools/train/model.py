@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import struct
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from router_backend.checkpoints.adapter import ADAPTER, ADAPTER_CONFIG
+from router_backend.checkpoints.description import check_loaded, tokenizer_folder
 from router_backend.errors import CandidateError
 from router_backend.plan.prompt import BUDGET_KEY
 from router_tools import base
@@ -38,15 +38,23 @@ def load_base(name: str, settings: Settings) -> tuple[Any, PreTrainedTokenizerBa
     """
     path = base.files(base.named("--base", name, settings), settings)
     more: dict[str, Any] = {}
+    place = path
     if path.is_file():
-        path, more = path.parent, {"gguf_file": path.name}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, **more)
+        place, more = path.parent, {"gguf_file": path.name}
+    with base.explained(f"{name} does not load as a base to train on"):
+        tokenizer = AutoTokenizer.from_pretrained(place if more else tokenizer_folder(path), **more)
         if more:
             more["quantization_config"] = GgufConfig(dequantize=True)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, **more)
-    except (OSError, ValueError, struct.error) as error:
-        raise CandidateError(f"{name} does not load as a base to train on: {type(error).__name__}") from error
+        model, report = AutoModelForCausalLM.from_pretrained(
+            place, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **more
+        )
+        check_loaded(report)
+    with base.explained(f"the tokenizer or chat template of {name} does not work"):
+        if tokenizer.chat_template:
+            tokenizer.apply_chat_template([{"role": "user", "content": "x"}], add_generation_prompt=True)
+        tokenizer("x")
+    if tokenizer.eos_token_id is None:
+        raise CandidateError(f"the tokenizer of {name} names no token that ends an answer (eos_token)")
     return model, tokenizer
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import signal
 import sys
 import time
@@ -26,6 +27,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from router_backend.errors import CandidateError
 from router_backend.plan.prompt import with_budget
 from router_tools.train.examples import CONTRACT, IGNORED, Batches, Example, Examples, collate
 from router_tools.train.log import Log, figure
@@ -139,7 +141,7 @@ class PlanTrainer(Trainer):  # type: ignore[misc]  # transformers is read as unt
 
     @torch.no_grad()
     def _mean_loss(self, examples: list[Example]) -> float | None:
-        """Mean cross-entropy of a completion token."""
+        """Mean cross-entropy of a completion token. Raises CandidateError where it is no number."""
         self.model.eval()
         examples.sort(key=lambda each: len(each.ids))
         tokens = sum(each.completion_tokens for each in examples)
@@ -147,6 +149,11 @@ class PlanTrainer(Trainer):  # type: ignore[misc]  # transformers is read as unt
         for start in range(0, len(examples), size):
             batch = self._prepare_inputs(collate(examples[start : start + size]))
             total += self.model(**batch, num_items_in_batch=tokens).loss.item()
+        if not math.isfinite(total):
+            raise CandidateError(
+                f"the held-out rows' loss is {total} after {self.place.step} steps: the base's weights hold NaN, or "
+                "the learning rate is too high (a lower --rate)"
+            )
         return figure(total, 4) if examples else None
 
 

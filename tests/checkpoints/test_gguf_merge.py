@@ -205,6 +205,25 @@ def rope(path: Path) -> dict[str, object]:
     return said | {tensor.name: tensor.data.tolist() for tensor in reader.tensors if "rope" in tensor.name}
 
 
+@pytest.mark.parametrize("groups", [1, GROUPS])
+def test_fault_a_key_rows_are_those_of_as_many_heads_as_the_base_says(tmp_path: Path, groups: int) -> None:
+    """One key head for all, and some: the rows of the keys are reordered within each."""
+    base = write_base(tmp_path / "base.gguf", groups=groups)
+    together = write_adapter(load(base), tmp_path / "adapter")
+    merge(base, tmp_path / "adapter", tmp_path / "merged.gguf", kind="F32")
+    torch.testing.assert_close(logits(load(tmp_path / "merged.gguf")), together, rtol=1e-4, atol=1e-3)
+
+
+def test_fault_a_a_number_of_key_heads_for_each_layer_is_refused(
+    made: tuple[Path, Path, torch.Tensor], tmp_path: Path
+) -> None:
+    base = write_base(
+        tmp_path / "base.gguf", groups=None, more=lambda writer: writer.add_head_count_kv([GROUPS] * LAYERS)
+    )
+    with pytest.raises(CandidateError, match=r"llama\.attention\.head_count_kv is not a number"):
+        merge(base, made[1], tmp_path / "merged.gguf")
+
+
 def test_fault_a_without_a_number_of_key_heads_there_are_as_many_as_heads(tmp_path: Path) -> None:
     said = write_base(tmp_path / "said.gguf", groups=HEADS)
     unsaid = write_base(tmp_path / "unsaid.gguf", groups=None)

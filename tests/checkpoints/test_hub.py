@@ -586,6 +586,16 @@ def test_a_folder_of_a_repository(server: FakeHub, tmp_path: Path) -> None:
     assert trouble(server, Candidate("acme/nested/other", "hub")) == "acme/nested has no folder other"
 
 
+def test_a_tokenizer_two_folders_above_the_weights(server: FakeHub, tmp_path: Path) -> None:
+    whole = tmp_path / "nested"
+    inside = write_checkpoint(whole / "default" / "fp16")
+    (inside / "tokenizer.json").rename(whole / "tokenizer.json")
+    server.add("acme/nested", whole)
+    folder = hub.fetch(parse_candidate("acme/nested/default/fp16", "acme"), settings_for(server))
+    assert tokenizer_folder(folder) == folder.parents[1] and (folder.parents[1] / "tokenizer.json").is_file()
+    assert tokenizer_folder(inside) == inside, "on this machine no more than the next folder is looked at"
+
+
 # What must not be loaded
 
 
@@ -675,9 +685,10 @@ def test_what_is_quantised_already(tmp_path: Path, section: dict[str, Any], meth
     assert Hub(load_settings()).describe(Candidate(str(folder), "folder")).quantized == method
 
 
-@pytest.mark.parametrize("method", ["awq", "gptq", "compressed-tensors", "bitsandbytes"])
-def test_what_says_that_it_is_quantised_and_is_not(tmp_path: Path, method: str) -> None:
-    folder = write_checkpoint(tmp_path / "left over", quantization_config={"quant_method": method})
+@pytest.mark.parametrize("method", ["awq", "gptq", "compressed-tensors", "bitsandbytes", None])
+def test_what_says_that_it_is_quantised_and_is_not(tmp_path: Path, method: str | None) -> None:
+    folder = write_checkpoint(tmp_path / "left over", quantization_config={"quant_method": method} if method else {})
+    method = method or "bitsandbytes"
     with pytest.raises(
         CandidateError, match=f"config.json says .* quantised by {method} .* model.safetensors holds full"
     ):

@@ -41,7 +41,7 @@ QUERIES = (
 
 
 # More of them: PLANS=200 python -m pytest tests/engines/test_llamacpp.py -k every_plan
-PLANS = int(os.environ.get("PLANS", "24"))
+PLANS = int(os.environ.get("PLANS", "12"))
 EXTRA = (0, 1, 7, 30, 60, 120)
 LARGE = (600, 800, 1000, 1400, 2048)
 

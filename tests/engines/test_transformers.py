@@ -507,6 +507,21 @@ def test_tokenizer_that_the_library_makes_up_is_refused(folders: dict[str, Path]
         load(folder)
 
 
+def test_fault_a_a_token_without_a_row_in_the_embeddings_is_text(folders: dict[str, Path], tmp_path: Path) -> None:
+    """It would be an IndexError in the prompt or in forced text, and on a GPU the end of its context."""
+    folder = altered(folders["llama31"], tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    width = json.loads((folder / "config.json").read_text("utf-8"))["vocab_size"]
+    tokenizer.add_tokens([f"zq{index}x" for index in range(width - len(tokenizer) + 2)])
+    tokenizer.save_pretrained(folder)
+    word = tokenizer.decode([len(tokenizer) - 1])
+    assert len(tokenizer) == width + 2
+    model = load(folder)
+    assert word in model.info.warnings[0]
+    text, last = run(model, request(f"Say {word}.", 40, grammar=f'start: "{word}"'))
+    assert (text, last.finish_reason) == (word, "stop") and last.usage.completion_tokens > 1
+
+
 def test_accelerator_that_is_not_there_is_the_rungs_fault(folders: dict[str, Path]) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is one")

@@ -399,6 +399,7 @@ def test_model_is_the_one_that_is_served(echo: App) -> None:
     )
     listed = answered(echo.client.get("/v1/models"))
     assert [each["id"] for each in listed["data"]] == ["echo", "router", "router-text"]
+    assert answered(echo.client.get("/v1/models/")) == listed
     assert answered(echo.client.get("/v1/models/echo")) == listed["data"][0]
     refused(echo.client.get("/v1/models/owner/other"), 404, "model_not_found", "model")
 

@@ -47,6 +47,9 @@ def test_preflights_of_the_sdks_of_browsers(wanted: str, origins: str) -> None:
             assert response.status_code == 200
             assert response.headers["access-control-allow-origin"] in ("*", "https://app.example")
             assert response.headers.get("access-control-allow-headers", "") == wanted
+            for method in ("GET", "HEAD"):  # with a key of its own, a HEAD is asked for too
+                also = echo.client.options(path, headers=asked | {"access-control-request-method": method})
+                assert (also.status_code, method in also.headers["access-control-allow-methods"]) == (200, True)
             other = echo.client.options(path, headers=asked | {"origin": "https://evil.example"})
             assert ("access-control-allow-origin" in other.headers) == (origins == "*")
 

@@ -499,6 +499,38 @@ def test_schema_that_instructions_show_is_kept_beside_tools(drawn: App) -> None:
             Person.model_validate_json(text)
 
 
+INSTRUCTIONS = PydanticOutputParser(pydantic_object=Person).get_format_instructions()
+OTHER_WORDS = (
+    f"Answer in JSON by this schema: {json.dumps(tool('x', {'a': {'type': 'integer'}})['function']['parameters'])}"
+)
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [f"Answer the query.\n{INSTRUCTIONS}\nWho is it?\n"],
+        [WORDS[1]],
+        [OTHER_WORDS, INSTRUCTIONS],  # the last one that says how
+        [INSTRUCTIONS, "That was not valid. Try again."],
+    ],
+)
+@pytest.mark.parametrize("tools", [{}, {"tools": [ADD], "tool_choice": "none"}])
+def test_schema_in_the_users_own_words_is_kept_where_json_is_asked_for(
+    drawn: App, messages: list[str], tools: Json
+) -> None:
+    said = [{"role": "user", "content": each} for each in messages]
+    asked = {"messages": said, "response_format": {"type": "json_object"}, **tools}
+    Person.model_validate_json(choice_of(chat(drawn, **asked))["message"]["content"])
+    other = [{"role": "system", "content": OTHER_WORDS}, *said]
+    assert json.loads(choice_of(chat(drawn, **asked | {"messages": other}))["message"]["content"]).keys() == {"a"}
+
+
+def test_schema_in_the_users_own_words_is_no_wish_where_no_json_is_asked_for(drawn: App) -> None:
+    said = [{"role": "user", "content": INSTRUCTIONS}]
+    plan = json.loads(choice_of(chat(drawn, messages=said))["message"]["content"])
+    assert "route_plan" in plan
+
+
 def test_the_example_in_langchains_instructions_is_not_the_schema() -> None:
     for parser in (PydanticOutputParser(pydantic_object=Person), JsonOutputParser(pydantic_object=Person)):
         shown = json.loads(schema_shown(parser.get_format_instructions()) or "{}")

@@ -224,9 +224,9 @@ def test_every_output_is_served_and_answers_with_a_valid_plan(made: Path, which:
 @pytest.mark.real
 @pytest.mark.timeout(600)
 def test_the_small_checkpoint_too(small_checkpoint: Path, data: Path, tmp_path: Path) -> None:
-    """SmolLM2 and two steps of `train`: the same logits as PEFT's, and each output writes a valid plan."""
+    """SmolLM2 and a step of `train`: the same logits as PEFT's, and each output writes a valid plan."""
     options = TrainOptions(
-        data, tmp_path, base=str(small_checkpoint), steps=2, batch=1, accumulate=1, rank=4, rate=3e-3, validation=1,
+        data, tmp_path, base=str(small_checkpoint), steps=1, batch=1, accumulate=1, rank=4, rate=3e-3, validation=1,
         every=9, threads=1,
     )  # fmt: skip
     assert test_training.quietly(options) == 0
@@ -558,7 +558,10 @@ def names(folder: Path) -> set[str]:
     [
         {"rope_scaling": {"type": "linear", "factor": 2.0}},
         {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024}},
+        {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
         {"num_key_value_heads": None},
+        {"num_key_value_heads": None, "num_attention_heads": 2},
+        {"num_key_value_heads": 1},
     ],
 )
 @pytest.mark.parametrize("gguf", [{"gguf": "Q8_0"}, {"out": "x.gguf"}])
@@ -575,6 +578,37 @@ def test_fault_a_no_gguf_is_made_here_of_a_folder_whatever_its_config_says(
     if "rope_scaling" in config:  # into a folder it is merged, and goes along
         assert quiet(MergeOptions(str(folder), trained, tmp_path / "out", check=False)) == 0
         assert json.loads((tmp_path / "out/config.json").read_text("utf-8"))["rope_scaling"] == config["rope_scaling"]
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "words"),
+    [
+        ("tokenizer.json", {"model": {"type": "Other"}}, "has no tokenizer that works: Exception: "),
+        ("tokenizer.json", {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}}, "PanicException"),
+        ("config.json", {"num_key_value_heads": 0}, "ZeroDivisionError"),
+        ("config.json", {"num_key_value_heads": 3}, "missing or of another shape"),
+        ("config.json", {"rope_scaling": {"type": "other", "factor": 2.0}}, "KeyError: 'other'"),
+        ("config.json", {"rope_scaling": "linear"}, "does not read the base's config.json"),
+        ("config.json", {"vocab_size": 701}, "missing or of another shape"),
+        ("config.json", {"num_hidden_layers": 3}, r"missing or of another shape \(model\.layers\.2\."),
+        ("config.json", {"quantization_config": {}}, "take quantization_config out of config.json"),
+        ("config.json", {"quantization_config": "awq"}, "does not read the base's config.json"),
+    ],
+)
+def test_fault_g_a_base_that_a_library_does_not_take_is_one_line(
+    base: Path, trained: Path, tmp_path: Path, file: str, change: dict[str, Any], words: str
+) -> None:
+    path = Path(shutil.copytree(base, tmp_path / "base")) / file
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | change), "utf-8")
+    with pytest.raises(CandidateError, match=words):
+        quiet(MergeOptions(str(path.parent), trained, tmp_path / "out"))
+    assert [each.name for each in tmp_path.iterdir()] == ["base"]
+
+
+def test_fault_j_the_tokenizer_in_the_folder_above_goes_along(base: Path, trained: Path, tmp_path: Path) -> None:
+    inside = test_training.tokenizer_above(base, tmp_path)
+    assert quiet(MergeOptions(str(inside), trained, tmp_path / "out")) == 0
+    assert (tmp_path / "out/tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
 
 
 @pytest.mark.parametrize("rows", [300, 500, 600])

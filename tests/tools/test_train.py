@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from functools import partial
@@ -15,7 +16,7 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from typer.testing import CliRunner
@@ -210,6 +211,61 @@ def test_a_base_that_does_not_load_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     with pytest.raises(CandidateError, match=r"model\.gguf does not load as a base"):
         load_base(str(tmp_path / "model.gguf"), load_settings())
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "words"),
+    [
+        ("tokenizer.json", {"model": {"type": "Other"}}, "does not load as a base to train on: Exception: "),
+        ("tokenizer.json", {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}}, "PanicException"),
+        ("tokenizer.json", [], "does not load as a base to train on: TypeError"),
+        ("config.json", {"num_key_value_heads": 0}, "ZeroDivisionError"),
+        ("config.json", {"num_key_value_heads": 1.5}, "num_key_value_heads"),
+        ("config.json", {"num_hidden_layers": 3}, r"missing or of another shape \(model\.layers\.2\."),
+        ("config.json", {"vocab_size": 701}, "missing or of another shape"),
+        ("chat_template.jinja", "{{ raise_exception('no') }}", "does not work: TemplateError: no"),
+        ("tokenizer_config.json", {"eos_token": None}, "names no token that ends an answer"),
+    ],
+)
+def test_a_base_that_a_library_does_not_take_is_one_sentence_too(
+    base: Path,
+    tmp_path: Path,
+    file: str,
+    change: object,
+    words: str,
+) -> None:
+    """The libraries raise errors of all kinds, panic, and make up weights that are not there."""
+    path = Path(shutil.copytree(base, tmp_path / "base")) / file
+    content = json.loads(path.read_text("utf-8")) | change if isinstance(change, dict) else change
+    path.write_text(content if isinstance(content, str) else json.dumps(content), "utf-8")
+    with pytest.raises(CandidateError, match=words):
+        load_base(str(path.parent), load_settings())
+
+
+@pytest.mark.parametrize("changes", [{"rate": 1e30, "steps": 6}, {"steps": 6}])
+def test_a_loss_that_is_no_number_ends_the_run(
+    options: Callable[..., TrainOptions], base: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    broken = Path(shutil.copytree(base, tmp_path / "broken"))
+    if "rate" not in changes:
+        weights = load_file(broken / "model.safetensors")
+        weights["model.norm.weight"][0] = float("nan")
+        save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CandidateError, match=r"loss is nan after \d steps: .* --rate"):
+        quietly(options(base=str(broken), **changes))
+
+
+def test_a_base_whose_tokenizer_is_in_the_folder_above(base: Path, tmp_path: Path) -> None:
+    inside = tokenizer_above(base, tmp_path)
+    assert load_base(str(inside), load_settings())[1]("x").input_ids
+
+
+def tokenizer_above(base: Path, folder: Path) -> Path:
+    """A copy of the base in a folder of this one, which has the tokenizer."""
+    inside = Path(shutil.copytree(base, folder / "default"))
+    for path in [*inside.glob("tokenizer*"), *inside.glob("chat_template*")]:
+        path.rename(folder / path.name)
+    return inside
 
 
 def test_the_command_trains_and_says_what_is_wrong(base: Path, data: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.utils.logging import disable_progress_bar
 
 from router_backend.checkpoints import footprint, machine
+from router_backend.checkpoints.description import check_loaded
 from router_backend.decisions.calibration import temperature_of
 from router_backend.engines.conversation import instructions
 from router_backend.engines.transformers import drafter
@@ -106,12 +107,7 @@ def _weights(folder: Path, config: PreTrainedConfig, **told: Any) -> PreTrainedM
         ignore_mismatched_sizes=True,
         **told,
     )
-    wrong = sorted([*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])])
-    if wrong:
-        raise CandidateError(
-            f"broken checkpoint: {len(wrong)} of the tensors that its config asks for are missing or of another "
-            f"shape ({wrong[0]})"
-        )
+    check_loaded(report)
     return model.eval()
 
 

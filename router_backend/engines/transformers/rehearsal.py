@@ -64,6 +64,8 @@ def main(folder: str, prompt_format: str, trusted: str) -> int:
         import resource
 
         resource.setrlimit(resource.RLIMIT_DATA, (_MOST_BYTES, _MOST_BYTES))
+    if not trusted:  # the libraries' own tokenizers need no torch, whose import takes as long as all of the rest
+        sys.modules["torch"] = None  # type: ignore[assignment] # transformers then finds none
     from router_backend.engines.transformers.reading import read
 
     try:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Iterable, Sequence
+from copy import copy
 from functools import lru_cache
 from typing import TYPE_CHECKING, cast
 
@@ -27,7 +29,7 @@ class Tokens:
     Attributes:
         ends: ids of the tokens that end an answer.
         grammar: the same tokenizer as llguidance reads it.
-        warnings: about the chat template.
+        warnings: about the chat template, and about tokens that the weights do not know.
         vocabulary: width of the model's logits. Most models have more than the tokenizer has tokens, some have fewer.
     """
 
@@ -40,6 +42,7 @@ class Tokens:
         """
         if not getattr(tokenizer, "is_fast", False):
             raise CandidateError("the checkpoint has no fast tokenizer (tokenizer.json)")
+        tokenizer, rowless = _within(tokenizer, vocabulary)
         serialized = tokenizer.backend_tokenizer.to_str()
         # Two of them, since whether special tokens in a text are text is a state of the tokenizer.
         self._special = Tokenizer.from_str(serialized)
@@ -57,6 +60,9 @@ class Tokens:
         self._pieces = lru_cache(maxsize=64)(self._read_pieces)
         template = getattr(tokenizer, "chat_template", None)
         self._chat, self.warnings = through_template(prompt_format, template, self._render)
+        if rowless:
+            few = ", ".join(rowless[:3]) + (" …" if len(rowless) > 3 else "")
+            self.warnings.append(f"its tokenizer has tokens for which its weights have no row, read as text: {few}")
         self._trims = self._chat and self._strips()
         found = (tokenizer.eos_token_id, self._end_of_turn() if self._chat else None)
         self.ends = frozenset({*ends, *(token for token in found if token is not None)})
@@ -132,3 +138,18 @@ class Tokens:
         text = self._render(turns, answer=False)
         after = self._encode_special(text.rpartition(mark)[2].lstrip())
         return after[0] if after and self._special.get_added_tokens_decoder().get(after[0]) is not None else None
+
+
+def _within(tokenizer: PreTrainedTokenizerFast, width: int) -> tuple[PreTrainedTokenizerFast, list[str]]:
+    """The tokenizer without the added tokens that no row of the embeddings stands for, and these.
+
+    One in a prompt is an IndexError, and on a GPU the end of the process's context.
+    """
+    added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
+    rowless = [each.content for token, each in sorted(added.items()) if token >= width]
+    if rowless:
+        content = json.loads(tokenizer.backend_tokenizer.to_str())
+        content["added_tokens"] = [each for each in content["added_tokens"] if each["id"] < width]
+        tokenizer = copy(tokenizer)
+        tokenizer._tokenizer = Tokenizer.from_str(json.dumps(content))
+    return tokenizer, rowless

@@ -46,6 +46,7 @@ def openai_router(service: GenerationService) -> APIRouter:
         return await _respond(request, service, body, choices, CompletionForm())
 
     @router.get("/models", response_model=ModelList, responses={401: ERRORS[401]})
+    @router.get("/models/", include_in_schema=False)  # which else asks for the model without a name
     async def models() -> JSONResponse:
         """What is served, and the name that always means it."""
         return JSONResponse({"object": "list", "data": [_model(name) for name in _names(service)]})

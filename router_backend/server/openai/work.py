@@ -102,7 +102,7 @@ def _with_calls(body: ChatBody, request: GenerateRequest) -> GenerateRequest:
         read(request.schema or ANYTHING, request.owner)
     elif not body.must_call and (body.response_format is None or body.response_format.type == "json_object"):
         # What is said instead of a call, as without tools.
-        shown = schema_shown("\n".join(_instructions(body)), request.owner)
+        shown = schema_shown(_showing(body), request.owner)
         request = replace(request, schema=shown or request.schema)
     chosen = tuple(tool for tool, _ in offered if tool.name in {each.name for each in body.called})
     # Several tools that each take a plan are specialists, whatever they are called.
@@ -157,7 +157,7 @@ def _output(body: ChatBody | CompletionBody) -> tuple[Output, str | None, Settle
         return "text", None, None
     if wanted is None and not _wants_text(body):
         return "plan", None, None
-    shown = partial(_as_shown, "\n".join(_instructions(body))) if body.alternatives is None else None
+    shown = partial(_as_shown, _showing(body)) if body.alternatives is None else None
     return ("json", ANYTHING, shown) if wanted else ("text", None, shown)
 
 
@@ -188,6 +188,15 @@ def _wants_text(body: ChatBody | CompletionBody) -> bool:
 def _instructions(body: ChatBody | CompletionBody) -> list[str]:
     messages = body.messages if isinstance(body, ChatBody) else ()
     return [message.text for message in messages if message.role in ("system", "developer")]
+
+
+def _showing(body: ChatBody | CompletionBody) -> str:
+    """Where a schema may be shown: the client's instructions. Where a JSON object is asked for, they may stand in what
+    the user says, the last of it first."""
+    said = _instructions(body)
+    if isinstance(body, ChatBody) and body.response_format is not None and body.response_format.type == "json_object":
+        said += [message.text for message in reversed(body.messages) if message.role == "user"]
+    return "\n".join(said)
 
 
 def _json(schema: dict[str, Any]) -> str:

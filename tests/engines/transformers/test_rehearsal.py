@@ -75,8 +75,8 @@ def test_what_passed_is_not_rehearsed_again_and_what_changed_is(
 
 def test_row_32_a_template_that_does_not_end(good: Path, tmp_path: Path) -> None:
     loops = changed(good, tmp_path / "loops", with_template(LOOPS))
-    with pytest.raises(CandidateError, match="does not come to an end: given up after 15 seconds"):
-        rehearse(loops, "auto", trusted=False, patience=15)
+    with pytest.raises(CandidateError, match="does not come to an end: given up after 5 seconds"):
+        rehearse(loops, "auto", trusted=False, patience=5)
     rehearse(loops, "raw", trusted=False, patience=0)
 
 
@@ -100,7 +100,7 @@ def test_row_32_a_tokenizer_that_cannot_be_read_is_refused_in_words(good: Path, 
 def test_row_32_the_next_candidate_follows(good: Path, tmp_path: Path) -> None:
     loops = changed(good, tmp_path / "loops", with_template(LOOPS))
     settings = load_settings(
-        model_repo=str(loops), model_fallbacks=str(good), model_device="cpu", watchdog_timeout=40, threads=1
+        model_repo=str(loops), model_fallbacks=str(good), model_device="cpu", watchdog_timeout=20, threads=1
     )
     loaded = Loader(settings).load(lambda attempt: None)
     first, *_, last = loaded.attempts
