@@ -233,8 +233,10 @@ class _Merge:
             return
         with tempfile.TemporaryDirectory(dir=self._out.parent) as folder:
             with base.explained(f"{path.name} does not load as a base"):
-                verify.load(path).save_pretrained(folder)
-                AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(folder)
+                model = verify.load(path)
+                tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
             yield Path(folder)
 
     def _weights(self, base: Path) -> None:
