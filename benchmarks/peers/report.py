@@ -286,9 +286,9 @@ def write(path: Path, folder: Path, docs: Path | None = None) -> None:
     plots(summary, place)
     text = tables(summary)
     if docs:
-        drawn = "![Complete, valid plans a minute]({0}peers-plans.png)\n![Seconds]({0}peers-seconds.png)\n"
-        insert(docs / "README.md", "peers", f"{short(summary)}\n{drawn.format('docs/')}")
-        insert(place / "performance.md", "peers", f"{drawn.format('')}\n{text}")
+        drawn = "![Complete, valid plans a minute](peers-plans.png)\n![Seconds](peers-seconds.png)\n"
+        insert(docs / "README.md", "peers", short(summary))
+        insert(place / "performance.md", "peers", f"{drawn}\n{text}")
     else:
         (folder / "peers.md").write_text(f"{short(summary)}\n{text}", "utf-8")
     print(f"\n{short(summary)}\n{text}\n{place / 'peers.json'}, peers-plans.png, peers-seconds.png")
