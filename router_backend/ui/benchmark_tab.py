@@ -137,8 +137,13 @@ async def _predict(backend: Backend, body: GenerateBody, room: asyncio.Semaphore
         except Exception as error:
             found = Prediction(error=trouble_of(error))
         else:
-            tokens, budget = (told or {}).get("usage", {}).get("completion_tokens"), (told or {}).get("budget") or {}
-            found = Prediction(text, time.monotonic() - began, tokens, tuple(budget.get("clipped", ())))
+            known = told or {}
+            tokens, clipped = (
+                known.get("usage", {}).get("completion_tokens"),
+                (known.get("budget") or {}).get("clipped"),
+            )
+            first = next((step.get("probabilities") for step in known.get("route") or ()), None)
+            found = Prediction(text, time.monotonic() - began, tokens, tuple(clipped or ()), first=first)
     yield found
 
 

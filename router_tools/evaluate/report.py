@@ -16,6 +16,7 @@ from rich.text import Text
 from router_backend import __version__
 from router_backend.plan.prompt import INSTRUCTIONS
 from router_tools.evaluate.metrics import METRICS, quality, route_of
+from router_tools.evaluate.predictions import Prediction
 from router_tools.evaluate.results import Evaluation
 from router_tools.evaluate.thresholds import Verdict
 
@@ -24,6 +25,7 @@ WORST = 20
 _ALWAYS_SHOWN = ("route_tools_exact", "rules_ok")
 _BARS = 12
 _LONGEST_TEXT = 6000
+_Bar = tuple[str, int, float]  # what it stands for, how many rows, its share of the whole width
 
 
 def show(result: Evaluation, console: Console) -> None:
@@ -96,7 +98,7 @@ def as_html(result: Evaluation) -> str:
         failed=sum(verdict.passed is False for verdict in result.verdicts),
         metrics=[name for name in METRICS if any(name in figures.scores for figures in result.buckets.values())],
         judged=lambda bucket, metric: _judged(limits.get((bucket, metric), [])),
-        bars=_bars([tokens for row in result.rows if (tokens := row.prediction.completion_tokens) is not None]),
+        charts=[chart for chart in _charts([row.prediction for row in result.rows]) if chart[2]],
         routes=[(pair, count) for pair, count in pairs.most_common() if pair[0] != pair[1]][:WORST],
         worst=[row for row in rows if row.findings or quality(row.scores) < 1][:WORST],
         quality=quality,
@@ -114,15 +116,34 @@ def _route(plan: dict[str, object] | None) -> str:
     return " ".join(tool or "(no call)" for tool in route_of(plan)) or "(no route)"
 
 
-def _bars(values: Sequence[int]) -> list[tuple[int, int, int, float]]:
-    """A histogram: from, to, how many, and that as a share of the most."""
+def _charts(predictions: Sequence[Prediction]) -> list[tuple[str, str, list[_Bar]]]:
+    """Each with its title and what its bars stand for."""
+    cut = Counter(name for each in predictions for name in {text.partition("[")[0] for text in each.clipped or ()})
+    tokens = [each.completion_tokens for each in predictions if each.completion_tokens is not None]
+    seconds = [round(each.seconds) for each in predictions if each.seconds is not None and each.error is None]
+    return [
+        ("Tokens of an answer", "tokens", _bars(tokens)),
+        ("Seconds of an answer", "seconds", _bars(seconds)),
+        (
+            "Rows with a truncated text",
+            "field",
+            [(name, count, count / len(predictions)) for name, count in cut.most_common()],
+        ),
+    ]
+
+
+def _bars(values: Sequence[int]) -> list[_Bar]:
+    """A histogram; its shares are of the most."""
     if not values:
         return []
     least, width = min(values), max(1, -(-(max(values) - min(values) + 1) // _BARS))
     counts = Counter((value - least) // width for value in values)
     starts = [least + bar * width for bar in range(max(counts) + 1)]
     most = max(counts.values())
-    return [(start, start + width - 1, counts[bar], counts[bar] / most) for bar, start in enumerate(starts)]
+    return [
+        (f"{start}–{start + width - 1}" if width > 1 else str(start), counts[bar], counts[bar] / most)
+        for bar, start in enumerate(starts)
+    ]
 
 
 def _limits(result: Evaluation) -> dict[tuple[str, str], list[Verdict]]:

@@ -502,6 +502,19 @@ def test_the_report_of_a_perfect_run(tmp_path: Path) -> None:
     assert "<details>" not in page
 
 
+def test_the_report_draws_what_is_known(tmp_path: Path) -> None:
+    def asked(prompt: str) -> Prediction:
+        return replace(from_gold(prompt), seconds=2.4, clipped=("todo_list[0]", "todo_list[3]", "route_rationale"))
+
+    run(options_for(tmp_path), asked)
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    rows = json.loads((tmp_path / "out" / "scores.json").read_text("utf-8"))["rows"]
+    full = f'<div class="bar" style="width:20.00rem"></div></td><td>{rows}</td>'
+    assert f"<td>2</td><td>{full}" in page, "seconds"
+    for field in ("todo_list", "route_rationale"):
+        assert f"<td>{field}</td><td>{full}" in page
+
+
 def test_the_bar_on_a_terminal(tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), width=120, force_terminal=True)
     assert evaluate(options_for(tmp_path), counting([], 2, PlanError("no")), console=console) == 1

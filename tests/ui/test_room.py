@@ -200,6 +200,9 @@ def test_a_benchmark_runs_and_is_judged(page: Page, real: Served, tmp_path: Path
     scores = json.loads(linked(page, "scores.json"))
     assert scores["rows"] == 2 and scores["buckets"]["overall"]["scores"]["json_valid"] == 1
     expect(page.frame_locator("iframe.rb-report").get_by_role("heading", level=1)).to_contain_text("Evaluation of")
+    charts = page.frame_locator("iframe.rb-report").get_by_role("heading").all_inner_texts()
+    assert {"Tokens of an answer", "Seconds of an answer", "The first tool's probabilities"} <= {*charts}
+    assert "Rows with a truncated text" in charts and scores["confidence"]["bins"]
     page.get_by_role("button", name="Rows of your own").click()
     assert len(page.get_by_label("Answers:").input_value().splitlines()) == 2, "a second run asks for none of them"
     large, wrong = tmp_path / "large.jsonl", tmp_path / "wrong.jsonl"
