@@ -37,7 +37,7 @@ quick: test-setup ## The tests that need no real model, no browser and no torch
 test: check security ## Set up and run every check and test
 	@echo "pytest"; $(PYTEST) $(PARALLEL) --durations=20
 
-coverage: test-setup ## Run every test, and show the lines that none runs: half as long again
+coverage: test-setup ## Run every test, and show the lines that none runs
 	@$(PYTEST) $(PARALLEL) --cov --cov-report=term:skip-covered --cov-fail-under=95
 
 test-lowest: test-setup ## Run the tests on the oldest packages that pyproject.toml allows
@@ -98,7 +98,7 @@ vllm-test: test-setup $(VENV)/vllm/.installed ## Set up vLLM for processors and 
 
 PEERS := peer-llamacpp peer-transformers peer-openvino vllm
 
-peers: $(VENV)/.test-installed ## Measure ours beside llama.cpp, vLLM, transformers and OpenVINO: under an hour (SECOND=ADAPTER, PEERS_OPTIONS=--quick or --docs)
+peers: $(VENV)/.test-installed ## Measure ours beside llama.cpp, vLLM, transformers and OpenVINO: about an hour (SECOND=ADAPTER, PEERS_OPTIONS=--quick or --docs)
 	@for each in $(PEERS); do $(MAKE) --no-print-directory $(VENV)/$$each/.installed || echo "make: measuring without $$each"; done
 	@PYTHONPATH=.:benchmarks $(BIN)/python -W ignore -m peers $(if $(SECOND),--second $(SECOND)) $(PEERS_OPTIONS)
 

@@ -182,3 +182,8 @@ class CandidateError(LoadError):
 
 class RungError(LoadError):
     """This checkpoint does not load in this precision: out of memory, no accelerator, unsupported."""
+
+
+def words_of(error: BaseException) -> str:
+    """An error of a library in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

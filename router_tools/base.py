@@ -10,7 +10,7 @@ from pathlib import Path
 from router_backend.checkpoints import embedded, hub
 from router_backend.checkpoints.description import gguf_file
 from router_backend.checkpoints.ladder import Candidate, parse_candidate
-from router_backend.errors import CandidateError, RouterError
+from router_backend.errors import CandidateError, RouterError, words_of
 from router_backend.settings import Settings, check_name
 
 
@@ -45,8 +45,7 @@ def explained(what: str) -> Iterator[None]:
     except (RouterError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
-        said = " ".join(str(error).split())[:300]
-        raise CandidateError(f"{what}: {type(error).__name__}: {said}") from None
+        raise CandidateError(f"{what}: {words_of(error)}") from None
 
 
 def writable(folder: Path) -> Path:

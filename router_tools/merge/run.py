@@ -25,7 +25,7 @@ from router_backend.checkpoints import adapter, gguf_merge
 from router_backend.checkpoints.description import Checkpoint, Folder, describe, is_tokenizer, tokenizer_folder
 from router_backend.checkpoints.footprint import disk_shortfall, estimate
 from router_backend.checkpoints.hub.write import hub_access, refusals
-from router_backend.errors import CandidateError, InvalidRequest
+from router_backend.errors import CandidateError, InvalidRequest, words_of
 from router_backend.plan.prompt import BUDGET_KEY
 from router_tools import base
 from router_tools.merge import quantized, shards, verify
@@ -285,8 +285,7 @@ class _Merge:
                 try:
                     again = verify.logits(new, ids, memory=sys.maxsize)
                 except (RuntimeError, ValueError, OSError, CandidateError) as error:
-                    said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-                    raise CandidateError(f"the quantised copy does not load again: {said}") from None
+                    raise CandidateError(f"the quantised copy does not load again: {words_of(error)}") from None
                 figures.append(("the copy, beside what was merged", str(verify.agreement(again, self._merged))))
                 self._differs |= not _judge(verify.agreement(again, verify.of(written, ids)), verify.SAME, self._say)
             push = f"{self._options.push}-{precision}" if self._options.push else None

@@ -22,10 +22,10 @@ from router_backend.decisions.calibration import temperature_of
 from router_backend.engines.conversation import instructions
 from router_backend.engines.transformers import drafter
 from router_backend.engines.transformers.model import DecodedModel, is_out_of_memory, release_memory
-from router_backend.engines.transformers.reading import read, words_of
+from router_backend.engines.transformers.reading import read
 from router_backend.engines.transformers.rehearsal import rehearse
 from router_backend.engines.transformers.runner import TorchRunner
-from router_backend.errors import CandidateError, LoadError, RungError
+from router_backend.errors import CandidateError, LoadError, RungError, words_of
 from router_backend.plan.prompt import BUDGET_KEY
 from router_backend.types import ModelInfo
 

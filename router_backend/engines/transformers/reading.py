@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from router_backend.checkpoints.description import tokenizer_folder
 from router_backend.engines.transformers.tokens import Tokens
-from router_backend.errors import CandidateError, LoadError
+from router_backend.errors import CandidateError, LoadError, words_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -37,8 +37,3 @@ def _end_tokens(folder: Path, config: PreTrainedConfig) -> set[int]:
     if (folder / "generation_config.json").is_file():
         named.append(GenerationConfig.from_pretrained(folder).eos_token_id)
     return {token for ids in named if ids is not None for token in ([ids] if isinstance(ids, int) else ids)}
-
-
-def words_of(error: BaseException) -> str:
-    """The error in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
