@@ -143,10 +143,14 @@ class Tokens:
 def _within(tokenizer: PreTrainedTokenizerFast, width: int) -> tuple[PreTrainedTokenizerFast, list[str]]:
     """The tokenizer without the added tokens that no row of the embeddings stands for, and these.
 
-    One in a prompt is an IndexError, and on a GPU the end of the process's context.
+    One in a prompt is an IndexError, and on a GPU the end of the process's context. Raises CandidateError where the
+    vocabulary itself has such tokens, which any text may hold.
     """
     added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
     rowless = [each.content for token, each in sorted(added.items()) if token >= width]
+    own = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
+    if any(token >= width and token not in added for token in own.values()):
+        raise CandidateError(f"its tokenizer knows {max(own.values()) + 1} tokens, its weights have rows for {width}")
     if rowless:
         content = json.loads(tokenizer.backend_tokenizer.to_str())
         content["added_tokens"] = [each for each in content["added_tokens"] if each["id"] < width]

@@ -261,3 +261,11 @@ def test_checkpoint_folder_gives_the_same_tokens(name: str, tmp_path: Path) -> N
     assert again.wrap(PROMPTS[1]) == TOKENS[name].wrap(PROMPTS[1]) and again.ends == TOKENS[name].ends
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["architectures"] and config["model_type"].startswith(name[:5])
+
+
+@every
+def test_fault_a_a_vocabulary_that_is_larger_than_the_weights_is_refused(name: str) -> None:
+    own = MADE[name].backend_tokenizer.get_vocab(with_added_tokens=False)
+    last = max(set(own.values()) - set(MADE[name].added_tokens_decoder))
+    with pytest.raises(CandidateError, match=f"its weights have rows for {last}"):
+        Tokens(MADE[name], [], vocabulary=last)
