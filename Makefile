@@ -10,6 +10,8 @@ PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
 EXTRAS := llamacpp,transformers,train,merge,ui,space,otel,dev
 export HF_HUB_OFFLINE ?= 1
 export GRADIO_ANALYTICS_ENABLED ?= False
+# Python keeps its bytecode even where the environment says not to: without it every process compiles torch and gradio anew.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help install install-transformers run check quick test coverage test-setup test-lowest test-newest lock outdated security audit fuzz soak mutants clients doors cluster-test vllm-test peers screenshots docs fix clean
 
