@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -54,20 +55,30 @@ def embedded() -> Iterator[LlamaCppModel]:
     model.close()
 
 
-@pytest.fixture(scope="session")
-def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A merged checkpoint as people bring them, a folder of safetensors, of the embedded model's base.
-
-    The processes that share the tests share it too.
-    """
-    from tests.fakes.gguf_base import as_folder  # it needs transformers
-
+def _made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that one of the processes which share the tests makes, for all of them."""
     alone = "PYTEST_XDIST_WORKER" not in os.environ
-    shared = tmp_path_factory.getbasetemp() if alone else tmp_path_factory.getbasetemp().parent
-    folder = shared / "small" / "checkpoint"
-    with FileLock(shared / "small.lock"):
+    shared = factory.getbasetemp() if alone else factory.getbasetemp().parent
+    folder = shared / name / "checkpoint"
+    with FileLock(shared / f"{name}.lock"):
         if not folder.is_dir():
             making = folder.with_name("making")
-            as_folder(making)
+            make(making)
             making.rename(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A merged checkpoint as people bring them, a folder of safetensors, of the embedded model's base."""
+    from tests.fakes.gguf_base import as_folder  # it needs transformers
+
+    return _made_once(tmp_path_factory, "small", as_folder)
+
+
+@pytest.fixture(scope="session")
+def shallow_checkpoint(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small checkpoint's first six layers of thirty, for tests that its knowledge does not matter to."""
+    from tests.fakes.gguf_base import shallow
+
+    return _made_once(tmp_path_factory, "shallow", partial(shallow, small_checkpoint))

@@ -55,11 +55,11 @@ def measured(model: torch.nn.Module) -> int:
     ],
 )
 def test_weights_are_foreseen(
-    small_checkpoint: Path, strategy: str, dtype: torch.dtype, quantization: BitsAndBytesConfig | None
+    shallow_checkpoint: Path, strategy: str, dtype: torch.dtype, quantization: BitsAndBytesConfig | None
 ) -> None:
     options: dict[str, Any] = {"quantization_config": quantization} if quantization else {}
-    model = AutoModelForCausalLM.from_pretrained(small_checkpoint, dtype=dtype, device_map={"": "cpu"}, **options)
-    known = describe(Folder(small_checkpoint))
+    model = AutoModelForCausalLM.from_pretrained(shallow_checkpoint, dtype=dtype, device_map={"": "cpu"}, **options)
+    known = describe(Folder(shallow_checkpoint))
     foreseen = estimate(known, strategy, 2048, 1, dtype=str(dtype).removeprefix("torch."))
     print(f"\n{strategy} {dtype}: {foreseen.weights / 1e6:.2f} MB foreseen, {measured(model) / 1e6:.2f} MB measured")
     assert foreseen.weights == pytest.approx(measured(model), rel=0.001)

@@ -816,26 +816,26 @@ def test_the_address_is_told_without_what_is_secret_in_it(cache: Path) -> None:
 
 
 @pytest.mark.real
-def test_a_real_checkpoint_comes_whole(server: FakeHub, small_checkpoint: Path) -> None:
-    server.add("acme/small", small_checkpoint, token=TOKEN, cut_at=200_000_000, times=1)
+def test_a_real_checkpoint_comes_whole(server: FakeHub, shallow_checkpoint: Path) -> None:
+    server.add("acme/small", shallow_checkpoint, token=TOKEN, cut_at=70_000_000, times=1)
     settings = settings_for(server, hf_token=TOKEN, hub_timeout=20)
     folder = hub.fetch(Candidate("acme/small", "hub"), settings)
-    assert names_in(folder) == names_in(small_checkpoint)
-    assert same(folder, small_checkpoint)
+    assert names_in(folder) == names_in(shallow_checkpoint)
+    assert same(folder, shallow_checkpoint)
     known = Hub(settings).describe(Candidate("acme/small", "hub"))
-    # 30 blocks of 576: q and o, k and v for 3 of 9 heads, three of 1536; the head is the embedding.
-    assert known.linear == 30 * (2 * 576 * 576 + 2 * 576 * 192 + 3 * 576 * 1536) == 106_168_320
-    assert known.other == 49152 * 576 + 61 * 576
+    # 6 blocks of 576: q and o, k and v for 3 of 9 heads, three of 1536; the head is the embedding.
+    assert known.linear == 6 * (2 * 576 * 576 + 2 * 576 * 192 + 3 * 576 * 1536) == 21_233_664
+    assert known.other == 49152 * 576 + 13 * 576
     assert not [asked for asked in server.asked if asked.host == "hub" and asked.token != TOKEN]
 
 
 @pytest.mark.real
-def test_the_default_list_over_a_hub(server: FakeHub, small_checkpoint: Path) -> None:
+def test_the_default_list_over_a_hub(server: FakeHub, shallow_checkpoint: Path) -> None:
     """Gated, private, and one that loads for real: what a Space does with the default settings, without its card."""
     gemma, llama, qwen = DEFAULT_FALLBACKS.split(",")
-    server.add(gemma, small_checkpoint, gated=True)
-    server.add(llama, small_checkpoint, token="hf_another")
-    server.add(qwen, small_checkpoint, token=TOKEN)
+    server.add(gemma, shallow_checkpoint, gated=True)
+    server.add(llama, shallow_checkpoint, token="hf_another")
+    server.add(qwen, shallow_checkpoint, token=TOKEN)
     settings = settings_for(
         server, hf_token=TOKEN, model_device="cpu", model_load_strategy="bf16", threads=1, slots=1, hub_timeout=20
     )

@@ -21,10 +21,12 @@ from safetensors.torch import save_file
 from router_backend.checkpoints import machine
 from router_backend.checkpoints.ladder import Candidate, Rung
 from router_backend.engines.transformers.load import load
+from router_backend.engines.transformers.model import DecodedModel
 from router_backend.errors import LoadError
 from router_backend.service.loader import Loader
 from router_backend.settings import load_settings
 from router_backend.types import GenerateRequest, SamplingParams
+from tests.engines.test_transformers import load_exact
 from tests.fakes import tiny
 
 pytestmark = pytest.mark.torch
@@ -101,10 +103,11 @@ def test_a_real_checkpoint_in_compressed_tensors_answers_as_before(tmp_path: Pat
     (rung,) = Loader(load_settings(model_device="cpu"), machine.inspect()).rungs(here)
     assert (rung.strategy, rung.skip) == ("native", None)
     assert rung.needs is not None
-    assert said(Rung(here, "native")) == said(Rung(Candidate(str(plain), "folder"), "cpu"))
+    assert said(load(Rung(here, "native"), load_settings(model_device="cpu", threads=1), packed)) == said(
+        load_exact(plain)
+    )
 
 
-def said(rung: Rung) -> str:
-    model = load(rung, load_settings(model_device="cpu", threads=1), Path(rung.candidate.name))
+def said(model: DecodedModel) -> str:
     asked = GenerateRequest("test", "Say hello.", SamplingParams(12, temperature=0))
     return "".join(chunk.text for chunk in model.generate(asked, lambda: False))

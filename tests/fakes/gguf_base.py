@@ -27,6 +27,15 @@ def as_folder(folder: Path) -> None:
     AutoTokenizer.from_pretrained(packed.parent, gguf_file=packed.name).save_pretrained(folder)
 
 
+def shallow(folder: Path, out: Path, layers: int = 6) -> None:
+    """Writes the first layers of a checkpoint, with its tokenizer: real words and shapes, at a fraction of the work."""
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="bfloat16")
+    model.model.layers = model.model.layers[:layers]
+    model.config.num_hidden_layers = layers
+    model.save_pretrained(out)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(out)
+
+
 def write(folder: Path, path: Path, kind: str = "F32", *, tokenizer: bool = True) -> Path:
     """The folder's weights in one kind, norms in fp32, with its byte-level BPE tokenizer and no rope scaling."""
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")

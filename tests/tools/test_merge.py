@@ -223,17 +223,17 @@ def test_every_output_is_served_and_answers_with_a_valid_plan(made: Path, which:
 
 @pytest.mark.real
 @pytest.mark.timeout(600)
-def test_the_small_checkpoint_too(small_checkpoint: Path, data: Path, tmp_path: Path) -> None:
-    """SmolLM2 and a step of `train`: the same logits as PEFT's, and each output writes a valid plan."""
+def test_the_small_checkpoint_too(shallow_checkpoint: Path, data: Path, tmp_path: Path) -> None:
+    """SmolLM2's first layers and a step of `train`: the same logits as PEFT's, and each output writes a valid plan."""
     options = TrainOptions(
-        data, tmp_path, base=str(small_checkpoint), steps=1, batch=1, accumulate=1, rank=4, rate=3e-3, validation=1,
+        data, tmp_path, base=str(shallow_checkpoint), steps=1, batch=1, accumulate=1, rank=4, rate=3e-3, validation=1,
         every=9, threads=1,
     )  # fmt: skip
     assert test_training.quietly(options) == 0
     out = tmp_path / "merged"
-    assert quiet(MergeOptions(str(small_checkpoint), tmp_path / "adapter", out, copies=("4bit",))) == 0
-    together, merged = logits(small_checkpoint, tmp_path / "adapter"), logits(out)
-    assert (together - logits(small_checkpoint)).abs().max() > 0.1
+    assert quiet(MergeOptions(str(shallow_checkpoint), tmp_path / "adapter", out, copies=("4bit",))) == 0
+    together, merged = logits(shallow_checkpoint, tmp_path / "adapter"), logits(out)
+    assert (together - logits(shallow_checkpoint)).abs().max() > 0.1
     assert (merged - together).std() < 0.02 * together.std(), "the merged weights are bf16"
     for which in ("merged", "merged-4bit"):
         test_every_output_is_served_and_answers_with_a_valid_plan(out, which)
