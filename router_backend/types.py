@@ -150,6 +150,7 @@ class GenerateRequest:
         prefix: the part of the answer that is already written; the engine goes on after it.
         grammar: llguidance grammar (Lark) that the continuation must keep, or None.
         questions: about the conversation, answered by probabilities.
+        reach: how far below the likeliest answer, in nats, the logarithms of answers that are weighed must be exact.
         owner: the API key that it counts for, by its name. What one owner's requests leave behind (prefixes, drafts,
             token ids) speeds up no other's: it would tell what they say.
         settle: what costs time to find out of it, as what its schemas ask for. It is called in the thread of a slot.
@@ -169,6 +170,7 @@ class GenerateRequest:
     specialists: tuple[str, ...] = ()
     result_of: str | None = None
     questions: tuple[Question, ...] = ()
+    reach: float = math.inf
     owner: str = ""
     settle: Callable[[GenerateRequest], GenerateRequest] | None = None
 
@@ -276,6 +278,7 @@ class TokenLogprob:
     bytes: tuple[int, ...]
     logprob: float
     top: tuple[TokenLogprob, ...] = ()
+    id: int = -1
 
 
 @dataclass(frozen=True, slots=True)

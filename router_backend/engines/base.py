@@ -46,7 +46,8 @@ class LocalModel(Protocol):
         """What it makes of these answers after `request.prefix`: `odds`, one for all, and the sums.
 
         Nothing is drawn. The logarithms are those of the model's own logits, at temperature 1, over its whole
-        vocabulary. `finish_reason` is `cancelled`, and there are no odds, where it was.
+        vocabulary, or not below it for an answer that is further from the likeliest than `request.reach`.
+        `finish_reason` is `cancelled`, and there are no odds, where it was.
 
         Raises:
             ContextOverflow, EngineError: as `generate` does.

@@ -5,11 +5,12 @@ xllamacpp runs llama.cpp's server in a process of its own (`llama_server.py`), a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import psutil
 
@@ -22,7 +23,7 @@ from router_backend.engines.upstream.model import ServedModel
 from router_backend.engines.upstream.probe import LLAMA_SERVER, Served, render
 from router_backend.errors import CandidateError, EngineError, RungError
 from router_backend.plan.prompt import BUDGET_KEY
-from router_backend.types import Chunk, GenerateRequest, ModelInfo, Odds, SamplingParams, Timings, Usage
+from router_backend.types import Chunk, GenerateRequest, ModelInfo, Odds, SamplingParams, Timings, TokenLogprob, Usage
 
 if TYPE_CHECKING:
     from router_backend.checkpoints.ladder import Rung
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 _SLOWEST_LOAD = 100e6
 # Where one thread decodes. Of the process alone: libgomp reads it as it starts.
 _ASLEEP = {"OMP_WAIT_POLICY": "passive"}
+# How many of the likeliest tokens are told in each place that answers are weighed in.
+_TOLD = 100
+Ids: TypeAlias = tuple[int, ...]
 # Nothing but these two draws, in this order; and a cancel is seen during prefill too.
 _EXTRAS = {"top_k": 0, "min_p": 0.0, "samplers": ["temperature", "top_p"], "return_progress": True}
 
@@ -71,6 +75,45 @@ class Pace:
             else "it has one thread: give this server a core of its own"
         )
         return (f"llama.cpp writes at {self._recent:.0%} of its own best pace, beside other processes; {advice}",)
+
+
+class Known:
+    """What walks along answers' tokens have told of them. Answers that begin alike share the passes for that."""
+
+    def __init__(self, answers: Sequence[Ids]) -> None:
+        self._answers = answers
+        self._rows: dict[Ids, dict[int, float]] = {}  # after some tokens: the logarithms of next ones
+
+    @property
+    def logprobs(self) -> tuple[float, ...]:
+        """Of each answer, or the most that it can be."""
+        return tuple(self._read(answer)[0] for answer in self._answers)
+
+    def walks(self, reach: float) -> Iterator[tuple[Ids, list[Ids]]]:
+        """Where the likeliest open answer goes on, and all ways from there. The caller walks one, and notes it."""
+        while True:
+            read = [(*self._read(answer), answer) for answer in self._answers]
+            best = max((log for log, begun, answer in read if begun == answer), default=-math.inf)
+            log, place = max(((log, begun) for log, begun, answer in read if begun != answer), default=(-math.inf, ()))
+            if log <= best - reach:
+                return
+            yield place, [answer[len(place) :] for _, begun, answer in read if begun == place != answer]
+
+    def note(self, begun: Ids, told: Sequence[TokenLogprob]) -> None:
+        """The likeliest way from somewhere."""
+        for each in told:
+            self._rows.setdefault(begun, {}).update({token.id: token.logprob for token in (*each.top, each)})
+            begun = (*begun, each.id)
+
+    def _read(self, answer: Ids) -> tuple[float, Ids]:
+        """The most that its logarithm can be, and how it begins, as far as that is known."""
+        log = 0.0
+        for at, token in enumerate(answer):
+            row = self._rows.get(answer[:at], {})
+            if token not in row:
+                return log + min(row.values(), default=0.0), answer[:at]
+            log += row[token]
+        return log, answer
 
 
 class LlamaCppModel(ServedModel):
@@ -114,22 +157,27 @@ class LlamaCppModel(ServedModel):
     def weigh(
         self, request: GenerateRequest, answers: Sequence[str], cancelled: Callable[[], bool], slot: int = 0
     ) -> Chunk:
-        """By a grammar of exactly an answer's tokens: llama.cpp tells what each was worth before the grammar."""
-        logs: list[float] = []
-        usage, timings = Usage(), Timings()
-        for answer in answers:
-            ids = self._tokenize(answer)
-            sampling = SamplingParams(len(ids), temperature=0.0, logprobs=0)
-            forced = f"start: {' '.join(f'<[{token}]>' for token in ids)}\n"
-            chunks = list(self.generate(replace(request, sampling=sampling, grammar=forced), cancelled, slot))
-            last, said = chunks[-1], [each.logprob for chunk in chunks for each in chunk.logprobs]
+        """By grammars of the answers' tokens: llama.cpp tells what tokens were worth before the grammar."""
+        known, usage, timings = Known(list(map(self._tokenize, answers))), Usage(), Timings()
+        # Stopping at what all of them end with saves the pass that would draw the end token.
+        ends = {answer[-1] for answer in answers}
+        stop = tuple(ends) if len(ends) == 1 else ()
+        for begun, ways in known.walks(request.reach):
+            sampling = SamplingParams(max(map(len, ways)), temperature=0.0, logprobs=_TOLD, stop=stop)
+            forced = f"start: {' | '.join(' '.join(f'<[{token}]>' for token in way) for way in ways)}\n"
+            body, size = self._body(replace(request, sampling=sampling, grammar=forced), slot)
+            self._info.check_room(size + len(begun), sampling.max_new_tokens)
+            body["prompt"] += begun
+            *chunks, last = self._answer(body, size, request, cancelled)
             if last.finish_reason == "cancelled":
                 return Chunk(finish_reason="cancelled", usage=usage, timings=timings)
-            if len(said) != len(ids):
-                raise EngineError(f"llama.cpp told the probabilities of {len(said)} tokens out of {len(ids)}")
-            logs.append(sum(said))
+            told = [each for chunk in chunks for each in chunk.logprobs]
+            if not told:
+                raise EngineError("llama.cpp told no probabilities")
+            known.note(begun, told)
             usage, timings = usage.with_answer(last.usage), timings + last.timings
-        return Chunk(finish_reason="stop", usage=usage, timings=timings, odds=(Odds(tuple(answers), tuple(logs)),))
+        odds = Odds(tuple(answers), known.logprobs)
+        return Chunk(finish_reason="stop", usage=usage, timings=timings, odds=(odds,))
 
     @property
     def died(self) -> bool:

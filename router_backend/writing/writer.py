@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from router_backend.engines.base import LocalModel
 
 S = TypeVar("S", bound=Script)
+# Nats: tools with less than a thousandth of the likeliest one's probability cost no passes of their own.
+_REACH = 7.0
 
 
 class Writer(ABC, Generic[S]):
@@ -158,13 +160,14 @@ class StageRun:
             seed=(self._request.sampling.seed + 1000 * self.calls) % 2**32,
         )
         stage = replace(self._request, sampling=sampling, prefix=prefix, grammar=ask.grammar, output="text")
-        odds = None
+        odds, temperature = None, self._model.info.temperature
         if ask.weighed and self._model.info.weighs:
-            weighed = self._model.weigh(stage, ask.weighed, self._is_cancelled, self._slot)
+            exact = replace(stage, reach=_REACH * temperature)
+            weighed = self._model.weigh(exact, ask.weighed, self._is_cancelled, self._slot)
             self._spend(weighed)
             if not weighed.odds:
                 return None
-            odds = replace(weighed.odds[0], temperature=self._model.info.temperature)
+            odds = replace(weighed.odds[0], temperature=temperature)
         pieces: list[str] = []
         began = time.monotonic()
         for chunk in self._written(stage):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +13,11 @@ import pytest
 from router_backend.decisions import calibration, questions
 from router_backend.decisions.decide import Decider
 from router_backend.engines.echo import EchoModel
-from router_backend.engines.llamacpp import LlamaCppModel
+from router_backend.engines.llamacpp import Known, LlamaCppModel
 from router_backend.errors import ContextOverflow, InvalidRequest
 from router_backend.plan.prompt import router_prompt
 from router_backend.plan.write import PlanWriter
-from router_backend.types import Chunk, GenerateRequest, ModelInfo, Odds, Question, SamplingParams, Turn
+from router_backend.types import Chunk, GenerateRequest, ModelInfo, Odds, Question, SamplingParams, TokenLogprob, Turn
 
 TOOLS = ("/general-search", "/math", "/code")
 FIRST = Question(("",), TOOLS, plan_budget=600)
@@ -120,6 +121,58 @@ def test_what_cannot_be_weighed_is_refused() -> None:
         Decider(small).admit(asked(FIRST))
 
 
+# Answers that begin alike
+
+
+class Tree:
+    """A language model over few tokens, which tells the `top` likeliest of them in each place."""
+
+    def __init__(self, seed: int, top: int, sharp: float) -> None:
+        self._seed, self._top, self._sharp = seed, top, sharp
+        self.told: list[tuple[int, ...]] = []
+
+    def logs(self, begun: tuple[int, ...]) -> list[float]:
+        draw = random.Random(f"{self._seed} {begun}")
+        weights = [math.exp(self._sharp * draw.gauss(0, 1)) for _ in range(9)]
+        return [math.log(weight / sum(weights)) for weight in weights]
+
+    def walk(self, begun: tuple[int, ...], ways: list[tuple[int, ...]]) -> list[TokenLogprob]:
+        """The likeliest of the ways, token by token, to the end of one."""
+        told = []
+        while ways and all(ways):
+            logs = self.logs(begun)
+            token = max((way[0] for way in ways), key=logs.__getitem__)
+            likeliest = sorted(range(9), key=logs.__getitem__, reverse=True)[: self._top]
+            top = tuple(TokenLogprob("", (), logs[each], id=each) for each in likeliest)
+            told.append(TokenLogprob("", (), logs[token], top, token))
+            self.told.append(begun)
+            ways, begun = [way[1:] for way in ways if way[0] == token], (*begun, token)
+        return told
+
+
+@pytest.mark.parametrize("top", [1, 3, 9])
+@pytest.mark.parametrize("reach", [math.inf, 7.0])
+@pytest.mark.parametrize("seed", range(20))
+def test_answers_share_the_passes_of_what_they_begin_with(seed: int, reach: float, top: int) -> None:
+    model, draw = Tree(seed, top, sharp=3.0), random.Random(seed)
+    answers = [(*draw.choices(range(4), k=draw.randrange(1, 5)), 8) for _ in range(draw.randrange(1, 8))]
+    direct = [math.fsum(model.logs(answer[:at])[token] for at, token in enumerate(answer)) for answer in answers]
+    known = Known(answers)
+    for begun, ways in known.walks(reach):
+        known.note(begun, model.walk(begun, ways))
+    assert all(found >= log - 1e-9 for found, log in zip(known.logprobs, direct, strict=True))
+    options = tuple(map(str, range(len(answers))))
+    odds, exact = Odds(options, known.logprobs).probabilities, Odds(options, tuple(direct)).probabilities
+    if reach == math.inf:
+        assert known.logprobs == pytest.approx(direct)
+    assert all(
+        found == pytest.approx(right, rel=len(answers) * math.exp(-reach) + 1e-9) or found <= math.exp(-reach)
+        for found, right in zip(odds, exact, strict=True)
+    )
+    if top == 9:
+        assert len(model.told) == len(set(model.told)), "no place is passed twice"
+
+
 # The embedded checkpoint
 
 
@@ -138,6 +191,17 @@ def test_llamacpp_weighs_all_tokens_of_an_answer(embedded: LlamaCppModel) -> Non
             piece = next(each for each in told.top if embedded._tokenize(each.token) == (token,))
             said, prefix = said + piece.logprob, prefix + piece.token
         assert log == pytest.approx(said, abs=0.01)
+
+
+@pytest.mark.real
+def test_unlikely_tools_cost_no_passes_and_next_to_nothing(embedded: LlamaCppModel) -> None:
+    request = GenerateRequest("w", router_prompt(NEWTON), prefix='{"route_plan": ["')
+    answers = [f"{tool}(" for tool in TOOLS]
+    exact, short = (embedded.weigh(replace(request, reach=reach), answers, never) for reach in (math.inf, 7.0))
+    assert short.odds[0].probabilities == pytest.approx(exact.odds[0].probabilities, abs=0.01)
+    alone = sum(embedded.weigh(request, [answer], never).timings.forward_passes for answer in answers)
+    assert short.timings.forward_passes <= exact.timings.forward_passes < alone
+    assert exact.odds[0].logprobs[0] > embedded.weigh(request, [f"{TOOLS[0]}x"], never).odds[0].logprobs[0]
 
 
 @pytest.mark.real

@@ -384,4 +384,5 @@ def _number(said: object, name: str) -> int:
 def _logprob(entry: dict[str, Any]) -> TokenLogprob:
     top = tuple(map(_logprob, entry.get("top_logprobs", ())))
     # A probability of 0 is no number in JSON.
-    return TokenLogprob(entry["token"], tuple(entry["bytes"]), max(entry["logprob"] or 0.0, -9999.0), top)
+    log = max(entry["logprob"] or 0.0, -9999.0)
+    return TokenLogprob(entry["token"], tuple(entry["bytes"]), log, top, entry.get("id", -1))
