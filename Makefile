@@ -126,7 +126,7 @@ $(VENV)/.installed: pyproject.toml requirements/install.sh requirements/tools.tx
 
 $(VENV)/.test-installed: $(VENV)/.installed requirements/test.txt
 	@echo "make: installing what the tests need (torch among it)"
-	@requirements/install.sh test.txt
+	@UV_COMPILE_BYTECODE=1 requirements/install.sh test.txt
 	@touch $@
 
 # Ray, and this package as the replicas import it.
