@@ -41,6 +41,8 @@ written for the person who reads it and never holds a secret.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 # What a terminal acts on or takes for the end of a line, and JSON leaves as it is. A tab does neither.
@@ -187,3 +189,17 @@ class RungError(LoadError):
 def words_of(error: BaseException) -> str:
     """An error of a library in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Whatever the libraries raise over a checkpoint becomes a CandidateError that begins with `what`.
+
+    It may be any error at all, and the tokenizers' library panics, which is no Exception.
+    """
+    try:
+        yield
+    except (RouterError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise CandidateError(f"{what}: {words_of(error)}") from None

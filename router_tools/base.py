@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from router_backend.checkpoints import embedded, hub
 from router_backend.checkpoints.description import gguf_file
 from router_backend.checkpoints.ladder import Candidate, parse_candidate
-from router_backend.errors import CandidateError, RouterError, words_of
 from router_backend.settings import Settings, check_name
 
 
@@ -32,20 +29,6 @@ def files(base: Candidate, settings: Settings) -> Path:
         gguf_file(Path(base.name))
         return Path(base.name)
     return hub.fetch(base, settings)
-
-
-@contextmanager
-def explained(what: str) -> Iterator[None]:
-    """Whatever the libraries raise over a checkpoint becomes a CandidateError that begins with `what`.
-
-    It may be any error at all, and the tokenizers' library panics, which is no Exception.
-    """
-    try:
-        yield
-    except (RouterError, KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:
-        raise CandidateError(f"{what}: {words_of(error)}") from None
 
 
 def writable(folder: Path) -> Path:

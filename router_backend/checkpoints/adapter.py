@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, deserialize, safe_open
+from safetensors import deserialize, safe_open
 
-from router_backend.errors import CandidateError
+from router_backend.errors import CandidateError, explained
 from router_backend.plan.prompt import BUDGET_KEY
 
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -88,20 +88,16 @@ def read(folder: Path) -> Adapter:
     """
     if not (folder / ADAPTER).is_file() or not (folder / ADAPTER_CONFIG).is_file():
         raise CandidateError(_no_adapter(folder))
-    try:
+    with explained(f"{folder} cannot be read as an adapter"):
         config = json.loads((folder / ADAPTER_CONFIG).read_text("utf-8"))
         raw = dict(deserialize((folder / ADAPTER).read_bytes()))  # type: ignore[no-untyped-call]
         with safe_open(folder / ADAPTER, "numpy") as opened:
             knows_budgets = BUDGET_KEY in (opened.metadata() or {})
-    except (OSError, ValueError, SafetensorError) as error:
-        raise CandidateError(f"{folder} cannot be read as an adapter: {type(error).__name__}: {error}") from None
     if not isinstance(config, dict):
         raise CandidateError(f"{folder / ADAPTER_CONFIG} holds no JSON object")
-    try:
+    with explained(f"{folder / ADAPTER_CONFIG} holds a wrong value"):
         _refuse(config)
         return Adapter(dict(_layers(config, {key: _numbers(key, each) for key, each in raw.items()})), knows_budgets)
-    except (AttributeError, TypeError, ValueError, ArithmeticError, re.error) as error:
-        raise CandidateError(f"{folder / ADAPTER_CONFIG} holds a wrong value: {error}") from None
 
 
 def _no_adapter(folder: Path) -> str:

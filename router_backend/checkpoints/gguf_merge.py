@@ -23,7 +23,7 @@ from gguf.quants import dequantize, quantize
 
 from router_backend.checkpoints.adapter import Adapter, read
 from router_backend.checkpoints.footprint import disk_shortfall
-from router_backend.errors import CandidateError, InvalidRequest
+from router_backend.errors import CandidateError, InvalidRequest, explained
 from router_backend.plan.prompt import BUDGET_KEY
 
 # What this module can write, with llama.cpp's number for a file of that kind.
@@ -56,11 +56,9 @@ def merge(base: Path, adapter: Path, out: Path, *, kind: str = "Q8_0", expect: s
     """
     check_kind(kind)
     read_adapter = read(adapter)
-    try:
+    with explained(f"{base.name} cannot be read as a GGUF base"):
         reader = GGUFReader(base)
         deltas = _deltas(read_adapter, reader)
-    except (OSError, ValueError, KeyError) as error:
-        raise CandidateError(f"{base.name} cannot be read as a GGUF base: {type(error).__name__}: {error}") from error
     block, size = gguf.GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
     needed = sum(int(tensor.n_elements) for tensor in reader.tensors) * size // block
     out.parent.mkdir(parents=True, exist_ok=True)

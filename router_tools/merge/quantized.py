@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from router_backend.engines.transformers.load import bitsandbytes
-from router_backend.errors import CandidateError
+from router_backend.errors import explained
 
 PRECISIONS = ("8bit", "4bit")
 
@@ -24,7 +24,7 @@ def write(folder: Path, out: Path, precision: str, *, shard_bytes: int) -> Any: 
     Raises:
         CandidateError: transformers or bitsandbytes refuse it.
     """
-    try:
+    with explained(f"it cannot be quantised to {precision}"):
         config = AutoConfig.from_pretrained(folder)
         dtype = getattr(config.get_text_config(), "dtype", None) or torch.bfloat16
         model = AutoModelForCausalLM.from_pretrained(
@@ -35,8 +35,6 @@ def write(folder: Path, out: Path, precision: str, *, shard_bytes: int) -> Any: 
             local_files_only=True,
         )
         model.save_pretrained(out, max_shard_size=shard_bytes)
-    except (ValueError, RuntimeError, OSError, ImportError) as error:
-        raise CandidateError(f"it cannot be quantised to {precision}: {type(error).__name__}: {error}") from error
     for path in beside_weights(folder):
         if not (out / path.name).exists():
             shutil.copyfile(path, out / path.name)

@@ -24,9 +24,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from router_backend.checkpoints.adapter import ADAPTER, Lora, fit
 from router_backend.checkpoints.description import check_loaded
 from router_backend.checkpoints.gguf_merge import tensor_names
-from router_backend.errors import CandidateError
+from router_backend.errors import CandidateError, explained
 from router_backend.plan.prompt import router_prompt
-from router_tools import base
 
 _PROMPTS = (
     router_prompt("Prove that the sum of two odd numbers is even, then check it."),
@@ -69,7 +68,7 @@ def agreement(found: torch.Tensor, wanted: torch.Tensor) -> Agreement:
 
 def prompt_ids(place: Path) -> torch.Tensor:
     """The beginnings of a few prompts, (prompts, tokens). Raises CandidateError where no tokenizer works."""
-    with base.explained(f"{place} has no tokenizer that works"):
+    with explained(f"{place} has no tokenizer that works"):
         tokenizer = AutoTokenizer.from_pretrained(**_named(place))
         ids: list[list[int]] = [tokenizer(text).input_ids[:_TOKENS] for text in _PROMPTS]
     return torch.tensor([each[: min(map(len, ids))] for each in ids])

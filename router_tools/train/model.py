@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from router_backend.checkpoints.adapter import ADAPTER, ADAPTER_CONFIG
 from router_backend.checkpoints.description import check_loaded, tokenizer_folder
-from router_backend.errors import CandidateError
+from router_backend.errors import CandidateError, explained
 from router_backend.plan.prompt import BUDGET_KEY
 from router_tools import base
 
@@ -41,7 +41,7 @@ def load_base(name: str, settings: Settings) -> tuple[Any, PreTrainedTokenizerBa
     place = path
     if path.is_file():
         place, more = path.parent, {"gguf_file": path.name}
-    with base.explained(f"{name} does not load as a base to train on"):
+    with explained(f"{name} does not load as a base to train on"):
         tokenizer = AutoTokenizer.from_pretrained(place if more else tokenizer_folder(path), **more)
         if more:
             more["quantization_config"] = GgufConfig(dequantize=True)
@@ -49,7 +49,7 @@ def load_base(name: str, settings: Settings) -> tuple[Any, PreTrainedTokenizerBa
             place, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **more
         )
         check_loaded(report)
-    with base.explained(f"the tokenizer or chat template of {name} does not work"):
+    with explained(f"the tokenizer or chat template of {name} does not work"):
         if tokenizer.chat_template:
             tokenizer.apply_chat_template([{"role": "user", "content": "x"}], add_generation_prompt=True)
         tokenizer("x")

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from router_backend.checkpoints.description import tokenizer_folder
 from router_backend.engines.transformers.tokens import Tokens
-from router_backend.errors import CandidateError, LoadError, words_of
+from router_backend.errors import explained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -20,15 +20,11 @@ def read(folder: Path, prompt_format: str, *, trusted: bool) -> tuple[PreTrained
 
     Raises CandidateError: what is wrong here is wrong in every precision.
     """
-    try:
+    with explained("its config, tokenizer or chat template cannot be used"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder(folder), trust_remote_code=trusted)
         width = config.get_text_config().vocab_size
         return config, Tokens(tokenizer, _end_tokens(folder, config), vocabulary=width, prompt_format=prompt_format)
-    except (LoadError, KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # the tokenizers' library panics, which is no Exception
-        raise CandidateError(f"its config, tokenizer or chat template cannot be used: {words_of(error)}") from None
 
 
 def _end_tokens(folder: Path, config: PreTrainedConfig) -> set[int]:
