@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from router_backend.checkpoints import embedded, hub
-from router_backend.checkpoints.description import gguf_file
+from router_backend.checkpoints.description import check_loaded, gguf_file, tokenizer_folder
 from router_backend.checkpoints.ladder import Candidate, parse_candidate
 from router_backend.settings import Settings, check_name
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def named(option: str, name: str, settings: Settings) -> Candidate:
@@ -29,6 +33,34 @@ def files(base: Candidate, settings: Settings) -> Path:
         gguf_file(Path(base.name))
         return Path(base.name)
     return hub.fetch(base, settings)
+
+
+def load_model(place: Path, **how: Any) -> Any:  # noqa: ANN401 - what transformers makes of it
+    """The model of a folder or a GGUF, in fp32 unless it is quantised; a GGUF as a whole, dequantised.
+
+    Raises CandidateError where the library has made up some of the weights, and whatever else it raises.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    if place.is_file():
+        how |= {"gguf_file": place.name, "quantization_config": GgufConfig(dequantize=True)}
+    else:
+        how |= {"use_safetensors": True}
+    how |= {"output_loading_info": True, "ignore_mismatched_sizes": True, "local_files_only": True}
+    folder = place.parent if place.is_file() else place
+    model, report = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **how)
+    check_loaded(report)
+    return model.eval()
+
+
+def load_tokenizer(place: Path) -> PreTrainedTokenizerBase:
+    """That of a folder, which may be in a folder above, or of a GGUF. Raises whatever the library raises."""
+    from transformers import AutoTokenizer
+
+    if place.is_file():
+        return AutoTokenizer.from_pretrained(place.parent, gguf_file=place.name)
+    return AutoTokenizer.from_pretrained(tokenizer_folder(place))
 
 
 def writable(folder: Path) -> Path:

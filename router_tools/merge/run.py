@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig
 from transformers.utils.logging import disable_progress_bar
 
 from router_backend import __version__
@@ -104,7 +104,7 @@ def _gguf_agrees(source: Path, folder: Path, made: Path, say: Callable[[str], ob
     with explained(f"{made} cannot be compared with base and adapter"):
         ids = verify.prompt_ids(made)
         wanted = verify.gguf_logits(source, ids, adapter=(folder, adapter.read(folder).layers), rounded_as=made)
-        found = verify.agreement(verify.of(verify.load(made), ids), wanted)
+        found = verify.agreement(verify.of(base.load_model(made), ids), wanted)
     say(f"{made.name}, beside base and adapter rounded alike: {found}")
     return _judge(found, verify.SAME_ROUNDING, say)
 
@@ -208,7 +208,7 @@ class _Merge:
         with explained("transformers does not read the base's config.json"):
             config = AutoConfig.from_pretrained(folder)
         if self._options.check:
-            verify.prompt_ids(tokenizer_folder(folder))
+            verify.prompt_ids(folder)
         head = next((module for module in self._adapter.layers if module.endswith("lm_head")), None)
         if head and config.get_text_config().tie_word_embeddings:
             raise CandidateError(
@@ -233,8 +233,7 @@ class _Merge:
             return
         with tempfile.TemporaryDirectory(dir=self._out.parent) as folder:
             with explained(f"{path.name} does not load as a base"):
-                model = verify.load(path)
-                tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+                model, tokenizer = base.load_model(path), base.load_tokenizer(path)
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
             yield Path(folder)
@@ -262,8 +261,8 @@ class _Merge:
             together = verify.logits(folder, ids, memory=memory, adapter=(self._options.adapter, read))
             self._merged = verify.logits(self._out, ids, memory=memory)
         found = verify.agreement(self._merged, together)
-        with shards.Weights(self._out) as weights:
-            kinds = {shards.DTYPES.get(kind, torch.float32) for kind in weights.kinds.values()}
+        with shards.opened(self._out) as weights:
+            kinds = {shards.DTYPES.get(each.get_dtype(), torch.float32) for each in weights.values()}
         allowed = max(verify.TOLERANCE[kind] for kind in kinds & verify.TOLERANCE.keys())
         self._figure("merged, beside base and adapter", str(found))
         self._differs |= not _judge(found, allowed, self._say)

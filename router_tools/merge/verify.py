@@ -19,13 +19,12 @@ from gguf.quants import dequantize, quantize
 from peft import PeftConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from router_backend.checkpoints.adapter import ADAPTER, Lora, fit
-from router_backend.checkpoints.description import check_loaded
 from router_backend.checkpoints.gguf_merge import tensor_names
 from router_backend.errors import CandidateError, explained
 from router_backend.plan.prompt import router_prompt
+from router_tools.base import load_model, load_tokenizer
 
 _PROMPTS = (
     router_prompt("Prove that the sum of two odd numbers is even, then check it."),
@@ -69,7 +68,7 @@ def agreement(found: torch.Tensor, wanted: torch.Tensor) -> Agreement:
 def prompt_ids(place: Path) -> torch.Tensor:
     """The beginnings of a few prompts, (prompts, tokens). Raises CandidateError where no tokenizer works."""
     with explained(f"{place} has no tokenizer that works"):
-        tokenizer = AutoTokenizer.from_pretrained(**_named(place))
+        tokenizer = load_tokenizer(place)
         ids: list[list[int]] = [tokenizer(text).input_ids[:_TOKENS] for text in _PROMPTS]
     return torch.tensor([each[: min(map(len, ids))] for each in ids])
 
@@ -96,7 +95,7 @@ def logits(
         where: dict[str, Any] = {"device_map": "cpu"}
         if 2 * sum(path.stat().st_size for path in folder.glob("*.safetensors")) > memory:  # in fp32
             where = {"device_map": "auto", "max_memory": {"cpu": memory // 2}, "offload_folder": offload}
-        model = load(folder, **where)
+        model = load_model(folder, **where)
         for name, layer in _as_peft_reads(model, *adapter).items() if adapter else ():
             model.get_submodule(name).register_forward_hook(partial(_beside, layer))
         return of(model, ids)
@@ -118,7 +117,7 @@ def gguf_logits(
     Returns:
         (prompts, tokens, vocabulary)
     """
-    model = load(source)
+    model = load_model(source)
     for name, layer in _as_peft_reads(model, *adapter).items():
         model.get_submodule(name).weight += layer.get_delta_weight("default")
     reader = GGUFReader(rounded_as)
@@ -131,23 +130,6 @@ def gguf_logits(
     return of(model, ids)
 
 
-def load(place: Path, **how: Any) -> Any:  # noqa: ANN401 - what transformers makes of it
-    """The model of a folder or a GGUF, in fp32 unless it is quantised; a GGUF as a whole, dequantised.
-
-    Raises CandidateError where the library has made up some of the weights, and whatever else it raises.
-    """
-    if place.suffix == ".gguf":
-        how |= {"quantization_config": GgufConfig(dequantize=True)}
-    else:
-        how |= {"use_safetensors": True}
-    how |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    model, report = AutoModelForCausalLM.from_pretrained(
-        **_named(place), dtype=torch.float32, local_files_only=True, **how
-    )
-    check_loaded(report)
-    return model.eval()
-
-
 def of(model: Any, ids: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
     """A model's logits, (prompts, tokens, vocabulary). Raises CandidateError where a token has no row."""
     rows = model.get_input_embeddings().weight.shape[0]
@@ -156,13 +138,6 @@ def of(model: Any, ids: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
     with torch.no_grad():
         found: torch.Tensor = model(input_ids=ids, use_cache=False).logits.float()
     return found
-
-
-def _named(place: Path) -> dict[str, Any]:
-    """As transformers' `from_pretrained` is told of a folder or a GGUF."""
-    if place.suffix == ".gguf":
-        return {"pretrained_model_name_or_path": place.parent, "gguf_file": place.name}
-    return {"pretrained_model_name_or_path": place}
 
 
 def _as_peft_reads(model: Any, folder: Path, layers: Mapping[str, Lora]) -> dict[str, LoraLayer]:  # noqa: ANN401

@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from router_backend.checkpoints.adapter import ADAPTER, ADAPTER_CONFIG
-from router_backend.checkpoints.description import check_loaded, tokenizer_folder
 from router_backend.errors import CandidateError, explained
 from router_backend.plan.prompt import BUDGET_KEY
 from router_tools import base
@@ -37,18 +35,8 @@ def load_base(name: str, settings: Settings) -> tuple[Any, PreTrainedTokenizerBa
         CandidateError: it does not load.
     """
     path = base.files(base.named("--base", name, settings), settings)
-    more: dict[str, Any] = {}
-    place = path
-    if path.is_file():
-        place, more = path.parent, {"gguf_file": path.name}
     with explained(f"{name} does not load as a base to train on"):
-        tokenizer = AutoTokenizer.from_pretrained(place if more else tokenizer_folder(path), **more)
-        if more:
-            more["quantization_config"] = GgufConfig(dequantize=True)
-        model, report = AutoModelForCausalLM.from_pretrained(
-            place, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **more
-        )
-        check_loaded(report)
+        tokenizer, model = base.load_tokenizer(path), base.load_model(path)
     with explained(f"the tokenizer or chat template of {name} does not work"):
         if tokenizer.chat_template:
             tokenizer.apply_chat_template([{"role": "user", "content": "x"}], add_generation_prompt=True)

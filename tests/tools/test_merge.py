@@ -35,6 +35,7 @@ from router_backend.plan.rules import validate
 from router_backend.plan.write import PlanWriter
 from router_backend.settings import load_settings
 from router_backend.types import GenerateRequest, SamplingParams
+from router_tools.base import load_model
 from router_tools.merge import MergeOptions, merge, quantized, shards, verify
 from router_tools.train import TrainOptions
 from tests.fakes import gguf_base, tiny
@@ -100,7 +101,7 @@ def made(base: Path, base_gguf: Path, trained: Path, tmp_path_factory: pytest.Te
 
 @torch.no_grad()
 def logits(folder: Path, peft: Path | None = None) -> torch.Tensor:
-    model: Any = with_peft(folder, peft) if peft else verify.load(folder)
+    model: Any = with_peft(folder, peft) if peft else load_model(folder)
     found: torch.Tensor = model(input_ids=IDS).logits[0]
     return found
 
@@ -109,7 +110,7 @@ def with_peft(folder: Path, peft: Path) -> Any:  # noqa: ANN401
     """Base and adapter as PEFT loads them."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return PeftModel.from_pretrained(verify.load(folder), str(peft)).eval()
+        return PeftModel.from_pretrained(load_model(folder), str(peft)).eval()
 
 
 def quiet(options: MergeOptions) -> int:
@@ -145,11 +146,13 @@ def test_the_dtype_is_as_asked_and_costs_no_more_than_rounding(
 
 def test_a_model_that_sees_gets_the_adapter_of_its_language_model(tmp_path: Path) -> None:
     folder = tiny.save("gemma3-sees", tmp_path / "base")
-    text = [name for name in shards.Weights(folder).shapes if "language_model" in name and "q_proj.weight" in name]
-    wide = shards.Weights(folder).shapes[text[0]]
+    with shards.opened(folder) as weights:
+        shapes = {name: each.get_shape() for name, each in weights.items()}
+    text = [name for name in shapes if "language_model" in name and "q_proj.weight" in name]
+    wide = shapes[text[0]]
     module = f"model.layers.0.{text[0].split('layers.0.')[1]}".removesuffix(".weight")
     lora = {module: adapter.Lora(np.ones((2, wide[1])), np.ones((wide[0], 2)), 1.0)}
-    assert adapter.fit(lora, shards.Weights(folder).shapes).keys() == {text[0]}
+    assert adapter.fit(lora, shapes).keys() == {text[0]}
 
 
 def test_a_merge_stays_within_its_memory(tmp_path: Path) -> None:
@@ -315,7 +318,7 @@ def test_other_families_keep_their_rows_as_they_are(tmp_path: Path, name: str) -
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         lora = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False)
-        model: Any = get_peft_model(verify.load(base), lora)
+        model: Any = get_peft_model(load_model(base), lora)
         model.save_pretrained(str(tmp_path / "adapter"))
     gguf_merge.merge(base, tmp_path / "adapter", tmp_path / "out.gguf", kind="F32")
     with torch.no_grad():
@@ -487,7 +490,7 @@ def test_a_copy_that_holds_something_else_is_an_exit_code(
 
     def other(folder: Path, out: Path, precision: str, **how: Any) -> Any:  # noqa: ANN401
         real(folder, out, precision, **how)
-        return verify.load(base)
+        return load_model(base)
 
     monkeypatch.setattr(quantized, "write", other)
     options = MergeOptions(str(base), trained, tmp_path / "out", copies=("4bit",))

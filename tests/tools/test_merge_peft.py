@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM
 from router_backend.checkpoints import adapter
 from router_backend.errors import CandidateError
 from router_backend.settings import load_settings
+from router_tools.base import load_model
 from router_tools.merge import MergeOptions, merge, quantized, verify
 from tests.fakes import gguf_base, tiny
 from tests.tools import test_merge
@@ -127,15 +128,15 @@ def quiet(options: MergeOptions) -> int:
 def test_it_is_merged_as_peft_merges_it(base: Path, base_gguf: Path, tmp_path: Path, kind: str) -> None:
     """Into a folder, a GGUF and a copy in 4 bits: the logits are those of PEFT's own result, within 1e-3."""
     wanted = train(base, tmp_path / "adapter", **MERGED[kind]).merge_and_unload()
-    assert differ(wanted, verify.load(base)) > 0.02, "the adapter does something"
+    assert differ(wanted, load_model(base)) > 0.02, "the adapter does something"
     out = tmp_path / "out"
     assert quiet(MergeOptions(str(base), tmp_path / "adapter", out, dtype="fp32", copies=("4bit",))) == 0
-    assert differ(verify.load(out), wanted) < 1e-3
+    assert differ(load_model(out), wanted) < 1e-3
     assert quiet(MergeOptions(str(base_gguf), tmp_path / "adapter", tmp_path / "out.gguf", gguf="F32")) == 0
-    assert differ(verify.load(tmp_path / "out.gguf"), wanted) < 1e-3
+    assert differ(load_model(tmp_path / "out.gguf"), wanted) < 1e-3
     wanted.save_pretrained(tmp_path / "peft")
     four = quantized.write(tmp_path / "peft", tmp_path / "peft-4bit", "4bit", shard_bytes=1 << 30)
-    assert differ(verify.load(tmp_path / "out-4bit"), four) < 1e-3
+    assert differ(load_model(tmp_path / "out-4bit"), four) < 1e-3
 
 
 @pytest.mark.parametrize("kind", [*REFUSED, *CONFIG_ONLY])
@@ -160,7 +161,7 @@ def test_the_head_is_merged_where_it_is_a_tensor_of_its_own(tmp_path: Path) -> N
         quiet(MergeOptions(str(folder), tmp_path / "adapter", tmp_path / "out", dtype="fp32"))
     _drop(tmp_path / "adapter", "base_layer")
     assert quiet(MergeOptions(str(folder), tmp_path / "adapter", tmp_path / "out", dtype="fp32")) == 0
-    assert differ(verify.load(tmp_path / "out"), wanted) < 1e-3
+    assert differ(load_model(tmp_path / "out"), wanted) < 1e-3
 
 
 def test_tied_embeddings_are_refused_also_without_the_base_s_own_head(
@@ -185,7 +186,7 @@ def test_an_adapter_of_any_dtype_is_read_as_peft_reads_it(base: Path, tmp_path: 
     weights = load_file(tmp_path / "adapter" / adapter.ADAPTER)
     save_file({key: value.to(dtype) for key, value in weights.items()}, tmp_path / "adapter" / adapter.ADAPTER)
     assert quiet(MergeOptions(str(base), tmp_path / "adapter", tmp_path / "out", dtype="fp32")) == 0
-    assert differ(verify.load(tmp_path / "out"), test_merge.with_peft(base, tmp_path / "adapter")) < 1e-3
+    assert differ(load_model(tmp_path / "out"), test_merge.with_peft(base, tmp_path / "adapter")) < 1e-3
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
