@@ -25,9 +25,8 @@ from rich.console import Console
 
 from router_backend.client import RouterClient
 from router_tools.evaluate.predictions import Prediction, Store, predict_all, predict_with
-from router_tools.evaluate.results import Evaluation, ScoredRow, score
+from router_tools.evaluate.results import Evaluation, ScoredRow, load_thresholds, score
 from router_tools.evaluate.rows import GoldRow, read_gold
-from router_tools.evaluate.thresholds import load_thresholds
 
 TOOLS = ("/general-search", "/math", "/code")
 HEADER = (

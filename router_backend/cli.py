@@ -192,7 +192,6 @@ def evaluate(
     """Score a router on a benchmark file; exit code 1 when a threshold fails."""
     from router_tools.evaluate import EvaluateOptions
     from router_tools.evaluate import evaluate as run
-    from router_tools.evaluate.local import predictor
 
     options = EvaluateOptions(
         gold=gold,
@@ -211,10 +210,7 @@ def evaluate(
         thresholds=thresholds,
         concurrency=concurrency,
     )
-    if candidate is None:
-        return run(options)
-    with predictor(candidate, options) as predict:
-        return run(options, predict)
+    return run(options)
 
 
 @app.command()

@@ -57,10 +57,9 @@ def benchmark_tab(backend: Backend) -> None:
     async def on_run(
         rows: str | None, answers: str | None, first: float, tokens: float, temperature: float
     ) -> AsyncIterator[News]:
-        from router_tools.evaluate.results import Evaluation, score
+        from router_tools.evaluate.results import Evaluation, load_thresholds, score
         from router_tools.evaluate.rows import BUNDLED, read_gold
         from router_tools.evaluate.run import MISSING
-        from router_tools.evaluate.thresholds import load_thresholds
 
         yield run.begun()
         try:

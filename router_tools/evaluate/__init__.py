@@ -3,8 +3,7 @@
 gold rows → predictions (asked for, and kept as they come) → figures a row → means a bucket → thresholds → reports
 """
 
-from router_tools.evaluate.metrics import score_row
 from router_tools.evaluate.predictions import Prediction
 from router_tools.evaluate.run import EvaluateOptions, evaluate
 
-__all__ = ["EvaluateOptions", "Prediction", "evaluate", "score_row"]
+__all__ = ["EvaluateOptions", "Prediction", "evaluate"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import aclosing, closing, contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -14,10 +14,9 @@ from router_backend.engines.base import Engine
 from router_backend.service.loader import Loader
 from router_backend.service.once import load_with
 from router_backend.settings import Settings, check_name, load_settings
-from router_backend.types import Chunk, GenerateRequest, SamplingParams
+from router_backend.types import Chunk, GenerateRequest, Output, SamplingParams
 from router_tools.evaluate.confidence import odds_of
-from router_tools.evaluate.predictions import Prediction
-from router_tools.evaluate.run import EvaluateOptions
+from router_tools.evaluate.predictions import Predict, Prediction
 
 
 class Local:
@@ -61,17 +60,18 @@ class Local:
 
 
 @contextmanager
-def predictor(candidate: str, options: EvaluateOptions) -> Iterator[Callable[[str], Prediction]]:
+def predictor(
+    candidate: str, slots: int, *, output: Output, max_new_tokens: int, temperature: float, seed: int
+) -> Iterator[Predict]:
     """A function from prompt to prediction on a checkpoint of this machine, loaded at its first call; for threads.
 
     The function raises LoadError where the checkpoint does not load.
     """
-    with closing(Local(candidate, options.concurrency)) as local:
-        top_p = local.settings.default_top_p
-        sampling = SamplingParams(options.max_new_tokens, options.temperature, top_p, options.seed)
+    with closing(Local(candidate, slots)) as local:
+        sampling = SamplingParams(max_new_tokens, temperature, local.settings.default_top_p, seed)
 
         def predict(prompt: str) -> Prediction:
-            pieces = local.ask(GenerateRequest("evaluate", prompt, sampling, output=options.output))
+            pieces = local.ask(GenerateRequest("evaluate", prompt, sampling, output=output))
             last = pieces[-1]
             return Prediction(
                 text="".join(chunk.text for chunk in pieces),

@@ -87,7 +87,6 @@ def score_row(
 
 
 def buckets_of(gold: dict[str, Any]) -> tuple[str, ...]:
-    """The buckets that a gold plan belongs to."""
     keys = part(gold, "metrics").keys()
     route = route_of(gold)
     belongs = {

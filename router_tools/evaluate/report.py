@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
@@ -18,7 +19,6 @@ from router_backend.plan.prompt import INSTRUCTIONS
 from router_tools.evaluate.metrics import METRICS, quality, route_of
 from router_tools.evaluate.predictions import Prediction
 from router_tools.evaluate.results import Evaluation
-from router_tools.evaluate.thresholds import Verdict
 
 PAGE = Path(__file__).with_name("report.html")
 WORST = 20
@@ -30,7 +30,6 @@ _Bar = tuple[str, int, float]  # what it stands for, how many rows, its share of
 
 def show(result: Evaluation, console: Console) -> None:
     """A table for each bucket: every figure for `overall`, elsewhere those with a threshold and the two beside them."""
-    limits = _limits(result)
     for bucket, figures in result.buckets.items():
         if not figures.rows:
             console.print(f"{bucket}: no rows", style="dim", highlight=False)
@@ -39,9 +38,8 @@ def show(result: Evaluation, console: Console) -> None:
         for title in ("metric", "value", "threshold", ""):
             table.add_column(title, justify="right" if title != "metric" else "left")
         for metric, value in figures.scores.items():
-            verdicts = limits.get((bucket, metric), [])
-            if verdicts or bucket == "overall" or metric in _ALWAYS_SHOWN:
-                limit, word = _judged(verdicts)
+            limit, word = _judged(result, bucket, metric)
+            if word or bucket == "overall" or metric in _ALWAYS_SHOWN:
                 style = "bold red" if word == "FAIL" else "green"
                 table.add_row(metric, f"{value:.4f}", limit, Text(word, style))
         console.print(table)
@@ -57,7 +55,6 @@ def show(result: Evaluation, console: Console) -> None:
 
 
 def write(result: Evaluation, folder: Path) -> None:
-    """`scores.json` and `report.html`."""
     scores = json.dumps(as_json(result), indent=2) + "\n"
     (folder / "scores.json").write_text(scores, encoding="ascii")
     # A lone surrogate in an answer has no bytes.
@@ -89,7 +86,6 @@ def as_json(result: Evaluation) -> dict[str, object]:
 
 def as_html(result: Evaluation) -> str:
     """One page that needs nothing but itself."""
-    limits = _limits(result)
     pairs = Counter((_route(row.gold.plan), _route(row.predicted)) for row in result.rows)
     rows = sorted(result.rows, key=lambda row: (quality(row.scores), row.gold.line))
     page = Environment(autoescape=True, undefined=StrictUndefined).from_string(PAGE.read_text("utf-8"))
@@ -97,7 +93,7 @@ def as_html(result: Evaluation) -> str:
         result=result,
         failed=sum(verdict.passed is False for verdict in result.verdicts),
         metrics=[name for name in METRICS if any(name in figures.scores for figures in result.buckets.values())],
-        judged=lambda bucket, metric: _judged(limits.get((bucket, metric), [])),
+        judged=partial(_judged, result),
         charts=[chart for chart in _charts([row.prediction for row in result.rows]) if chart[2]],
         routes=[(pair, count) for pair, count in pairs.most_common() if pair[0] != pair[1]][:WORST],
         worst=[row for row in rows if row.findings or quality(row.scores) < 1][:WORST],
@@ -146,14 +142,8 @@ def _bars(values: Sequence[int]) -> list[_Bar]:
     ]
 
 
-def _limits(result: Evaluation) -> dict[tuple[str, str], list[Verdict]]:
-    found: dict[tuple[str, str], list[Verdict]] = {}
-    for verdict in result.verdicts:
-        found.setdefault((verdict.threshold.bucket, verdict.threshold.metric), []).append(verdict)
-    return found
-
-
-def _judged(verdicts: Sequence[Verdict]) -> tuple[str, str]:
-    """The limits, and whether they are kept."""
+def _judged(result: Evaluation, bucket: str, metric: str) -> tuple[str, str]:
+    """The limits of a figure, and whether they are kept; both empty where it has none."""
+    verdicts = [each for each in result.verdicts if each.threshold.bucket == bucket and each.threshold.metric == metric]
     word = ("pass" if all(verdict.passed for verdict in verdicts) else "FAIL") if verdicts else ""
     return " ".join(str(each.threshold) for each in verdicts), word

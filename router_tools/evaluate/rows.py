@@ -25,7 +25,6 @@ class GoldRow:
 
     @property
     def first(self) -> str:
-        """The tool of the first step."""
         return str(route_of(self.plan)[0])
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -15,12 +15,12 @@ from router_backend.errors import InvalidRequest, RouterError
 from router_backend.types import Output
 from router_tools.base import writable
 from router_tools.evaluate import report
+from router_tools.evaluate.local import predictor
 from router_tools.evaluate.predictions import Predict, Prediction, Store, predict_all, predict_with, read_predictions
-from router_tools.evaluate.results import Evaluation, score
+from router_tools.evaluate.results import Evaluation, load_thresholds, score
 from router_tools.evaluate.rows import GoldRow, read_gold
-from router_tools.evaluate.thresholds import load_thresholds
 
-LARGEST_CONCURRENCY = 256
+_TIMEOUT, _RETRIES = 300.0, 5  # seconds for one answer of a URL; of its answers 429 and 503
 MISSING = Prediction(error="there is no prediction for this prompt")
 
 
@@ -31,16 +31,10 @@ class EvaluateOptions:
     Attributes:
         gold: JSONL rows `{"prompt", "completion"}`.
         out: folder for predictions.jsonl, scores.json and report.html.
-        url: a deployed router.
-        candidate: the name of what the function handed to `evaluate` runs.
         predictions: JSONL rows `{"prompt", "text"}`, to score only.
-        limit: the first rows only.
         tools: the specialists that `rules_ok` knows.
         lenient: reads a plan out of prose and fences too; `json_valid` stays strict.
-        thresholds: a JSON file instead of the packaged one.
         concurrency: prompts in flight at once.
-        timeout: seconds for one answer of the URL.
-        retries: of answers 429 and 503.
     """
 
     gold: Path
@@ -58,15 +52,13 @@ class EvaluateOptions:
     lenient: bool = False
     thresholds: Path | None = None
     concurrency: int = 1
-    timeout: float = 300.0
-    retries: int = 5
 
 
 def evaluate(options: EvaluateOptions, predict: Predict | None = None, *, console: Console | None = None) -> int:
     """Predicts (or goes on predicting), scores, prints, and writes `scores.json` and `report.html`.
 
     Args:
-        predict: answers a prompt in this process, for `candidate`; called from `concurrency` threads.
+        predict: answers a prompt in the place of `candidate`; called from `concurrency` threads.
 
     Returns:
         0: every threshold holds. 1: one does not.
@@ -75,7 +67,8 @@ def evaluate(options: EvaluateOptions, predict: Predict | None = None, *, consol
         RouterError: wrong usage, or the predictions could not be had.
     """
     console = console or Console()
-    _check(options, predict)
+    if sum(each is not None for each in (options.url, options.candidate, options.predictions)) != 1:
+        raise InvalidRequest("give one of url, candidate and predictions")
     thresholds = load_thresholds(options.thresholds)
     gold = read_gold(options.gold, options.limit)
     writable(options.out)
@@ -91,25 +84,6 @@ def evaluate(options: EvaluateOptions, predict: Predict | None = None, *, consol
     return int(not result.passed)
 
 
-def _check(options: EvaluateOptions, predict: Predict | None) -> None:
-    given = [each for each in (options.url, options.candidate, options.predictions) if each]
-    if len(given) != 1:
-        raise InvalidRequest("give one of url, candidate and predictions")
-    if (predict is None) != (options.candidate is None):
-        raise InvalidRequest("a candidate and its predict function go together")
-    limits: dict[str, tuple[float, float]] = {
-        **dict.fromkeys(("limit", "max_new_tokens"), (1, math.inf)),
-        **dict.fromkeys(("seed", "retries"), (0, math.inf)),
-        "concurrency": (1, LARGEST_CONCURRENCY),
-        "temperature": (0, 2),
-    }
-    for name, (least, most) in limits.items():
-        if (value := getattr(options, name)) is not None and not least <= value <= most:
-            raise InvalidRequest(f"{name} is {value}; it must be from {least} to {most}")
-    if not (options.timeout > 0 and math.isfinite(options.timeout)):
-        raise InvalidRequest(f"timeout is {options.timeout}; it must be a time in seconds")
-
-
 def _predict(
     options: EvaluateOptions, gold: Sequence[GoldRow], predict: Predict | None, console: Console
 ) -> tuple[str, dict[str, object], dict[str, Prediction]]:
@@ -120,15 +94,17 @@ def _predict(
             raise InvalidRequest(f"{options.predictions} has none of the prompts of {options.gold}")
         return str(options.predictions), {}, predictions
     names = ("max_new_tokens", "temperature", "seed", "output")
-    fields: dict[str, object] = {name: getattr(options, name) for name in names}
+    fields: dict[str, Any] = {name: getattr(options, name) for name in names}
     with ExitStack() as stack:
-        source = str(options.candidate)
-        if predict is None:
+        if options.url is not None:
             try:
-                client = RouterClient(str(options.url), options.api_key, options.timeout, options.retries)
+                client = stack.enter_context(RouterClient(options.url, options.api_key, _TIMEOUT, _RETRIES))
             except ValueError as error:
                 raise InvalidRequest(str(error)) from None
-            source, predict = stack.enter_context(client).url, predict_with(client, fields)
+            source, predict = client.url, predict_with(client, fields)
+        else:
+            source = str(options.candidate)
+            predict = predict or stack.enter_context(predictor(source, options.concurrency, **fields))
         store = Store(options.out / "predictions.jsonl")
         how = {"source": source, **fields}
         prompts = [row.prompt for row in gold]
