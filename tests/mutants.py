@@ -480,7 +480,7 @@ MUTANTS = (
     ),
     _mutant(
         *(26, "code of a checkpoint is not even fetched", "_Repository.download"),
-        *('(*_BESIDE_WEIGHTS, ".py") if settings.trust_remote_code else _BESIDE_WEIGHTS', '(*_BESIDE_WEIGHTS, ".py")'),
+        *('(*BESIDE_WEIGHTS, ".py") if settings.trust_remote_code else BESIDE_WEIGHTS', '(*BESIDE_WEIGHTS, ".py")'),
         "checkpoints/test_hub.py::test_row_26_only_what_is_needed_is_fetched_and_it_is_whole",
     ),
     _mutant(

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from router_backend.errors import CandidateError
 
 INDEX = "model.safetensors.index.json"
+BESIDE_WEIGHTS = (".json", ".jinja", ".txt", ".model")  # config, tokenizer, chat template
 _SINGLE = "model.safetensors"
 _FIRST_READ = 1 << 17  # most headers are smaller
 _LONGEST_HEADER = 100_000_000  # the format's own limit
@@ -204,10 +205,8 @@ def _is_linear(name: str, shape: Sequence[int]) -> bool:
 
 
 def _section(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    section = next(
-        (config[name] for name in ("quantization_config", "compression_config") if config.get(name) is not None), None
-    )
-    return section if isinstance(section, Mapping) else None
+    sections = config.get("quantization_config"), config.get("compression_config")
+    return next((each for each in sections if isinstance(each, Mapping)), None)
 
 
 def _bits(section: Mapping[str, Any] | None) -> int:

@@ -122,7 +122,7 @@ def tensor_names(reader: GGUFReader) -> gguf.TensorNameMap:
 
 
 def _architecture(reader: GGUFReader) -> str:
-    arch = str(_value(reader, "general.architecture"))
+    arch = str(reader.fields["general.architecture"].contents())
     if arch not in ARCHITECTURES:
         raise CandidateError(
             f"a GGUF of the architecture {arch} cannot be merged, only {', '.join(ARCHITECTURES)}: merge into the "
@@ -178,12 +178,8 @@ def _tensors(
             yield tensor.name, data, kind
 
 
-def _value(reader: GGUFReader, name: str) -> object:
-    return reader.fields[name].contents()
-
-
 def _number(reader: GGUFReader, name: str, default: int | None = None) -> int:
-    value = _value(reader, name) if name in reader.fields or default is None else default
+    value = reader.fields[name].contents() if name in reader.fields or default is None else default
     if not isinstance(value, int):
         raise CandidateError(f"the base's {name} is not a number")
     return value

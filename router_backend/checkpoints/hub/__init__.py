@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import RevisionResolutionError
 
 from router_backend.checkpoints.description import (
+    BESIDE_WEIGHTS,
     Checkpoint,
     Folder,
     Source,
@@ -27,7 +29,6 @@ from router_backend.errors import CandidateError
 from router_backend.settings import Settings
 
 _log = logging.getLogger(__name__)
-_BESIDE_WEIGHTS = (".json", ".jinja", ".txt", ".model")  # config, tokenizer, chat template
 _REPO = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 _PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 
@@ -96,31 +97,37 @@ class Hub:
         inside = filter(None, (candidate.folder, candidate.revision))
         if any(map(leaves_its_folder, inside)) or not _REPO.fullmatch(candidate.repo):
             raise CandidateError(f"{candidate.name} is no name of a repository: write owner/name")
-        pinned = COMMIT.fullmatch(candidate.revision or "") is not None
-        if pinned and self._trouble(candidate, cached := _cached(candidate)) is None and cached:
-            return cached
+        if COMMIT.fullmatch(candidate.revision or ""):
+            with suppress(CandidateError):
+                return self._cached(candidate)
         if self._unreachable is None:
             try:
                 commit, files = self._api.listing(candidate)
                 return _Repository(self._api, candidate, commit, files)
             except Unreachable as error:
                 self._unreachable = error.message
-        cached = _cached(candidate)
-        if trouble := self._trouble(candidate, cached):
-            raise CandidateError(f"{self._unreachable}, and {trouble}")
-        assert cached is not None
+        try:
+            cached = self._cached(candidate)
+        except CandidateError as error:
+            raise CandidateError(f"{self._unreachable}, and {error.message}") from None
         _log.info("%s is taken from the cache", candidate.name, extra={"reason": self._unreachable})
         return cached
 
-    def _trouble(self, candidate: Candidate, cached: Folder | None) -> str | None:
-        """Why a cached copy cannot be used."""
-        if cached is None:
-            return f"{candidate.name} is not in the cache"
+    def _cached(self, candidate: Candidate) -> Folder:
+        """The copy in the cache: of a branch the commit that was fetched last. Raises CandidateError."""
+        revision, place = candidate.revision or constants.DEFAULT_REVISION, None
+        with suppress(RevisionResolutionError):
+            commit = HfApi().resolve_revision(candidate.repo, revision=revision, local_files_only=True).resolved
+            place = Download(candidate, commit, ()).snapshot / candidate.folder
+        if place is None or not place.is_dir():
+            raise CandidateError(f"{candidate.name} is not in the cache")
+        cached = Folder(place, nested=True)
         try:
             self._known(candidate, cached)
         except CandidateError as error:
-            return f"the copy of {candidate.name} in the cache cannot be used: {error.message}"
-        return None
+            said = f"the copy of {candidate.name} in the cache cannot be used: {error.message}"
+            raise CandidateError(said) from None
+        return cached
 
 
 class _Repository:
@@ -155,7 +162,7 @@ class _Repository:
             names = _parts(self.candidate, self.sizes)
         else:
             read_config(self, trust_remote_code=settings.trust_remote_code)
-            kinds = (*_BESIDE_WEIGHTS, ".py") if settings.trust_remote_code else _BESIDE_WEIGHTS
+            kinds = (*BESIDE_WEIGHTS, ".py") if settings.trust_remote_code else BESIDE_WEIGHTS
             names = [name for name in self.sizes if "/" not in name and name.endswith(kinds)]
             names += weight_files(self)
         wanted = [self._folder + name for name in names]
@@ -171,17 +178,6 @@ class _Repository:
 def _tokenizer(names: Iterable[str], folder: str) -> list[str]:
     """Those of a tokenizer in a folder, whose name ends with a slash or is empty."""
     return [name for name in names if name.startswith(folder) and is_tokenizer(name.removeprefix(folder))]
-
-
-def _cached(candidate: Candidate) -> Folder | None:
-    """What the cache has of a revision, complete or not: of a branch the commit that was fetched last."""
-    revision = candidate.revision or constants.DEFAULT_REVISION
-    try:
-        commit = HfApi().resolve_revision(candidate.repo, revision=revision, local_files_only=True).resolved
-    except RevisionResolutionError:
-        return None
-    place = Download(candidate, commit, ()).snapshot / candidate.folder
-    return Folder(place, nested=True) if place.is_dir() else None
 
 
 def _parts(candidate: Candidate, names: Iterable[str]) -> list[str]:

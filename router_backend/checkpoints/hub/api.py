@@ -53,20 +53,22 @@ class Patience:
         self._seconds = seconds
         self._most, self._since, self._pause = 0, time.monotonic(), 0.5
 
-    @property
-    def rewarded(self) -> bool:
-        return self._most > 0
-
     def reached(self, count: int) -> None:
         """So many bytes are there. Fewer than before, after a new beginning, are nothing new."""
         if count > self._most:
             self._most, self._since, self._pause = count, time.monotonic(), 0.5
 
-    def wait(self, seconds: float | None) -> bool:
-        """Waits before the next try, longer each time unless told how long. False, at once, where that is too long."""
+    def wait(self, trouble: Trouble) -> bool:
+        """Waits before the next try, longer each time unless told how long. False, at once, where that cannot help.
+
+        A hub that cannot be reached is waited for only where it could be before.
+        """
+        may_pass = trouble.kind in ("silent", "broke off", "cut short")
+        may_pass |= trouble.kind == "refused" and trouble.status in _WORTH_A_RETRY
+        may_pass |= trouble.kind == "unreachable" and self._most > 0
         self._pause *= 2
-        pause = self._pause if seconds is None else seconds
-        if time.monotonic() - self._since + pause >= self._seconds:
+        pause = self._pause if trouble.retry_after is None else trouble.retry_after
+        if not may_pass or time.monotonic() - self._since + pause >= self._seconds:
             return False
         time.sleep(pause)
         return True
@@ -156,7 +158,7 @@ class HubApi:
                 return ask()
             except (httpx2.HTTPError, httpx2.InvalidURL, Trouble) as error:  # noqa: PERF203
                 trouble = Trouble.of(error)
-                if not (_may_pass(trouble, patience) and patience.wait(trouble.retry_after)):
+                if not patience.wait(trouble):
                     raise self.explained(candidate, trouble) from None
 
     def explained(self, candidate: Candidate, trouble: Trouble) -> CandidateError:
@@ -224,12 +226,3 @@ def leaves_its_folder(name: str) -> bool:
     """Whether a name out of a listing, read as a path here or on Windows, leads out of the folder that it is put in."""
     parts = re.split(r"[/\\]", name)
     return any(part in ("", ".", "..") or ":" in part or not part.isprintable() for part in parts)
-
-
-def _may_pass(trouble: Trouble, patience: Patience) -> bool:
-    """Whether asking again can help. A hub that cannot be reached is waited for only where it could be before."""
-    if trouble.kind == "refused":
-        return trouble.status in _WORTH_A_RETRY
-    if trouble.kind == "unreachable":
-        return patience.rewarded
-    return trouble.kind in ("silent", "broke off", "cut short")

@@ -6,7 +6,6 @@ is JSON: `[repo, commit, seconds of silence, [[name, etag], …]]`. It writes wh
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -24,6 +23,7 @@ from huggingface_hub import constants, hf_hub_download, set_client_factory
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import WeakFileLock, tqdm  # type: ignore[attr-defined] # exported lazily
+from huggingface_hub.utils.sha import git_hash, sha_fileobj
 
 _AT_ONCE = 8  # files, as in the library's own call for a repository
 _PLAIN = re.compile(r'(W/)?"?\w[\w.-]*"?')  # a hash or a tag that can be a file's name
@@ -160,12 +160,10 @@ def _fetch(repo: str, commit: str, name: str, etag: str, bar: type[tqdm]) -> Non
 
 def _is_right(place: Path, etag: str) -> bool:
     """Whether a file has the hash that the hub lists: over HTTP the library looks at its size alone."""
-    large = len(etag) == hashlib.sha256().digest_size * 2
-    digest = hashlib.sha256() if large else hashlib.sha1(b"blob %d\0" % place.stat().st_size, usedforsecurity=False)
+    if len(etag) == 40:  # git's, of a small file
+        return git_hash(place.read_bytes()) == etag
     with place.open("rb") as data:
-        while block := data.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest() == etag
+        return sha_fileobj(data).hex() == etag
 
 
 def _end(trouble: Trouble) -> NoReturn:
