@@ -72,10 +72,12 @@ class Adapter:
     """An adapter that can be merged.
 
     Attributes:
+        folder: where it is.
         layers: by the path of the module that each belongs to.
         knows_budgets: whether it was trained with the line of `plan.prompt.with_budget`.
     """
 
+    folder: Path
     layers: dict[str, Lora]
     knows_budgets: bool
 
@@ -97,7 +99,8 @@ def read(folder: Path) -> Adapter:
         raise CandidateError(f"{folder / ADAPTER_CONFIG} holds no JSON object")
     with explained(f"{folder / ADAPTER_CONFIG} holds a wrong value"):
         _refuse(config)
-        return Adapter(dict(_layers(config, {key: _numbers(key, each) for key, each in raw.items()})), knows_budgets)
+        tensors = {key: _numbers(key, each) for key, each in raw.items()}
+        return Adapter(folder, dict(_layers(config, tensors)), knows_budgets)
 
 
 def _no_adapter(folder: Path) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from router_backend.checkpoints.description import BESIDE_WEIGHTS
 from router_backend.engines.transformers.load import bitsandbytes
 from router_backend.errors import explained
 
@@ -43,6 +44,5 @@ def write(folder: Path, out: Path, precision: str, *, shard_bytes: int) -> Any: 
 
 def beside_weights(folder: Path) -> list[Path]:
     """Config, tokenizer, chat template: what belongs to a checkpoint beside its weights and its card."""
-    kept = (".json", ".jinja", ".txt", ".model")
-    found = (path for path in sorted(folder.iterdir()) if path.is_file() and path.suffix in kept)
+    found = (path for path in sorted(folder.iterdir()) if path.is_file() and path.suffix in BESIDE_WEIGHTS)
     return [path for path in found if not path.name.endswith(".index.json")]

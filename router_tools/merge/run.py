@@ -40,18 +40,13 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 @dataclass(frozen=True)
 class MergeOptions:
-    """What is merged, and what is made of it.
+    """What is merged, and what is made of it, as the help of the command has it.
 
     Attributes:
-        base: a folder of safetensors, a hub repo, a GGUF file, `repo:file.gguf` or `embedded`.
-        adapter: a folder with a LoRA adapter in PEFT's format.
-        out: the folder to make; or, out of a GGUF, a `.gguf` file.
-        dtype: of the weights: `bf16`, `fp16`, `fp32`; None: as in the base, and bf16 where that is a GGUF.
-        copies: `4bit`, `8bit`: quantised copies, in folders beside `out`.
-        gguf: the kind of a GGUF beside the weights, such as Q8_0.
+        dtype: of the weights; None: as in the base, and bf16 where that is a GGUF.
+        copies: quantised ones, in folders beside `out`, and pushed to repositories with `-4bit` or `-8bit` in the name.
         memory: bytes that weights may take at once.
         check: whether logits are compared.
-        push: the repository on a hub that it goes to; a copy goes to one of the same name with `-4bit` or `-8bit`.
     """
 
     base: str
@@ -79,53 +74,19 @@ def merge(options: MergeOptions, settings: Settings, say: Callable[[str], object
     disable_progress_bar()
     candidate = base.named("BASE", options.base, settings)
     _refuse_contradictions(options, candidate)
+    work = _Merge(options, settings, candidate, say)
+    base.writable(options.out.parent)
     try:
         if options.out.suffix == ".gguf":
-            return _merge_file(options, settings, candidate, say)
-        with _being_made(options.out) as new:
-            code = _Merge(options, settings, candidate, new, say).run()
+            work.gguf(options.gguf or "Q8_0", options.out)
+        else:
+            with _being_made(options.out) as new:
+                work.folder(new)
     except (OSError, SafetensorError) as error:
         raise CandidateError(f"the merge into {options.out} failed: {error}") from error
-    if options.push and code == 0:
-        _push(options, options.push, settings, say)
-    return code
-
-
-def _merge_file(options: MergeOptions, settings: Settings, candidate: Candidate, say: Callable[[str], object]) -> int:
-    """A GGUF out of a GGUF, with the base's metadata. Returns the exit code."""
-    found, kind = base.files(candidate, settings), options.gguf or "Q8_0"
-    digest = gguf_merge.merge(found, options.adapter, options.out, kind=kind)
-    say(f"{options.out}: SHA-256 {digest}")
-    return int(options.check and not _gguf_agrees(found, options.adapter, options.out, say))
-
-
-def _gguf_agrees(source: Path, folder: Path, made: Path, say: Callable[[str], object]) -> bool:
-    """Reads a merged GGUF back, and says how its logits differ from those of base and adapter."""
-    with explained(f"{made} cannot be compared with base and adapter"):
-        ids = verify.prompt_ids(made)
-        wanted = verify.gguf_logits(source, ids, adapter=(folder, adapter.read(folder).layers), rounded_as=made)
-        found = verify.agreement(verify.of(base.load_model(made), ids), wanted)
-    say(f"{made.name}, beside base and adapter rounded alike: {found}")
-    return _judge(found, verify.SAME_ROUNDING, say)
-
-
-def _judge(found: verify.Agreement, allowed: float, say: Callable[[str], object]) -> bool:
-    """Whether they differ by no more; what is not a number differs."""
-    if agree := found.difference <= allowed:
-        return agree
-    say(f"that is more than rounding explains ({allowed:.1%})")
-    return agree
-
-
-def _push(options: MergeOptions, repo: str, settings: Settings, say: Callable[[str], object]) -> None:
-    """Uploads the folder and its copies, each to a repository of its own. What is there already is not sent again."""
-    api = hub_access(settings)
-    made = {repo: options.out} | {f"{repo}-{each}": _beside(options.out, each) for each in options.copies}
-    for name, folder in made.items():
-        with refusals(f"{name} could not be pushed"):
-            api.create_repo(name, private=options.private, exist_ok=True)
-            done = api.upload_folder(repo_id=name, folder_path=folder, commit_message="A merged router checkpoint")
-        say(f"{name}: pushed, commit {done.oid[:12]}")
+    if options.push and not work.differs:
+        work.push(options.push)
+    return int(work.differs)
 
 
 def _refuse_contradictions(options: MergeOptions, candidate: Candidate) -> None:
@@ -147,10 +108,8 @@ def _refuse_contradictions(options: MergeOptions, candidate: Candidate) -> None:
     for place in (options.out, *(_beside(options.out, precision) for precision in options.copies)):
         if place.exists() and not (place.is_dir() and not any(place.iterdir())):
             raise InvalidRequest(f"{place} is there already: name another, or remove it")
-    adapter.read(options.adapter)
     if options.copies:
         import_module("bitsandbytes")  # told before the work where it is missing
-    base.writable(options.out.parent)
 
 
 def _beside(out: Path, precision: str) -> Path:
@@ -169,36 +128,59 @@ def _being_made(out: Path) -> Iterator[Path]:
 
 
 class _Merge:
-    """The steps of one merge into a folder, in order."""
+    """The steps of one merge, in order. `differs`: whether logits did, by more than rounding explains."""
 
     def __init__(
-        self, options: MergeOptions, settings: Settings, candidate: Candidate, out: Path, say: Callable[[str], object]
+        self, options: MergeOptions, settings: Settings, candidate: Candidate, say: Callable[[str], object]
     ) -> None:
-        self._options, self._settings, self._candidate, self._out, self._say = options, settings, candidate, out, say
+        self._options, self._settings, self._candidate, self._say = options, settings, candidate, say
         self._adapter = adapter.read(options.adapter)
         self._figures: list[tuple[str, str]] = []
-        self._differs = False
+        self.differs = False
         self._merged: torch.Tensor | None = None
         self._plain = candidate.kind in ("folder", "hub")
         self._dtype = DTYPES[options.dtype] if options.dtype else None if self._plain else torch.bfloat16
 
-    def run(self) -> int:
-        with self._base() as folder:
+    def folder(self, out: Path) -> None:
+        """A folder of safetensors, what belongs to it, and its copies."""
+        with self._base(out.parent) as folder:
             known = describe(Folder(folder))
             if known.quantized:
                 raise CandidateError(f"the base is quantised ({known.quantized}): merge into it as it was before")
             self._refuse_base(folder)
             self._refuse_full_disk(known)
-            self._weights(folder)
+            self._weights(folder, out)
             if self._options.check:
-                self._verify(folder)
+                self._verify(folder, out)
         if self._options.gguf:
-            self._gguf_beside(self._options.gguf)
+            self.gguf(self._options.gguf, out / f"{self._options.out.name}-{self._options.gguf}.gguf")
         for precision in self._options.copies:
-            self._copy(precision)
-        self._write_card(self._out, self._options.out.name, self._options.push)
-        self._say(f"{self._options.out}: {'merged, but see above' if self._differs else 'merged'}")
-        return int(self._differs)
+            self._copy(out, precision)
+        self._write_card(out, self._options.out.name, self._options.push)
+        self._say(f"{self._options.out}: {'merged, but see above' if self.differs else 'merged'}")
+
+    def gguf(self, kind: str, out: Path) -> None:
+        """A GGUF out of the GGUF base, with its metadata; it is read back and compared."""
+        source = base.files(self._candidate, self._settings)
+        digest = gguf_merge.merge(source, self._options.adapter, out, kind=kind)
+        self._figure("GGUF", f"`{out.name}`, {out.stat().st_size / 1e6:,.0f} MB, SHA-256 {digest}")
+        if self._options.check:
+            with explained(f"{out} cannot be compared with base and adapter"):
+                ids = verify.prompt_ids(out)
+                wanted = verify.gguf_logits(source, ids, self._adapter, rounded_as=out)
+                found = verify.agreement(verify.of(base.load_model(out), ids), wanted)
+            self._say(f"{out.name}, beside base and adapter rounded alike: {found}")
+            self._judge(found, verify.SAME_ROUNDING)
+
+    def push(self, repo: str) -> None:
+        """Uploads the folder and its copies, each to a repository of its own. What is there is not sent again."""
+        api, options = hub_access(self._settings), self._options
+        made = {repo: options.out} | {f"{repo}-{each}": _beside(options.out, each) for each in options.copies}
+        for name, folder in made.items():
+            with refusals(f"{name} could not be pushed"):
+                api.create_repo(name, private=options.private, exist_ok=True)
+                done = api.upload_folder(repo_id=name, folder_path=folder, commit_message="A merged router checkpoint")
+            self._say(f"{name}: pushed, commit {done.oid[:12]}")
 
     def _refuse_base(self, folder: Path) -> None:
         """Refuses a base that could not be read back, or that shares the head which the adapter changes.
@@ -225,66 +207,59 @@ class _Merge:
             raise CandidateError(f"{self._options.out.name} {short}: make room there, or name another place")
 
     @contextlib.contextmanager
-    def _base(self) -> Iterator[Path]:
+    def _base(self, beside: Path) -> Iterator[Path]:
         """A folder of safetensors. A GGUF becomes one for a while, in fp32: as a whole, so it has to fit in memory."""
         path = base.files(self._candidate, self._settings)
         if path.is_dir():
             yield path
             return
-        with tempfile.TemporaryDirectory(dir=self._out.parent) as folder:
+        with tempfile.TemporaryDirectory(dir=beside) as folder:
             with explained(f"{path.name} does not load as a base"):
                 model, tokenizer = base.load_model(path), base.load_tokenizer(path)
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
             yield Path(folder)
 
-    def _weights(self, base: Path) -> None:
+    def _weights(self, base: Path, out: Path) -> None:
         options, dtype = self._options, self._dtype
-        shards.write(base, self._out, self._adapter.layers, dtype=dtype, memory=options.memory, note=self._say)
+        shards.write(base, out, self._adapter.layers, dtype=dtype, memory=options.memory, note=self._say)
         above = (path for path in tokenizer_folder(base).iterdir() if is_tokenizer(path.name) and path.is_file())
         for path in (*quantized.beside_weights(base), *above):
-            shutil.copyfile(path, self._out / path.name)
+            shutil.copyfile(path, out / path.name)
         changes: dict[str, Any] = {"dtype": str(dtype).removeprefix("torch.")} if dtype else {}
         if self._adapter.knows_budgets:
             changes[BUDGET_KEY] = True
         config = json.loads((base / "config.json").read_text("utf-8"))
         if dtype:
             config.pop("torch_dtype", None)
-        (self._out / "config.json").write_text(json.dumps(config | changes, indent=2) + "\n", "utf-8")
+        (out / "config.json").write_text(json.dumps(config | changes, indent=2) + "\n", "utf-8")
         rank = max(lora.lower.shape[0] for lora in self._adapter.layers.values())
         kept = options.dtype or ("as in the base" if self._plain else "bf16")
         self._figure("weights", f"{kept}; {len(self._adapter.layers)} layers, rank {rank}")
 
-    def _verify(self, folder: Path) -> None:
-        memory, ids, read = self._options.memory, verify.prompt_ids(self._out), self._adapter.layers
+    def _verify(self, folder: Path, out: Path) -> None:
+        memory, ids = self._options.memory, verify.prompt_ids(out)
         with explained("base and adapter do not load together"):
-            together = verify.logits(folder, ids, memory=memory, adapter=(self._options.adapter, read))
-            self._merged = verify.logits(self._out, ids, memory=memory)
+            together = verify.logits(folder, ids, memory=memory, adapter=self._adapter)
+            self._merged = verify.logits(out, ids, memory=memory)
         found = verify.agreement(self._merged, together)
-        with shards.opened(self._out) as weights:
+        with shards.opened(out) as weights:
             kinds = {shards.DTYPES.get(each.get_dtype(), torch.float32) for each in weights.values()}
         allowed = max(verify.TOLERANCE[kind] for kind in kinds & verify.TOLERANCE.keys())
         self._figure("merged, beside base and adapter", str(found))
-        self._differs |= not _judge(found, allowed, self._say)
+        self._judge(found, allowed)
 
-    def _gguf_beside(self, kind: str) -> None:
-        found, made = base.files(self._candidate, self._settings), self._out / f"{self._options.out.name}-{kind}.gguf"
-        gguf_merge.merge(found, self._options.adapter, made, kind=kind)
-        self._figure("GGUF", f"`{made.name}`, {made.stat().st_size / 1e6:,.0f} MB")
-        if self._options.check:
-            self._differs |= not _gguf_agrees(found, self._options.adapter, made, self._say)
-
-    def _copy(self, precision: str) -> None:
+    def _copy(self, merged: Path, precision: str) -> None:
         place = _beside(self._options.out, precision)
         with _being_made(place) as new:
-            written = quantized.write(self._out, new, precision, shard_bytes=max(self._options.memory // 2, 1 << 20))
+            written = quantized.write(merged, new, precision, shard_bytes=max(self._options.memory // 2, 1 << 20))
             figures = [("quantised", f"{precision}, bitsandbytes")]
             if self._merged is not None:
                 ids = verify.prompt_ids(new)
                 with explained("the quantised copy does not load again"):
                     again = verify.logits(new, ids, memory=sys.maxsize)
                 figures.append(("the copy, beside what was merged", str(verify.agreement(again, self._merged))))
-                self._differs |= not _judge(verify.agreement(again, verify.of(written, ids)), verify.SAME, self._say)
+                self._judge(verify.agreement(again, verify.of(written, ids)), verify.SAME)
             push = f"{self._options.push}-{precision}" if self._options.push else None
             self._write_card(new, place.name, push, *figures)
         self._say(f"{place}: " + ", ".join(value for _, value in figures))
@@ -308,3 +283,9 @@ class _Merge:
     def _figure(self, name: str, value: str) -> None:
         self._figures.append((name, value))
         self._say(f"{name}: {value}")
+
+    def _judge(self, found: verify.Agreement, allowed: float) -> None:
+        """Notes where they differ by more than is allowed; what is not a number differs."""
+        if not found.difference <= allowed:
+            self._say(f"that is more than rounding explains ({allowed:.1%})")
+            self.differs = True

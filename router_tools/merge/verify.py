@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,7 @@ from peft import PeftConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 
-from router_backend.checkpoints.adapter import ADAPTER, Lora, fit
+from router_backend.checkpoints.adapter import ADAPTER, Adapter, fit
 from router_backend.checkpoints.gguf_merge import tensor_names
 from router_backend.errors import CandidateError, explained
 from router_backend.plan.prompt import router_prompt
@@ -74,19 +73,10 @@ def prompt_ids(place: Path) -> torch.Tensor:
 
 
 @torch.no_grad()
-def logits(
-    folder: Path, ids: torch.Tensor, *, memory: int, adapter: tuple[Path, Mapping[str, Lora]] | None = None
-) -> torch.Tensor:
-    """What the checkpoint computes for the tokens, in fp32; with an adapter beside it, unmerged, as PEFT reads it.
+def logits(folder: Path, ids: torch.Tensor, *, memory: int, adapter: Adapter | None = None) -> torch.Tensor:
+    """What the checkpoint computes for tokens, as `of`; with an adapter beside it, unmerged, as PEFT reads it.
 
     What does not fit into the memory stays in its files until it is its turn, which is slow.
-
-    Args:
-        ids: (prompts, tokens).
-        adapter: its folder, and its layers.
-
-    Returns:
-        (prompts, tokens, vocabulary)
 
     Raises:
         CandidateError: the adapter does not fit, or a token has no row in the embeddings.
@@ -96,29 +86,19 @@ def logits(
         if 2 * sum(path.stat().st_size for path in folder.glob("*.safetensors")) > memory:  # in fp32
             where = {"device_map": "auto", "max_memory": {"cpu": memory // 2}, "offload_folder": offload}
         model = load_model(folder, **where)
-        for name, layer in _as_peft_reads(model, *adapter).items() if adapter else ():
+        for name, layer in _as_peft_reads(model, adapter).items() if adapter else ():
             model.get_submodule(name).register_forward_hook(partial(_beside, layer))
         return of(model, ids)
 
 
 @torch.no_grad()
-def gguf_logits(
-    source: Path, ids: torch.Tensor, *, adapter: tuple[Path, Mapping[str, Lora]], rounded_as: Path
-) -> torch.Tensor:
-    """What a GGUF base and an adapter compute, merged by PEFT and rounded as the weights in another GGUF are.
+def gguf_logits(source: Path, ids: torch.Tensor, adapter: Adapter, *, rounded_as: Path) -> torch.Tensor:
+    """What a GGUF base and an adapter compute, as `of`, merged by PEFT and rounded as the same tensors in another GGUF.
 
     So a merged file can be held to what its own precision allows, whichever that is. It is all in memory, in fp32.
-
-    Args:
-        ids: (prompts, tokens).
-        adapter: its folder, and its layers.
-        rounded_as: the GGUF that holds the same tensors.
-
-    Returns:
-        (prompts, tokens, vocabulary)
     """
     model = load_model(source)
-    for name, layer in _as_peft_reads(model, *adapter).items():
+    for name, layer in _as_peft_reads(model, adapter).items():
         model.get_submodule(name).weight += layer.get_delta_weight("default")
     reader = GGUFReader(rounded_as)
     kinds = {tensor.name: tensor.tensor_type for tensor in reader.tensors}
@@ -131,7 +111,10 @@ def gguf_logits(
 
 
 def of(model: Any, ids: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
-    """A model's logits, (prompts, tokens, vocabulary). Raises CandidateError where a token has no row."""
+    """A model's logits for tokens (prompts, tokens), in fp32: (prompts, tokens, vocabulary).
+
+    Raises CandidateError where a token has no row.
+    """
     rows = model.get_input_embeddings().weight.shape[0]
     if int(ids.max()) >= rows:
         raise CandidateError(f"the tokenizer has a token {int(ids.max())}, and the embeddings only {rows} rows")
@@ -140,22 +123,23 @@ def of(model: Any, ids: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
     return found
 
 
-def _as_peft_reads(model: Any, folder: Path, layers: Mapping[str, Lora]) -> dict[str, LoraLayer]:  # noqa: ANN401
+def _as_peft_reads(model: Any, adapter: Adapter) -> dict[str, LoraLayer]:  # noqa: ANN401
     """PEFT's own layers by the model's module that each belongs to: PEFT reads config and tensors.
 
     They are made on an empty twin, so that a model whose weights are left in files stays as it is.
     """
     linear = {name: each for name, each in model.named_modules() if hasattr(each, "in_features")}
     shapes = {f"{name}.weight": (each.out_features, each.in_features) for name, each in linear.items()}
-    owners = {name.removesuffix(".weight"): own for name, own in zip(fit(layers, shapes), layers, strict=True)}
+    fitted = zip(fit(adapter.layers, shapes), adapter.layers, strict=True)
+    owners = {name.removesuffix(".weight"): own for name, own in fitted}
     with warnings.catch_warnings(), torch.device("meta"):
         warnings.simplefilter("ignore")  # PEFT's, of what it does itself, such as asking for a name that is to go
-        config: Any = PeftConfig.from_pretrained(str(folder))
+        config: Any = PeftConfig.from_pretrained(str(adapter.folder))
         config.target_modules, config.exclude_modules, config.layers_to_transform = set(owners), None, None
         config.init_lora_weights = True  # they are filled in; those that change the base are refused before
         twin = get_peft_model(type(model)(model.config), config)
     found = {name: each for name, each in twin.base_model.model.named_modules() if isinstance(each, LoraLayer)}
-    tensors = {key.removeprefix("base_model.model."): each for key, each in load_file(folder / ADAPTER).items()}
+    tensors = {key.removeprefix("base_model.model."): each for key, each in load_file(adapter.folder / ADAPTER).items()}
     for module, own in owners.items():
         for half in ("lora_A", "lora_B"):
             place = getattr(found[module], half)["default"]
