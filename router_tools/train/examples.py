@@ -52,7 +52,6 @@ class Examples:
 
     @property
     def end(self) -> int:
-        """The token that ends a plan."""
         return int(self._tokenizer.eos_token_id)
 
     def text(self, ids: Sequence[int]) -> str:
@@ -102,23 +101,6 @@ class Examples:
         return Example(ids, len(head)) if len(ids) <= self._longest else None
 
 
-def batches(examples: Examples, rows: Sequence[Row], *, size: int, seed: int, epoch: int) -> Iterator[list[Example]]:
-    """An epoch's batches: each row once, with a budget of its own, examples of similar length together.
-
-    The same for the same seed and epoch.
-    """
-    chance = random.Random(f"{seed}/{epoch}")  # noqa: S311 - nothing secret
-    order = list(rows)
-    chance.shuffle(order)
-    window = _WINDOW * size
-    for start in range(0, len(order), window):
-        drawn = [example for row in order[start : start + window] if (example := examples.draw(row, chance))]
-        drawn.sort(key=lambda example: len(example.ids))
-        made = [drawn[at : at + size] for at in range(0, len(drawn), size)]
-        chance.shuffle(made)
-        yield from made
-
-
 class Batches(IterableDataset[list[Example]]):
     """The batches of one epoch after the other, without end."""
 
@@ -127,8 +109,21 @@ class Batches(IterableDataset[list[Example]]):
         self._size, self._seed = size, seed
 
     def __iter__(self) -> Iterator[list[Example]]:
-        for epoch in count():
-            yield from batches(self._examples, self._rows, size=self._size, seed=self._seed, epoch=epoch)
+        for number in count():
+            yield from self.epoch(number)
+
+    def epoch(self, number: int) -> Iterator[list[Example]]:
+        """Each row once, with a budget of its own, examples of similar length together: the same for the same seed."""
+        chance = random.Random(f"{self._seed}/{number}")  # noqa: S311 - nothing secret
+        order, size = list(self._rows), self._size
+        chance.shuffle(order)
+        window = _WINDOW * size
+        for start in range(0, len(order), window):
+            drawn = [each for row in order[start : start + window] if (each := self._examples.draw(row, chance))]
+            drawn.sort(key=lambda example: len(example.ids))
+            made = [drawn[at : at + size] for at in range(0, len(drawn), size)]
+            chance.shuffle(made)
+            yield from made
 
 
 def collate(batch: Sequence[Example]) -> dict[str, torch.Tensor | int]:

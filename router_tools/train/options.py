@@ -14,20 +14,14 @@ _RECIPE = ("base", "tools", "batch", "accumulate", "rate", "warmup", "rank", "cl
 
 @dataclass(frozen=True, slots=True)
 class TrainOptions:
-    """A run.
+    """A run, as the help of the command has it; and what the command does not ask for.
 
     Attributes:
-        data, out: the rows; the folder for checkpoint, adapter, log and plot.
-        base: `embedded`, a GGUF file, a folder or a hub repo.
-        tools: the specialists that plans may use.
-        steps: optimiser steps; None where the time alone decides.
-        max_minutes: the run ends then, and its learning rate falls so as to be down by then; None: no limit.
-        batch, accumulate: examples in one pass; passes in one step.
-        rate, warmup, rank, clip: the peak learning rate and the steps up to it; the adapter; the gradient's norm.
+        steps, max_minutes: the run ends after one of them; by then its learning rate is down.
+        warmup, clip: steps up to the peak learning rate; the gradient's norm at most.
         validation: rows kept for validation; `glance` of them are used at intervals, all at the end.
-        every, checkpoint_minutes, sample_tokens: steps between validations; between checkpoints; length of the sample.
+        sample_tokens: length of the plan that is written at intervals.
         longest: tokens of prompt and plan; longer rows are left out.
-        threads: for the processor; None: as torch finds right.
     """
 
     data: Path

@@ -7,7 +7,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,30 +39,18 @@ class Row:
         return tuple(tool for step in self.plan["route_plan"] if (tool := tool_of(step)))
 
 
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """What a file holds: the rows, and how many were left out for which reason."""
-
-    kept: list[Row]
-    refused: Counter[str] = field(default_factory=Counter)
-
-
-def read_rows(path: Path, tools: Sequence[str]) -> Rows:
-    """Reads a JSON-lines file with `prompt` and `completion`.
+def read_rows(path: Path, tools: Sequence[str]) -> tuple[list[Row], Counter[str]]:
+    """The rows of a JSON-lines file with `prompt` and `completion`, and how many were left out for which reason.
 
     Raises:
         InvalidRequest: the file cannot be read, or not one row of it can be used.
     """
-    rows = Rows([])
-    for _, line in read_lines(path):
-        row = _row(line, tools)
-        if isinstance(row, Row):
-            rows.kept.append(row)
-        else:
-            rows.refused[row] += 1
-    if not rows.kept:
-        raise InvalidRequest(f"{path} has no row to train on: {dict(rows.refused)}")
-    return rows
+    read = [_row(line, tools) for _, line in read_lines(path)]
+    rows = [row for row in read if isinstance(row, Row)]
+    refused = Counter(reason for reason in read if isinstance(reason, str))
+    if not rows:
+        raise InvalidRequest(f"{path} has no row to train on: {dict(refused)}")
+    return rows, refused
 
 
 def split(rows: Sequence[Row], validation: int) -> tuple[list[Row], list[Row]]:

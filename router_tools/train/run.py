@@ -38,26 +38,27 @@ def train(options: TrainOptions, console: Console | None = None) -> int:
     torch.manual_seed(options.seed)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    rows = read_rows(options.data, options.tools)
+    rows, refused = read_rows(options.data, options.tools)
     checkpoint, place = _resumed(options) if options.resume else (None, Place())
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     half = has_bf16(device)
     writable(options.out)
     base, tokenizer = load_base(options.base, load_settings())
     examples = Examples(tokenizer, options.tools, options.longest)
-    fitting = [row for row in rows.kept if examples.reference(row)]
-    rows.refused["too long"] += len(rows.kept) - len(fitting)
+    fitting = [row for row in rows if examples.reference(row)]
+    refused["too long"] += len(rows) - len(fitting)
     learned, held_out = split(fitting, options.validation)
     kept = (json.dumps({"prompt": row.prompt, "completion": row.completion}, ensure_ascii=False) for row in held_out)
     (options.out / HELD_OUT).write_text("".join(f"{line}\n" for line in kept), "utf-8")
-    with Log(options.out / LOG, console or Console(stderr=True), fresh=not options.resume) as log:
+    with (options.out / LOG).open("a" if options.resume else "w", encoding="utf-8") as file:
+        log = Log(file, console or Console(stderr=True))
         model = with_adapter(base, options.rank, half=half)
         log.write(
             "start",
             **asdict(options),
             rows=len(learned),
             mended=sum(row.mended for row in fitting),
-            refused={reason: times for reason, times in rows.refused.items() if times},
+            refused={reason: times for reason, times in refused.items() if times},
             device=device.type,
             bf16=half,
             parameters=model.get_nb_trainable_parameters()[0],

@@ -158,8 +158,6 @@ class PlanTrainer(Trainer):  # type: ignore[misc]  # transformers is read as unt
 
 
 class _Turns(TrainerCallback):  # type: ignore[misc]
-    """What is to be done after a step."""
-
     def __init__(self, trainer: PlanTrainer, options: TrainOptions, log: Log, bar: Progress, asked: list[int]) -> None:
         self._trainer, self._options, self._log, self._bar, self._asked = trainer, options, log, bar, asked
         self._saved = time.monotonic()
@@ -171,7 +169,6 @@ class _Turns(TrainerCallback):  # type: ignore[misc]
         options = self._options
         self._seconds = time.monotonic() - self._began
         self._trainer.place.step = state.global_step
-        control.should_log = True
         control.should_evaluate = state.global_step % options.every == 0
         if self._trainer.share() >= 1 or self._asked:
             control.should_training_stop = True

@@ -27,7 +27,7 @@ from router_backend.errors import CandidateError, InvalidRequest
 from router_backend.plan.prompt import BUDGET_KEY
 from router_backend.settings import load_settings
 from router_tools.train import TrainOptions, train
-from router_tools.train.examples import CONTRACT, Example, Examples, batches, collate
+from router_tools.train.examples import CONTRACT, Batches, Example, Examples, collate
 from router_tools.train.model import load_base, with_adapter
 from router_tools.train.options import learning_rate
 from tests.tools.test_train_rows import TOOLS, reference_plan, row
@@ -286,7 +286,7 @@ def test_an_epoch_has_each_row_once_and_is_the_same_for_the_same_seed(base: Path
     rows = [row(seed) for seed in range(12)]
 
     def epoch(seed: int, number: int) -> list[list[Example]]:
-        return list(batches(examples, rows, size=3, seed=seed, epoch=number))
+        return list(Batches(examples, rows, size=3, seed=seed).epoch(number))
 
     made = epoch(0, 0)
     assert [len(batch) for batch in made] == [3, 3, 3, 3]

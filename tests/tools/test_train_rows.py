@@ -99,10 +99,10 @@ def test_bad_rows_are_counted_and_left_out_with_the_reason(tmp_path: Path) -> No
         "no JSON",
         "",
     ]
-    read = read_rows(write(tmp_path / "rows", *rows), TOOLS)
-    assert [each.plan for each in read.kept] == [good]
-    assert not read.kept[0].mended
-    assert read.refused == Counter(
+    kept, refused = read_rows(write(tmp_path / "rows", *rows), TOOLS)
+    assert [each.plan for each in kept] == [good]
+    assert not kept[0].mended
+    assert refused == Counter(
         {
             "no prompt and completion, or no JSON": 2,
             "schema: route_plan": 1,
@@ -117,7 +117,7 @@ def test_what_the_house_form_decides_is_mended(tmp_path: Path) -> None:
     plan["handoff_plan"] = "The router starts, then all is checked"
     plan["tags"] = ["Linear Algebra", "linear-algebra", "L2"]
     plan["todo_list"][-1] = "- [ ] Submit all for router QA."
-    (mended,) = read_rows(write(tmp_path / "rows", {"prompt": "p", "completion": to_text(plan)}), TOOLS).kept
+    (mended,), _ = read_rows(write(tmp_path / "rows", {"prompt": "p", "completion": to_text(plan)}), TOOLS)
     assert mended.mended
     assert validate(mended.plan, TOOLS)[1] == []
     assert mended.plan["tags"] == ["linear-algebra", "l2"]

@@ -118,7 +118,7 @@ def test_the_bundled_gold_rows_are_plans_that_keep_the_rules() -> None:
     assert {row.plan["difficulty"] for row in rows} == {"introductory", "intermediate", "advanced"}
     assert {tool for row in rows for tool in route_of(row.plan)} == set(TOOLS)
     assert [str(finding) for row in rows for finding in validate(row.plan, TOOLS)[1]] == []
-    assert len(read_rows(BUNDLED, TOOLS).kept) == 24
+    assert len(read_rows(BUNDLED, TOOLS)[0]) == 24
 
 
 # The tabs, with the real model
@@ -164,7 +164,7 @@ def test_a_plan_is_written_copied_judged_and_exported(page: Page, real: Served, 
     page.get_by_role("button", name="Save judgement").click()
     expect(page.locator("#export")).to_contain_text("1 rows for router-backend train")
     (tmp_path / "rows.jsonl").write_text(linked(page, "training.jsonl"), "utf-8")
-    (row,) = read_rows(tmp_path / "rows.jsonl", TOOLS).kept
+    (row,), _ = read_rows(tmp_path / "rows.jsonl", TOOLS)
     assert row.plan["tags"] == ["pendulum"] and "Context:\nThe angle is small." in row.prompt
     assert json.loads(linked(page, "history.jsonl"))["thumb"] == "good"
 
