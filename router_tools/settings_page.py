@@ -28,7 +28,6 @@ GROUPS = {
 
 
 def page() -> str:
-    """`docs/settings.md`."""
     return _filled("settings.md.jinja")
 
 
@@ -63,7 +62,6 @@ def _choices(field: FieldInfo) -> str:
 
 
 def main() -> None:
-    """Writes both files. Raises OSError."""
     for path, text in (("docs/settings.md", page()), (".env.example", example())):
         Path(path).write_text(text, encoding="utf-8")
 

@@ -190,10 +190,6 @@ def _there(value: T | None, what: str) -> T:
 
 
 def _object(reply: Reply, wrong: str) -> dict[str, Any]:
-    try:
-        value = reply.json()
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise ClientError(None, wrong)
+    value: dict[str, Any] = reply.json()
+    _must(isinstance(value, dict), wrong)
     return value

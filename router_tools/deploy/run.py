@@ -38,16 +38,10 @@ _VARIABLES = {"HF_TOKEN": "SPACE_HF_TOKEN"}
 
 @dataclass(frozen=True)
 class DeployOptions:
-    """What is deployed, and how.
+    """What is deployed, and how, as the help of the command has it.
 
     Attributes:
-        space: `owner/name`.
         root: the clone whose files go there.
-        dry_run: only show what would be changed.
-        wait: until it runs; then check it.
-        private: of a Space that is created. One that is there stays as it is.
-        all_secrets: set those anew that the Space has already.
-        timeout: seconds that are waited for.
         settle: seconds in which a hub may still show the state from before a change.
         poll: seconds between two looks.
     """
@@ -89,7 +83,7 @@ class _Deployment:
         given = {value for name in self._declared.secrets if (value := self._given(name))}
         self._hidden = {str(self._api.token), *settings.api_keys.values(), *given}
         self._secrets: dict[str, str] = {}
-        self._typed: dict[str, str] = {}
+        self._keys = settings.api_keys
         self._refused = False
 
     def run(self) -> int:
@@ -208,8 +202,8 @@ class _Deployment:
             return None
         asked: str = typer.prompt(f"{name} of the Space (Enter: none)", default="", hide_input=True, show_default=False)
         if name == "ROUTER_API_KEYS" and asked.strip():  # the Space would not start with what is none
-            self._typed = load_settings(router_api_keys=asked.strip()).api_keys
-            self._hidden.update(self._typed.values())
+            self._keys = load_settings(router_api_keys=asked.strip()).api_keys
+            self._hidden.update(self._keys.values())
         return asked.strip() or None
 
     def _given(self, name: str) -> str | None:
@@ -251,25 +245,22 @@ class _Deployment:
 
     def _await_model(self, url: str, key: str | None) -> dict[str, Any]:
         """`/health` when no model is being loaded any more: a fresh Space fetches its checkpoint first."""
-        deadline, told = time.monotonic() + self._options.timeout, False
+        deadline = time.monotonic() + self._options.timeout
         with RouterClient(url, key, timeout=30) as client:
-            while time.monotonic() < deadline:
-                try:
-                    health = client.health()
-                except ClientError:  # the checks say what is wrong
-                    break
-                if health["status"] != "loading":
-                    return health
-                if not told:
+            try:
+                health = client.health()
+                if health["status"] == "loading":
                     self._say(f"{self._space}: the checkpoint is being loaded")
-                told = True
-                time.sleep(self._options.poll)
-        return {}
+                while health["status"] == "loading" and time.monotonic() < deadline:
+                    time.sleep(self._options.poll)
+                    health = client.health()
+                return health
+            except ClientError:  # the checks say what is wrong
+                return {}
 
     def _key(self, *, private: bool) -> str | None:
         """A private Space is opened by the hub's token, which then takes the place of a key of ours."""
-        keys = self._typed or self._settings.api_keys
-        return str(self._api.token) if private else next(iter(keys.values()), None)
+        return str(self._api.token) if private else next(iter(self._keys.values()), None)
 
     def _show_logs(self, *, build: bool) -> None:
         try:
