@@ -55,8 +55,7 @@ def _is_wide(node: Node) -> bool:
     """Whether it holds every text, or every number."""
     if isinstance(node, nodes.Text):
         return node.least == 0 and node.most is None
-    bounds = (node.minimum, node.maximum, node.above, node.below) if isinstance(node, nodes.Number) else (0,)
-    return isinstance(node, nodes.Number) and not node.integer and bounds == (None,) * 4
+    return isinstance(node, nodes.Number) and not node.integer and node.keywords().keys() <= {"type", "multipleOf"}
 
 
 def _widest(kinds: Sequence[Node]) -> Sequence[Node]:
@@ -129,11 +128,9 @@ def _by_discriminator(objects: Sequence[nodes.Object]) -> list[nodes.Way]:
     if ways := _by_values(objects, {}):
         return ways
     openings = [_opening(each) for each in objects]
-    return [nodes.Way(_opening(each), each) for each in (objects if _differ(openings) else _by_own_fields(objects))]
-
-
-def _differ(openings: Sequence[str]) -> bool:
-    return "{" not in openings and len(set(openings)) == len(openings)
+    if "{" in openings or len(set(openings)) < len(openings):
+        objects = _by_own_fields(objects)
+    return [nodes.Way(_opening(each), each) for each in objects]
 
 
 def _by_values(objects: Sequence[nodes.Object], led: dict[str, str]) -> list[nodes.Way]:

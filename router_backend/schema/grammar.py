@@ -80,15 +80,8 @@ def key(taken: Sequence[str]) -> str:
 
 def number(node: Number, taken: Sequence[str] = ()) -> str:
     """A number, and what shows that it has ended; none of the `taken`, as far as a grammar can say it."""
-    bounds = {
-        "minimum": node.minimum,
-        "maximum": node.maximum,
-        "exclusiveMinimum": node.above,
-        "exclusiveMaximum": node.below,
-        "multipleOf": node.step,
-    }
-    known = {name: value for name, value in bounds.items() if value is not None}
-    if not known:
+    known = node.keywords()
+    if known.keys() == {"type"}:
         fraction = "" if node.integer else r"(\.[0-9]{1,6})?"
         body = f"/-?(0|[1-9][0-9]{{0,{_DIGITS - 1}}}){fraction}/{but(taken)}"
         return f"start: NUMBER END\nNUMBER: {body}\n{_END_OF_NUMBER}\n"
@@ -96,8 +89,7 @@ def number(node: Number, taken: Sequence[str] = ()) -> str:
         known["minimum"] = 1 - 10**_DIGITS
     if node.maximum is None and node.below is None:
         known["maximum"] = 10**_DIGITS - 1
-    kind = "integer" if node.integer else "number"
-    return f"start: number END\nnumber: %json {json.dumps({'type': kind, **known})}\n{_END_OF_NUMBER}\n"
+    return f"start: number END\nnumber: %json {json.dumps(known)}\n{_END_OF_NUMBER}\n"
 
 
 # Checkpoints know tokens of a quote or bracket and the character after it.

@@ -50,6 +50,18 @@ class Number(Node):
     below: float | None = None
     step: float | None = None
 
+    def keywords(self) -> dict[str, Any]:
+        """As JSON Schema writes it."""
+        bounds = {
+            "minimum": self.minimum,
+            "maximum": self.maximum,
+            "exclusiveMinimum": self.above,
+            "exclusiveMaximum": self.below,
+            "multipleOf": self.step,
+        }
+        kind = "integer" if self.integer else "number"
+        return {"type": kind, **{name: value for name, value in bounds.items() if value is not None}}
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Choice(Node):

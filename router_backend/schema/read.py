@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
 from itertools import count
@@ -257,9 +257,14 @@ class _Reader:
         if not isinstance(schema, dict):
             raise refused(where, "must be an object")
         said = _dated(schema)
-        for name, read in self._COMBINATIONS.items():
-            if name in said:
-                return read(self, said, where, depth)
+        if "$ref" in said:
+            return self._reference(said, where, depth)
+        if "allOf" in said:
+            return self._all_of(said, where, depth)
+        if "anyOf" in said or "oneOf" in said:
+            return self._any_of(said, where, depth)
+        if "enum" in said or "const" in said:
+            return self._enum(said, where)
         return self._typed(said, where, depth)
 
     def _reference(self, said: dict[str, Any], where: str, depth: int) -> Node:
@@ -319,7 +324,7 @@ class _Reader:
             return {}
         raise refused(where, "a $ref leads to itself" if isinstance(part, dict) else "must be an object")
 
-    def _enum(self, said: dict[str, Any], where: str, depth: int) -> Node:
+    def _enum(self, said: dict[str, Any], where: str) -> Node:
         options = said.get("enum", [said.get("const")])
         if not isinstance(options, list) or not options:
             raise refused(where, "enum must be a list that is not empty")
@@ -334,15 +339,6 @@ class _Reader:
         if not fitting:
             raise refused(where, "no value of its enum or const is as the rest of it asks")
         return nodes.Choice(tuple(dict.fromkeys(fitting)))
-
-    _COMBINATIONS: Mapping[str, Callable[[_Reader, dict[str, Any], str, int], Node]] = {
-        "$ref": _reference,
-        "allOf": _all_of,
-        "anyOf": _any_of,
-        "oneOf": _any_of,
-        "enum": _enum,
-        "const": _enum,
-    }
 
     def _typed(self, said: dict[str, Any], where: str, depth: int) -> Node:
         kind = said.pop("type", None)
@@ -361,9 +357,13 @@ class _Reader:
         _only(said, _OF_TYPES, where)
         if kind in _FEW:
             return nodes.Choice(_FEW[kind])
-        return self._KINDS[kind](self, said, where, depth)
+        if kind == "string":
+            return self._text(said, where)
+        if kind in ("number", "integer"):
+            return self._number(said, where, integer=kind == "integer")
+        return self._array(said, where, depth) if kind == "array" else self._object(said, where, depth)
 
-    def _text(self, said: dict[str, Any], where: str, depth: int) -> Node:
+    def _text(self, said: dict[str, Any], where: str) -> Node:
         least, most = _sizes(said, "minLength", "maxLength", where)
         if least > grammar.COUNTED:
             raise refused(where, f"minLength must be at most {grammar.COUNTED}")
@@ -402,19 +402,15 @@ class _Reader:
             )
         return nodes.Pattern(whole, example, least, most)
 
-    def _number(self, said: dict[str, Any], where: str, depth: int) -> Node:
+    def _number(self, said: dict[str, Any], where: str, *, integer: bool) -> Node:
         bounds = [_bound(said, name, where) for name in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")]
         step = said.get("multipleOf")
         if step is not None and (
             isinstance(step, bool) or not isinstance(step, int | float) or not 1e-6 <= step <= 1e6
         ):
             raise refused(where, "multipleOf must be a number between 0.000001 and 1000000")
-        return _with_example(replace(nodes.Number(False, "0", *bounds), step=step), where)
-
-    def _integer(self, said: dict[str, Any], where: str, depth: int) -> Node:
-        node = self._number(said, where, depth)
-        assert isinstance(node, nodes.Number)
-        return _with_example(nodes.Number(True, "0", *whole_bounds(node), step=node.step), where)
+        node = _with_example(replace(nodes.Number(False, "0", *bounds), step=step), where)
+        return _with_example(nodes.Number(True, "0", *whole_bounds(node), step=step), where) if integer else node
 
     def _array(self, said: dict[str, Any], where: str, depth: int) -> Node:
         least, most = _sizes(said, "minItems", "maxItems", where)
@@ -553,14 +549,6 @@ class _Reader:
             self._definitions[name] = nodes.Union((*scalars, nodes.Array(self._any), nodes.Object((), self._any)))
         return self._any
 
-    _KINDS: Mapping[str, Callable[[_Reader, dict[str, Any], str, int], Node]] = {
-        "string": _text,
-        "number": _number,
-        "integer": _integer,
-        "array": _array,
-        "object": _object,
-    }
-
 
 def _with_example(node: nodes.Number, where: str) -> nodes.Number:
     example = example_of(node)
@@ -616,14 +604,7 @@ def _so_many(node: nodes.Pattern, count: int) -> bool:
 
 def within(number: float, node: nodes.Number) -> bool:
     """Whether a number keeps the bounds."""
-    return (
-        (node.minimum is None or number >= node.minimum)
-        and (node.maximum is None or number <= node.maximum)
-        and (node.above is None or number > node.above)
-        and (node.below is None or number < node.below)
-        and (node.step is None or Decimal(str(number)) % Decimal(str(node.step)) == 0)
-        and (not node.integer or isinstance(number, int) or number.is_integer())
-    )
+    return jsonschema_rs.is_valid(node.keywords(), number)
 
 
 def _bound(said: Mapping[str, Any], name: str, where: str) -> float | None:

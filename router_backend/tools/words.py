@@ -9,9 +9,10 @@ from itertools import groupby
 from operator import attrgetter
 
 from router_backend.plan.prompt import is_routers_own, router_prompt
-from router_backend.types import Call, GenerateRequest, Tool, Turn
+from router_backend.types import GenerateRequest, Tool, Turn
 
 OPENS, CLOSES = "<tool_call>\n", "\n</tool_call>"
+TAIL = "}" + CLOSES
 _HOW = f"""\
 You may call these functions. To call one, write nothing but
 {OPENS}{{"name": "the function's name", "arguments": {{…}}}}{CLOSES}
@@ -21,9 +22,6 @@ You may call these functions. To call one, write nothing but
 def head(name: str) -> str:
     """What stands before a call's arguments."""
     return f'{OPENS}{{"name": {json.dumps(name)}, "arguments": '
-
-
-TAIL = "}" + CLOSES
 
 
 def as_text(request: GenerateRequest) -> GenerateRequest:
@@ -43,11 +41,8 @@ def _said(turn: Turn) -> Turn:
     """A turn as one of a person's or the assistant's."""
     if turn.role == "tool":
         return Turn("user", f"Result of {turn.name or 'the function'}:\n{turn.content}")
-    return Turn(turn.role, "\n".join(filter(None, [turn.content, *map(_called, turn.calls)])))
-
-
-def _called(call: Call) -> str:
-    return head(call.name) + call.arguments + TAIL
+    calls = [head(call.name) + call.arguments + TAIL for call in turn.calls]
+    return Turn(turn.role, "\n".join(filter(None, [turn.content, *calls])))
 
 
 def _merged(turns: Iterable[Turn]) -> Iterable[Turn]:
