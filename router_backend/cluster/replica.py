@@ -7,6 +7,7 @@ import random
 from typing import Any
 
 import ray
+from prometheus_client import generate_latest
 from ray import serve
 from ray.serve.experimental.consistent_hash_router import ConsistentHashRouter
 from starlette.types import ASGIApp
@@ -16,7 +17,7 @@ from router_backend.cluster.layout import DEPLOYMENT, NAME, Layout, options
 from router_backend.server.app import create_app
 from router_backend.service import tracing
 from router_backend.service.loader import Loader
-from router_backend.service.metrics import labelled, merged
+from router_backend.service.metrics import merged
 from router_backend.service.service import GenerationService
 from router_backend.settings import Settings, load_settings
 
@@ -51,15 +52,15 @@ class Router:
         if not health.alive:
             raise RuntimeError(health.reason)
 
-    async def figures(self) -> bytes:
-        """This replica's metrics."""
-        return labelled(self.service.metrics.registry, replica=serve.get_replica_context().replica_id.unique_id)
+    async def figures(self) -> tuple[str, bytes]:
+        """This replica's name and metrics."""
+        return serve.get_replica_context().replica_id.unique_id, generate_latest(self.service.metrics.registry)
 
     async def _figures_of_all(self) -> bytes:
         """Those of each replica that answers."""
         everyone = serve.get_deployment_handle(DEPLOYMENT, NAME).broadcast("figures")
-        texts = await everyone.results_async(timeout_s=5, return_exceptions=True)
-        return merged(text for text in texts if isinstance(text, bytes))
+        told = await everyone.results_async(timeout_s=5, return_exceptions=True)
+        return merged(dict(each for each in told if isinstance(each, tuple)))
 
 
 _deployment: Any = serve.deployment(name=DEPLOYMENT)(serve.ingress()(Router))

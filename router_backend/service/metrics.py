@@ -5,25 +5,25 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.core import InfoMetricFamily, Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from router_backend import __version__
 from router_backend.errors import RouterError
-from router_backend.service.health import Health
+from router_backend.service.health import Health, State
 from router_backend.types import Chunk, ModelInfo, Upstream
 
 SECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320)
 TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 SHARES = (0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
-STATES = ("idle", "loading", "ok", "failed", "stopping")
 _RECENT = 20  # requests that are remembered
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
@@ -84,12 +84,12 @@ class Metrics:
 
         ProcessCollector("router", registry=registry)
         self.recent: deque[Recent] = deque(maxlen=_RECENT)
-        self.of = cache(partial(_OfModel, self))  # of one model, looked up once: a label costs more than a count
-        self._http: dict[tuple[str, str, int], Counter] = {}
+        # A counter or histogram for its labels, looked up once: that costs more than a count.
+        self.of = cache(lambda family, *labels: family.labels(*labels))
 
     def watch(self, health: Callable[[], Health]) -> None:
         """Reads the gauges from `/health`'s own source, when somebody asks."""
-        self.registry.register(_Gauges(health))
+        self.registry.register(_Collected(lambda: _gauges(health())))
 
     @contextmanager
     def request(self, key: str, prompt: str | None = None) -> Iterator[Seen]:
@@ -114,21 +114,7 @@ class Metrics:
             self.recent.append(Recent(time.time(), key, outcome, time.monotonic() - began, seen.tokens, prompt))
 
     def http_request(self, method: str, route: str, status: int) -> None:
-        key = method if method in METHODS else "other", route, status
-        if key not in self._http:
-            self._http[key] = self.http.labels(key[0], route, str(status))
-        self._http[key].inc()
-
-
-class _OfModel:
-    def __init__(self, metrics: Metrics, model: str) -> None:
-        self.queue = metrics.queue.labels(model)
-        self.first_token = metrics.first_token.labels(model)
-        self.inter_token = metrics.inter_token.labels(model)
-        self.e2e = metrics.e2e.labels(model)
-        self.prompt_tokens = metrics.prompt_tokens.labels(model)
-        self.generation_tokens = metrics.generation_tokens.labels(model)
-        self.success = {reason: metrics.success.labels(model, reason) for reason in ("stop", "length")}
+        self.of(self.http, method if method in METHODS else "other", route, status).inc()
 
 
 class Seen:
@@ -138,116 +124,94 @@ class Seen:
         self._metrics = metrics
         self._arrived = time.monotonic()
         self._first = False
-        self._of: _OfModel | None = None
+        self._model = ""
         self.outcome: str | None = None
         self.tokens = 0
 
     def begins(self, info: ModelInfo, waited: float) -> None:
-        self._of = self._metrics.of(info.model)
-        self._of.queue.observe(waited)
+        self._model = info.model
+        self._metrics.of(self._metrics.queue, info.model).observe(waited)
 
     def chunk(self, chunk: Chunk) -> None:
-        if self._of is None:
-            return
         if chunk.text and not self._first:
             self._first = True
-            self._of.first_token.observe(time.monotonic() - self._arrived)
+            self._metrics.of(self._metrics.first_token, self._model).observe(time.monotonic() - self._arrived)
         if chunk.finish_reason is not None:
             self.outcome = chunk.finish_reason
             self.tokens = chunk.usage.completion_tokens
             if chunk.finish_reason != "cancelled":
-                self._end(self._of, chunk)
+                self._end(chunk)
 
-    def _end(self, of: _OfModel, last: Chunk) -> None:
-        metrics, usage, timings = self._metrics, last.usage, last.timings
-        of.success[str(last.finish_reason)].inc()
-        of.e2e.observe(time.monotonic() - self._arrived)
-        of.prompt_tokens.inc(usage.prompt_tokens)
-        of.generation_tokens.inc(usage.completion_tokens)
+    def _end(self, last: Chunk) -> None:
+        metrics, model, usage, timings = self._metrics, self._model, last.usage, last.timings
+        metrics.of(metrics.success, model, last.finish_reason).inc()
+        metrics.of(metrics.e2e, model).observe(time.monotonic() - self._arrived)
+        metrics.of(metrics.prompt_tokens, model).inc(usage.prompt_tokens)
+        metrics.of(metrics.generation_tokens, model).inc(usage.completion_tokens)
         metrics.cached_tokens.inc(usage.cached_tokens)
         if usage.completion_tokens > 1:
-            of.inter_token.observe(timings.decode_seconds / (usage.completion_tokens - 1))
+            pace = timings.decode_seconds / (usage.completion_tokens - 1)
+            metrics.of(metrics.inter_token, model).observe(pace)
         metrics.passes.inc(timings.forward_passes)
-        if timings.drafted or timings.forced:
-            metrics.drafted.inc(timings.drafted)
-            metrics.accepted.inc(timings.accepted)
-            metrics.forced.inc(timings.forced)
+        metrics.drafted.inc(timings.drafted)
+        metrics.accepted.inc(timings.accepted)
+        metrics.forced.inc(timings.forced)
         if last.budget is not None:
-            metrics.plans.labels("valid").inc()
+            metrics.of(metrics.plans, "valid").inc()
             metrics.repaired.inc(bool(last.budget.retries))
             metrics.clipped.inc(bool(last.budget.clipped))
             metrics.budget_used.observe(last.budget.used / last.budget.limit)
 
 
-class _Gauges(Collector):
-    def __init__(self, health: Callable[[], Health]) -> None:
-        self._health = health
+class _Collected(Collector):
+    """Figures that are made when somebody asks."""
 
-    def collect(self) -> Iterator[Metric]:
-        now = self._health()
-        model = [now.model or ""]
+    def __init__(self, figures: Callable[[], Iterable[Metric]]) -> None:
+        self._figures = figures
 
-        def gauge(name: str, what: str, value: float) -> Metric:
-            family = GaugeMetricFamily(name, what, labels=["model_name"])
-            family.add_metric(model, value)
-            return family
-
-        yield gauge("vllm:num_requests_running", "Requests that have a slot.", now.running)
-        yield gauge("vllm:num_requests_waiting", "Requests that wait for a slot.", now.waiting)
-        yield gauge("router_slots", "Requests that can run at once.", now.info.slots if now.info else 0)
-        yield gauge("router_alive", "1, or 0 where only a new process can help.", now.alive)
-        state = GaugeMetricFamily("router_state", "1 for the state that holds.", labels=["state"])
-        for each in STATES:
-            state.add_metric([each], now.status == each)
-        yield state
-        labels = {"version": __version__, "strategy": now.strategy, "engine": now.engine or "", "model_name": model[0]}
-        yield InfoMetricFamily("router_build", "What runs.", value=labels)
-        if now.info and now.info.upstream:
-            yield from _upstream(now.info.upstream)
+    def collect(self) -> Iterable[Metric]:
+        return self._figures()
 
 
-def labelled(registry: Collector, **labels: str) -> bytes:
-    """The figures as text, each with further labels."""
-    families = text_string_to_metric_families(generate_latest(registry).decode())
-    return generate_latest(_Families([_with_labels(family, labels) for family in families]))
-
-
-def merged(texts: Iterable[bytes]) -> bytes:
-    """Figures of several processes as one text. They differ in a label, or one hides the other."""
-    families: dict[str, Metric] = {}
-    for text in texts:
-        for family in text_string_to_metric_families(text.decode()):
-            families.setdefault(family.name, _with_labels(family, {}, empty=True)).samples += family.samples
-    return generate_latest(_Families(list(families.values())))
-
-
-def _with_labels(family: Metric, labels: dict[str, str], *, empty: bool = False) -> Metric:
-    same = Metric(family.name, family.documentation, family.type)
-    for sample in () if empty else family.samples:
-        same.add_sample(sample.name, {**sample.labels, **labels}, sample.value)
-    return same
-
-
-class _Families(Collector):
-    def __init__(self, families: list[Metric]) -> None:
-        self._families = families
-
-    def collect(self) -> Iterator[Metric]:
-        yield from self._families
+def _gauges(now: Health) -> Iterator[Metric]:
+    here = {"model_name": now.model or ""}
+    slots = now.info.slots if now.info else 0
+    yield _figure("gauge", "vllm:num_requests_running", "Requests that have a slot.", (here, now.running))
+    yield _figure("gauge", "vllm:num_requests_waiting", "Requests that wait for a slot.", (here, now.waiting))
+    yield _figure("gauge", "router_slots", "Requests that can run at once.", (here, slots))
+    yield _figure("gauge", "router_alive", "1, or 0 where only a new process can help.", (here, now.alive))
+    states = (({"state": each}, now.status == each) for each in get_args(State))
+    yield _figure("gauge", "router_state", "1 for the state that holds.", *states)
+    labels = {"version": __version__, "strategy": now.strategy, "engine": now.engine or "", **here}
+    yield InfoMetricFamily("router_build", "What runs.", value=labels)
+    if now.info and now.info.upstream:
+        yield from _upstream(now.info.upstream)
 
 
 def _upstream(now: Upstream) -> Iterator[Metric]:
     """The figures of a server upstream. They begin anew when another is taken, as counters may."""
-    calls = CounterMetricFamily("router_upstream_calls", "Calls of the server upstream.", labels=["upstream"])
-    calls.add_metric([now.url], now.calls)
-    yield calls
-    again = CounterMetricFamily("router_upstream_retries", "Calls that were sent again.", labels=["upstream"])
-    again.add_metric([now.url], now.retries)
-    yield again
-    failed = CounterMetricFamily("router_upstream_failures", "Calls given up.", labels=["upstream", "code"])
-    for code, times in now.failures.items():
-        failed.add_metric([now.url, code], times)
-    yield failed
-    down = GaugeMetricFamily("router_upstream_down", "1 while it is left alone.", labels=["upstream"])
-    down.add_metric([now.url], now.down)
-    yield down
+    here = {"upstream": now.url}
+    failures = (({**here, "code": code}, times) for code, times in now.failures.items())
+    yield _figure("counter", "router_upstream_calls", "Calls of the server upstream.", (here, now.calls))
+    yield _figure("counter", "router_upstream_retries", "Calls that were sent again.", (here, now.retries))
+    yield _figure("counter", "router_upstream_failures", "Calls given up.", *failures)
+    yield _figure("gauge", "router_upstream_down", "1 while it is left alone.", (here, now.down))
+
+
+def _figure(kind: str, name: str, what: str, *samples: tuple[dict[str, str], float]) -> Metric:
+    """A counter or a gauge; a sample is labels and a value."""
+    family = Metric(name, what, kind)
+    for labels, value in samples:
+        family.add_sample(f"{name}_total" if kind == "counter" else name, labels, value)
+    return family
+
+
+def merged(texts: Mapping[str, bytes]) -> bytes:
+    """Figures of several replicas as one text; each figure has the name of its replica as a label."""
+    families: dict[str, Metric] = {}
+    for replica, text in texts.items():
+        for family in text_string_to_metric_families(text.decode()):
+            whole = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+            for sample in family.samples:
+                whole.add_sample(sample.name, {**sample.labels, "replica": replica}, sample.value)
+    return generate_latest(_Collected(families.values))
