@@ -56,7 +56,7 @@ def create_page(settings: Settings, backend: RemoteBackend) -> FastAPI:
     app.add_middleware(HeadAsGet)
     app.add_middleware(Door, service=backend, limits=limits)
     app.add_middleware(Guard, settings=settings, limits=limits)
-    app.add_middleware(AccessLog, metrics=Metrics(), frame_ancestors=settings.frame_ancestors)
+    app.add_middleware(AccessLog, metrics=Metrics(), settings=settings)
     app.add_middleware(Prefix, root_path=settings.root_path)
     return app
 

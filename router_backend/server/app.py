@@ -25,6 +25,7 @@ from router_backend.server.operations import admin_router, health_router
 from router_backend.server.pages import pages_router
 from router_backend.service.service import GenerationService
 from router_backend.settings import split_list
+from router_backend.ui.backend import LocalBackend
 
 
 def create_app(
@@ -67,7 +68,7 @@ def create_app(
     app.include_router(pages_router())
     mount_mcp(app, service)
     if ui:
-        page = mount_ui(app, service)
+        page = mount_ui(app, LocalBackend(service))
     # From the inside out; the last one is the first that a request meets.
     app.add_middleware(HeadAsGet)
     app.add_middleware(Door, service=service, limits=limits)
@@ -82,6 +83,6 @@ def create_app(
             expose_headers=["x-request-id", "retry-after", "x-router-route", "x-router-confidence"],
         )
         app.add_middleware(Heads, settings=service.settings, limits=limits)  # no preflight meets the guard
-    app.add_middleware(AccessLog, metrics=service.metrics, frame_ancestors=service.settings.frame_ancestors)
+    app.add_middleware(AccessLog, metrics=service.metrics, settings=service.settings)
     app.add_middleware(Prefix, root_path=service.settings.root_path)
     return app

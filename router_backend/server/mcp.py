@@ -153,7 +153,7 @@ class Mcp:
 
     async def _answer(self, request: Request, work: GenerateRequest) -> Answer:
         answer = await self._service.answer(work)
-        access_log.note(request, answer.last, work.prompt if self._service.settings.log_prompts else None)
+        access_log.note(request, answer.last, work.prompt)
         return answer
 
 

@@ -32,7 +32,7 @@ from router_backend.server.disconnect import unless_gone
 from router_backend.server.middleware import access_log
 from router_backend.server.sse import stream
 from router_backend.service.service import GenerationService
-from router_backend.types import Answer, Chunk, GenerateRequest, ModelInfo, Output, SamplingParams
+from router_backend.types import Answer, Chunk, GenerateRequest, Output, SamplingParams
 
 
 class Sampling(Body):
@@ -117,7 +117,10 @@ def sampling_params(body: Sampling, service: GenerationService) -> SamplingParam
     return sampling(service.settings, body.max_new_tokens, body.temperature, body.top_p, body.seed, body.stop)
 
 
-def details(last: Chunk, seed: int, info: ModelInfo) -> dict[str, Any]:
+def details(last: Chunk, seed: int) -> dict[str, Any]:
+    """What an answer's last chunk tells of it."""
+    info = last.info
+    assert info is not None, "the service sets it"
     return {
         "model": info.model,
         "strategy": info.strategy,
@@ -144,7 +147,7 @@ def native_router(service: GenerationService) -> APIRouter:
     @post(router, "/generate", GenerateBody, GenerateAnswer, "Answer a prompt with a routing plan")
     async def generate(request: Request) -> Response:
         def content(body: GenerateBody, answer: Answer) -> dict[str, Any]:
-            report = {"details": details(answer.last, answer.seed, answer.info)} if body.details else {}
+            report = {"details": details(answer.last, answer.seed)} if body.details else {}
             return {"text": answer.text, **report}
 
         return await _respond(request, service, GenerateBody, lambda body: (body.prompt, body.output), content)
@@ -152,7 +155,7 @@ def native_router(service: GenerationService) -> APIRouter:
     @post(router, "/plan", PlanBody, PlanAnswer, "Answer a query with a parsed routing plan")
     async def plan(request: Request) -> Response:
         def content(body: PlanBody, answer: Answer) -> dict[str, Any]:
-            report = details(answer.last, answer.seed, answer.info)
+            report = details(answer.last, answer.seed)
             return {"plan": json.loads(answer.text), "text": answer.text, "report": report}
 
         return await _respond(request, service, PlanBody, lambda body: (body.prompt(), "plan"), content)
@@ -180,7 +183,7 @@ async def _respond(
     if body.stream:
         return await unless_gone(request, stream(_events(request, service, work, body.details)))
     answer = await unless_gone(request, service.answer(work))
-    access_log.note(request, answer.last, work.prompt if service.settings.log_prompts else None)
+    access_log.note(request, answer.last, work.prompt)
     access_log.routed(request, answer.last)
     return JSONResponse(content(body, answer))
 
@@ -194,8 +197,8 @@ async def _events(
             if chunk.text:
                 yield {"text": chunk.text}
             if chunk.finish_reason is not None:
-                access_log.note(request, chunk, work.prompt if service.settings.log_prompts else None)
+                access_log.note(request, chunk, work.prompt)
                 last: dict[str, object] = {"text": "", "finish_reason": chunk.finish_reason}
-                if with_details and chunk.info is not None:
-                    last["details"] = details(chunk, work.sampling.seed, chunk.info)
+                if with_details:
+                    last["details"] = details(chunk, work.sampling.seed)
                 yield last

@@ -15,6 +15,7 @@ from typing import Any
 import uvicorn
 
 from router_backend import logs
+from router_backend.engines.daemon import any_at_work
 from router_backend.errors import RouterError, SettingsError
 from router_backend.server.app import create_app
 from router_backend.server.middleware.connection import ACCEPTED_AT_ONCE, Limits, connections
@@ -53,7 +54,7 @@ def serve(*, host: str | None = None, port: int | None = None) -> int:
         server.run(sockets=[listening])
     if fatal:
         raise fatal[0]
-    if service.is_stuck:
+    if any_at_work():
         # Fetching and loading cannot be interrupted, only left; what was fetched so far is gone on from next time.
         logging.shutdown()
         os._exit(0)

@@ -10,7 +10,6 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TypeVar
 
-from router_backend.engines.daemon import any_at_work
 from router_backend.errors import DeadlineExceeded, NotReady, RouterError
 from router_backend.service import tracing
 from router_backend.service.admission import Admission, Quota
@@ -97,11 +96,6 @@ class GenerationService:
         finally:
             self._accepted -= 1
             self._hush()
-
-    @property
-    def is_stuck(self) -> bool:
-        """Whether a thread is at work that nobody can end: a load goes on after `close`, and so does what hangs."""
-        return any_at_work()
 
     @cached_property
     def _ending(self) -> asyncio.Future[None]:

@@ -66,8 +66,7 @@ class LocalBackend:
         async with aclosing(self.service.generate(request)) as chunks:
             async for chunk in chunks:
                 written += chunk.text
-                ended = chunk.finish_reason is not None and chunk.info is not None
-                yield written, details(chunk, sampling.seed, chunk.info) if ended and chunk.info else None
+                yield written, details(chunk, sampling.seed) if chunk.finish_reason else None
 
     async def health(self) -> dict[str, Any]:
         now = self.service.health()

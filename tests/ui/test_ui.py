@@ -145,11 +145,11 @@ def test_starts_once_leads_to_its_folder_and_leaves_no_task() -> None:
     async def check() -> None:
         service, engine = echo_service(EchoModel(), load_settings())
         app = FastAPI(redirect_slashes=False)
-        ui = mount_ui(app, service)
+        ui = mount_ui(app, LocalBackend(service))
         async with client(app) as http:
             moved = await http.get("/gradio?__theme=dark")
             assert (moved.status_code, moved.headers["location"]) == (307, "/gradio/?__theme=dark")
-            first, second, _ = await asyncio.gather(http.get("/gradio/"), http.get("/gradio/config"), ui.warm())
+            first, second = await asyncio.gather(http.get("/gradio/"), http.get("/gradio/config"))
             assert (first.status_code, second.status_code) == (200, 200)
             assert second.json()["root"] == "http://127.0.0.1/gradio"
             assert (await http.get("/gradio/nothing/here")).status_code == 404
@@ -178,7 +178,7 @@ def test_says_what_to_install_without_gradio(monkeypatch: pytest.MonkeyPatch, mi
     async def check() -> None:
         service, _ = echo_service(EchoModel(), load_settings())
         app = FastAPI()
-        ui = mount_ui(app, service)
+        ui = mount_ui(app, LocalBackend(service))
         async with client(app) as http:
             answer = await http.get("/gradio/")
         assert answer.status_code == 503
@@ -300,9 +300,9 @@ def test_the_head_says_what_a_plan_costs_and_that_a_stand_in_answers() -> None:
     assert (
         "A stand-in answers</b>It is the embedded model, since no checkpoint" in said and "a/&lt;i&gt;: gated" in said
     )
-    held = details(Chunk(finish_reason="stop", timings=Timings(gpu_seconds=7.25)), 1, info)
+    held = details(Chunk(finish_reason="stop", timings=Timings(gpu_seconds=7.25), info=info), 1)
     assert "<b>7.2</b> GPU seconds" in parts.sums(held, 8.0)
-    assert "GPU" not in parts.sums(details(Chunk(finish_reason="stop"), 1, info), 8.0)
+    assert "GPU" not in parts.sums(details(Chunk(finish_reason="stop", info=info), 1), 8.0)
 
 
 @pytest.mark.browser

@@ -18,9 +18,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from router_backend.server.gradio.boundary import API, PATH, boundary
 from router_backend.server.gradio.calls import Calls
 from router_backend.server.middleware.scope import first_of_each, path_of
-from router_backend.service.service import GenerationService
 from router_backend.settings import Settings
-from router_backend.ui.backend import Backend, LocalBackend
+from router_backend.ui.backend import Backend
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -32,9 +31,9 @@ _log = logging.getLogger(__name__)
 _STARTING, _UNAVAILABLE = (Path(__file__).with_name(f"{name}.html") for name in ("starting", "unavailable"))
 
 
-def mount_ui(app: FastAPI, service: GenerationService | Backend) -> LazyUI:
+def mount_ui(app: FastAPI, backend: Backend) -> LazyUI:
     """Adds the UI to an app, at `/gradio` and below. Await its `close` before the service's."""
-    ui = LazyUI(LocalBackend(service) if isinstance(service, GenerationService) else service)
+    ui = LazyUI(backend)
     attach(app, ui)
     return ui
 
@@ -54,7 +53,7 @@ async def _to_folder(request: Request) -> RedirectResponse:
 
 
 class LazyUI:
-    """ASGI app: starts Gradio with the first request (or `warm`), which waits until it is there."""
+    """ASGI app: starts Gradio with the first request, which waits until it is there."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
@@ -70,10 +69,6 @@ class LazyUI:
             await starting(scope, receive, send)
         else:
             await (await asyncio.shield(ready))(scope, receive, send)
-
-    async def warm(self) -> None:
-        """Starts Gradio now, and returns when it can answer (or is known not to be installed)."""
-        await asyncio.shield(self._started())
 
     async def close(self) -> None:
         """Ends its calls. Does nothing where Gradio was never started."""

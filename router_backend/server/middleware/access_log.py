@@ -22,6 +22,7 @@ from router_backend.server.middleware.scope import first_of_each, is_ui, path_of
 from router_backend.service import tracing
 from router_backend.service.caller import Caller, caller
 from router_backend.service.metrics import Metrics
+from router_backend.settings import Settings
 from router_backend.types import Chunk, Step
 
 _log = logging.getLogger("router_backend.access")
@@ -33,15 +34,15 @@ def request_id(request: Request) -> str:
     return str(request.scope["state"]["request_id"])
 
 
-def note(request: Request, last: Chunk, prompt: str | None = None) -> None:
-    """Remembers an answer's sums for the request's log line; the prompt only where the operator asked for it."""
+def note(request: Request, last: Chunk, prompt: str) -> None:
+    """Remembers an answer's sums for the request's log line, and the prompt, which LOG_PROMPTS lets into it."""
     request.scope["state"]["note"] = {
         "prompt_tokens": last.usage.prompt_tokens,
         "completion_tokens": last.usage.completion_tokens,
         "finish_reason": last.finish_reason,
         "queue_seconds": last.timings.queue_seconds,
         "decode_seconds": last.timings.decode_seconds,
-        **({"prompt": prompt} if prompt is not None else {}),
+        "prompt": prompt,
     }
 
 
@@ -54,10 +55,10 @@ def routed(request: Request, chunk: Chunk) -> None:
 class AccessLog:
     """ASGI middleware. Probes are logged at DEBUG, so that they do not bury the rest."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, frame_ancestors: str = "'self'") -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, settings: Settings) -> None:
         self._app = app
         self._metrics = metrics
-        self._frame_ancestors = frame_ancestors
+        self._settings = settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -81,7 +82,7 @@ class AccessLog:
                 status = message["status"]
                 more = [
                     (b"x-request-id", state["request_id"].encode()),
-                    *_careful(message["headers"], self._frame_ancestors),
+                    *_careful(message["headers"], self._settings.frame_ancestors),
                     *_route(state.get("route", ())),
                 ]
                 message["headers"] = [*message["headers"], *more]
@@ -119,6 +120,8 @@ class AccessLog:
                     "seconds": round(time.monotonic() - start, 4),
                     **state.get("note", {}),
                 }
+                if not self._settings.log_prompts:
+                    fields.pop("prompt", None)
                 _log.log(level, "request", extra=fields)
 
 

@@ -213,7 +213,7 @@ def decisions_router(service: GenerationService) -> APIRouter:
 
         body, asked_for = await asked(request, service, DecisionBody, work_of)
         answer = await unless_gone(request, service.answer(asked_for))
-        access_log.note(request, answer.last, asked_for.prompt if service.settings.log_prompts else None)
+        access_log.note(request, answer.last, asked_for.prompt)
         return JSONResponse(content_of(body, answer))
 
     return router

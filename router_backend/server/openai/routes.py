@@ -188,5 +188,4 @@ class _Answer:
         """The last choice stands for all in the access log."""
         last = next((chunk for chunk in reversed(self._ended) if chunk is not None), None)
         if last is not None:
-            shown = self._asked[0].prompt if self._service.settings.log_prompts else None
-            access_log.note(self._request, last, shown)
+            access_log.note(self._request, last, self._asked[0].prompt)
