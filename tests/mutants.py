@@ -231,7 +231,7 @@ MUTANTS = (
         "engines/transformers/test_tokens.py::test_row_15_qwen_is_told_not_to_think",
     ),
     _mutant(
-        *(16, "public paths are compared whole", "Guard._check_key"),
+        *(16, "public paths are compared whole", "Guard._check"),
         *("path not in self._public", 'not path.startswith(tuple(self._public - {"/"}))'),
         "server/test_hostile.py::test_row_16_no_path_goes_round_the_key",
         "server/test_guard.py::test_row_16_every_other_path_needs_a_key",
@@ -579,7 +579,7 @@ MUTANTS = (
         "server/test_attacks.py::test_row_31_doubtful_framing_is_refused_in_our_shape",
     ),
     _mutant(
-        *(31, "nothing follows a refused body", "Heads._refuse"),
+        *(31, "nothing follows a refused body", "Checks._refuse"),
         *('answer.headers["Connection"] = "close"', "pass"),
         "server/test_attacks.py::test_row_31_doubtful_framing_is_refused_in_our_shape",
     ),

@@ -5,21 +5,19 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager
 
 import uvicorn
 from fastapi import FastAPI
 
 from router_backend import logs
 from router_backend.server import errors
+from router_backend.server.app import protect
 from router_backend.server.gradio.mount import mount_ui
-from router_backend.server.middleware.access_log import AccessLog
 from router_backend.server.middleware.connection import Limits
-from router_backend.server.middleware.door import Door
-from router_backend.server.middleware.guard import Guard
-from router_backend.server.middleware.scope import HeadAsGet, Prefix
 from router_backend.server.pages import pages_router
-from router_backend.server.serve import bind, configuration
+from router_backend.server.serve import bind, configuration, handled
 from router_backend.service.metrics import Metrics
 from router_backend.settings import Settings, load_settings
 from router_backend.ui.backend import RemoteBackend
@@ -30,19 +28,12 @@ _log = logging.getLogger(__name__)
 class Server(uvicorn.Server):
     """uvicorn's server, for which to be told to stop is a success: its own raises the signal again at the end."""
 
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, was in before.items():
-                signal.signal(number, was)
+    def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override] # as it is used
+        return handled(dict.fromkeys((signal.SIGINT, signal.SIGTERM), self.handle_exit))
 
 
 def create_page(settings: Settings, backend: RemoteBackend) -> FastAPI:
     """The page behind the same middleware as the whole server: names, keys, limits and log are those of `serve`."""
-    limits = Limits()
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -53,11 +44,7 @@ def create_page(settings: Settings, backend: RemoteBackend) -> FastAPI:
     errors.install(app)
     app.include_router(pages_router())
     page = mount_ui(app, backend)
-    app.add_middleware(HeadAsGet)
-    app.add_middleware(Door, service=backend, limits=limits)
-    app.add_middleware(Guard, settings=settings, limits=limits)
-    app.add_middleware(AccessLog, metrics=Metrics(), settings=settings)
-    app.add_middleware(Prefix, root_path=settings.root_path)
+    protect(app, settings, backend, Metrics(), Limits())
     return app
 
 

@@ -15,7 +15,7 @@ from router_backend.server.gradio.mount import LazyUI, mount_ui
 from router_backend.server.mcp import mount_mcp
 from router_backend.server.middleware.access_log import AccessLog
 from router_backend.server.middleware.connection import Limits
-from router_backend.server.middleware.door import Door
+from router_backend.server.middleware.door import Door, Drains
 from router_backend.server.middleware.guard import Guard, Heads
 from router_backend.server.middleware.scope import HeadAsGet, Prefix
 from router_backend.server.native import native_router
@@ -23,8 +23,9 @@ from router_backend.server.openai.decisions import decisions_router
 from router_backend.server.openai.routes import openai_router
 from router_backend.server.operations import admin_router, health_router
 from router_backend.server.pages import pages_router
+from router_backend.service.metrics import Metrics
 from router_backend.service.service import GenerationService
-from router_backend.settings import split_list
+from router_backend.settings import Settings, split_list
 from router_backend.ui.backend import LocalBackend
 
 
@@ -39,8 +40,6 @@ def create_app(
 
     `figures` gives what `/metrics` says, where it is more than this service's own.
     """
-    limits = limits or Limits()
-
     page: LazyUI | None = None
 
     @contextlib.asynccontextmanager
@@ -69,11 +68,16 @@ def create_app(
     mount_mcp(app, service)
     if ui:
         page = mount_ui(app, LocalBackend(service))
-    # From the inside out; the last one is the first that a request meets.
+    protect(app, service.settings, service, service.metrics, limits or Limits())
+    return app
+
+
+def protect(app: FastAPI, settings: Settings, service: Drains, metrics: Metrics, limits: Limits) -> None:
+    """What every request passes before it reaches its route, from the inside out."""
     app.add_middleware(HeadAsGet)
     app.add_middleware(Door, service=service, limits=limits)
-    app.add_middleware(Guard, settings=service.settings, limits=limits)
-    if origins := split_list(service.settings.cors_origins):
+    app.add_middleware(Guard, settings=settings)
+    if origins := split_list(settings.cors_origins):  # before the guard, which no preflight can satisfy
         app.add_middleware(
             CORSMiddleware,
             allow_origins=origins,
@@ -82,7 +86,6 @@ def create_app(
             allow_headers=["*"],  # what is asked for is echoed: the clients of browsers send a dozen of their own
             expose_headers=["x-request-id", "retry-after", "x-router-route", "x-router-confidence"],
         )
-        app.add_middleware(Heads, settings=service.settings, limits=limits)  # no preflight meets the guard
-    app.add_middleware(AccessLog, metrics=service.metrics, settings=service.settings)
-    app.add_middleware(Prefix, root_path=service.settings.root_path)
-    return app
+    app.add_middleware(Heads, settings=settings, limits=limits)
+    app.add_middleware(AccessLog, metrics=metrics, settings=settings)
+    app.add_middleware(Prefix, root_path=settings.root_path)

@@ -30,10 +30,15 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
             return task.result()
         raise ClientGone
     finally:
-        for each in (task, gone):
-            each.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await each
+        await ended(task)
+        await ended(gone)
+
+
+async def ended(task: asyncio.Future[Any]) -> None:
+    """Cancels a task, if it goes on, and waits until it has ended, however that is."""
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError, Exception):
+        await task
 
 
 async def _disconnected(request: Request) -> None:

@@ -21,14 +21,19 @@ def pages_router() -> APIRouter:
 
     @router.get("/")
     async def root(request: Request) -> RedirectResponse:
-        query = f"?{request.url.query}" if request.url.query else ""
-        return RedirectResponse(f"{request.scope.get('root_path', '')}/gradio{query}", 307)
+        return moved(request, "/gradio")
 
     @router.get("/console")
     async def show_console() -> HTMLResponse:
         return HTMLResponse(console, headers=headers)
 
     return router
+
+
+def moved(request: Request, path: str) -> RedirectResponse:
+    """To another path of this server, with the query that was sent."""
+    query = f"?{request.url.query}" if request.url.query else ""
+    return RedirectResponse(f"{request.scope.get('root_path', '')}{path}{query}", 307)
 
 
 def _policy(page: str) -> str:

@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import AbstractContextManager
 from types import FrameType
 from typing import Any
 
@@ -24,6 +25,7 @@ from router_backend.service.loader import Loader
 from router_backend.service.service import GenerationService
 from router_backend.settings import Settings, load_settings, outdated
 
+Handler = Callable[[int, FrameType | None], None]
 _log = logging.getLogger(__name__)
 _BACKLOG = 2048  # connections that the system keeps until they are accepted
 
@@ -91,8 +93,7 @@ class Server(uvicorn.Server):
         for each in sockets or ():  # asyncio has taken the number that it accepts at once for this one
             each.listen(_BACKLOG)
 
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
+    def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override] # as it is used
         """uvicorn's own closes the socket first, and raises the signal again at the end, which makes the code 143."""
         loop = asyncio.get_running_loop()
 
@@ -105,15 +106,10 @@ class Server(uvicorn.Server):
         def reload(number: int, frame: FrameType | None) -> None:
             loop.call_soon_threadsafe(self._begin, self._reload())
 
-        handlers = {signal.SIGINT: stop, signal.SIGTERM: stop}
+        handlers: dict[int, Handler] = {signal.SIGINT: stop, signal.SIGTERM: stop}
         if hasattr(signal, "SIGHUP"):
             handlers[signal.SIGHUP] = reload
-        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-        try:
-            yield
-        finally:
-            for number, was in before.items():
-                signal.signal(number, was)
+        return handled(handlers)
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -131,6 +127,17 @@ class Server(uvicorn.Server):
         _log.info("reloading the checkpoint")
         with contextlib.suppress(RouterError):  # told in the log, and the old one goes on
             await self._service.reload()
+
+
+@contextlib.contextmanager
+def handled(handlers: dict[int, Handler]) -> Iterator[None]:
+    """Signals are handled by these within it, and as before after it."""
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, was in before.items():
+            signal.signal(number, was)
 
 
 def begin(host: str | None, port: int | None) -> Settings:

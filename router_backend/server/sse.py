@@ -12,6 +12,7 @@ from typing import TypeVar
 from starlette.responses import StreamingResponse
 
 from router_backend.errors import RouterError
+from router_backend.server.disconnect import ended
 from router_backend.server.errors import describe
 
 T = TypeVar("T")
@@ -58,16 +59,18 @@ async def stream(
         except Exception as error:
             yield event(describe(error))
         finally:
-            if upcoming is not None and not upcoming.done():
-                upcoming.cancel()
-                with contextlib.suppress(asyncio.CancelledError, Exception):
-                    await upcoming
+            if upcoming is not None:
+                await ended(upcoming)
             await events.aclose()
         yield DONE
 
-    return StreamingResponse(
-        body(), media_type="text/event-stream", headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    )
+    return streamed(body())
+
+
+def streamed(events: AsyncIterator[bytes]) -> StreamingResponse:
+    """A response of events that are framed already, which no proxy keeps back."""
+    quiet = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(events, media_type="text/event-stream", headers=quiet)
 
 
 async def merged(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[tuple[int, T], None]:
@@ -89,9 +92,7 @@ async def merged(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[t
                 waiting[asyncio.ensure_future(anext(streams[index]))] = index
     finally:
         for task in waiting:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await task
+            await ended(task)
         for each in streams:
             await each.aclose()
 

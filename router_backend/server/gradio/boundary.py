@@ -6,7 +6,7 @@ Gradio gives the page, its files and the description of the functions. It never 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -22,7 +22,7 @@ from router_backend.errors import InvalidRequest
 from router_backend.server.body import read_body
 from router_backend.server.gradio.calls import Calls, Message, change
 from router_backend.server.middleware.scope import path_of
-from router_backend.server.sse import event
+from router_backend.server.sse import PING_SECONDS, event, streamed
 from router_backend.service.caller import caller
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ PATH, API = "/gradio", "/gradio_api"
 # What the page asks for, and what clients read before they call.
 _FILES = ("/", "/config", "/theme.css", "/favicon.ico", "/assets/{path:path}", "/static/{path:path}", f"{API}/info")
 _TOLD = frozenset({b"host", b"x-forwarded-proto", b"x-forwarded-host", b"accept", b"accept-encoding", b"if-none-match"})
-_BEAT_SECONDS = 15.0
 # A page that does not know yet that its stream was closed waits on it for the answer to its next call.
 _LINGER = 3.0
 
@@ -109,16 +108,16 @@ def boundary(blocks: gr.Blocks, gradio: ASGIApp, calls: Calls, backend: Backend)
         return calls.read(caller.get().key, name, linger)
 
     async def data(request: Request) -> Response:
-        return _stream(_session(messages(request.query_params.get("session_hash"), _LINGER)))
+        return streamed(_session(messages(request.query_params.get("session_hash"), _LINGER)))
 
     async def answer(request: Request) -> Response:
-        return _stream(_plain(messages(request.path_params["event"])))
+        return streamed(_plain(messages(request.path_params["event"])))
 
     async def reset(request: Request) -> Response:
         return JSONResponse({"success": True})  # the page asks for it after `cancel`, which has done it all
 
     async def heartbeat(request: Request) -> Response:
-        return _stream(_beats())
+        return streamed(_beats())
 
     return Router(
         [
@@ -133,11 +132,6 @@ def boundary(blocks: gr.Blocks, gradio: ASGIApp, calls: Calls, backend: Backend)
         ],
         redirect_slashes=False,
     )
-
-
-def _stream(events: AsyncIterator[bytes]) -> Response:
-    quiet = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(events, media_type="text/event-stream", headers=quiet)
 
 
 async def _session(messages: AsyncGenerator[Message, None]) -> AsyncGenerator[bytes, None]:
@@ -173,4 +167,4 @@ async def _beats() -> AsyncGenerator[bytes, None]:
     """What older clients hold open; nothing hangs on it."""
     while True:
         yield b"data: ALIVE\n\n"
-        await asyncio.sleep(_BEAT_SECONDS)
+        await asyncio.sleep(PING_SECONDS)

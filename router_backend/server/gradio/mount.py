@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from router_backend.server.gradio.boundary import API, PATH, boundary
 from router_backend.server.gradio.calls import Calls
 from router_backend.server.middleware.scope import first_of_each, path_of
+from router_backend.server.pages import moved
 from router_backend.settings import Settings
 from router_backend.ui.backend import Backend
 
@@ -48,8 +49,7 @@ def attach(app: FastAPI, ui: ASGIApp) -> None:
 
 async def _to_folder(request: Request) -> RedirectResponse:
     """Gradio's page asks for its assets relative to a folder."""
-    query = f"?{request.url.query}" if request.url.query else ""
-    return RedirectResponse(f"{request.scope.get('root_path', '')}{PATH}/{query}", 307)
+    return moved(request, f"{PATH}/")
 
 
 class LazyUI:

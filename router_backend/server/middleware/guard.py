@@ -131,13 +131,11 @@ def _named(sent: bytes) -> tuple[bytes, bytes]:
     return (name, key) if colon else (b"", b"")
 
 
-class Heads:
-    """ASGI middleware: what the head of a request may be, whoever sends it."""
+class Checks:
+    """ASGI middleware that answers what its `_check` raises."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, limits: Limits | None = None) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._limits = limits or Limits()
-        self._is_ours = host_check(settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -152,17 +150,7 @@ class Heads:
         await self._app(scope, receive, send)
 
     def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
-        limits = self._limits
-        if len(scope.get("raw_path") or b"") + len(scope.get("query_string", b"")) > limits.url_bytes:
-            raise UrlTooLong(f"the URL has more than {limits.url_bytes} bytes")
-        if sum(len(name) + len(value) for name, value in scope["headers"]) > limits.header_bytes:
-            raise HeadersTooLarge(f"the headers have more than {limits.header_bytes} bytes")
-        if b"transfer-encoding" in headers and (b"content-length" in headers or scope.get("http_version") == "1.0"):
-            # RFC 9112, 6.1 and 6.3: a proxy in front may have read another length, and smuggle a request behind it.
-            raise InvalidRequest("send Content-Length or Transfer-Encoding, not both, and the latter in HTTP/1.1 alone")
-        told = _text(headers, b"x-forwarded-host")  # Gradio makes links of it
-        if not self._is_ours(_text(headers, b"host")) or (told and not self._is_ours(told)):
-            raise WrongHost("this server does not go by that name; its operator can add it to ALLOWED_HOSTS")
+        raise NotImplementedError
 
     async def _refuse(
         self, error: RouterError, headers: dict[bytes, bytes], scope: Scope, receive: Receive, send: Send
@@ -178,21 +166,39 @@ class Heads:
         await answer(scope, receive, send)
 
 
-class Guard(Heads):
-    """ASGI middleware. Public paths are compared whole: a path trick is just another path that needs a key."""
+class Heads(Checks):
+    """What the head of a request may be, whoever sends it."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, limits: Limits | None = None) -> None:
-        super().__init__(app, settings, limits)
+    def __init__(self, app: ASGIApp, settings: Settings, limits: Limits) -> None:
+        super().__init__(app)
+        self._limits = limits
+        self._is_ours = host_check(settings)
+
+    def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
+        limits = self._limits
+        if len(scope.get("raw_path") or b"") + len(scope.get("query_string", b"")) > limits.url_bytes:
+            raise UrlTooLong(f"the URL has more than {limits.url_bytes} bytes")
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > limits.header_bytes:
+            raise HeadersTooLarge(f"the headers have more than {limits.header_bytes} bytes")
+        if b"transfer-encoding" in headers and (b"content-length" in headers or scope.get("http_version") == "1.0"):
+            # RFC 9112, 6.1 and 6.3: a proxy in front may have read another length, and smuggle a request behind it.
+            raise InvalidRequest("send Content-Length or Transfer-Encoding, not both, and the latter in HTTP/1.1 alone")
+        told = _text(headers, b"x-forwarded-host")  # Gradio makes links of it
+        if not self._is_ours(_text(headers, b"host")) or (told and not self._is_ours(told)):
+            raise WrongHost("this server does not go by that name; its operator can add it to ALLOWED_HOSTS")
+
+
+class Guard(Checks):
+    """Who may come in. Public paths are compared whole: a path trick is just another path that needs a key."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        super().__init__(app)
         self._keys = Keys(settings)
         self._guesses = Guesses()
         self._public = ALWAYS_PUBLIC | set(split_list(settings.public_paths))
         self._friends = set(split_list(settings.cors_origins))
 
     def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
-        super()._check(scope, headers)
-        self._check_key(scope, headers)
-
-    def _check_key(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
         if not self._keys.digests and self._keys.admin is None:
             return
         kind, _, sent = headers.get(b"authorization", b"").partition(b" ")
