@@ -78,6 +78,11 @@ async def merged(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[t
 
     The first error ends all. Closing it closes all of them.
     """
+    if len(streams) == 1:  # needs no task for each item
+        async with contextlib.aclosing(streams[0]) as only:
+            async for item in only:
+                yield 0, item
+        return
     waiting = {asyncio.ensure_future(anext(each)): index for index, each in enumerate(streams)}
     try:
         while waiting:

@@ -31,6 +31,17 @@ class Choice:
     logprobs: tuple[TokenLogprob, ...] | None = None
     finish_reason: str | None = None
 
+    def add(self, new: Choice) -> None:
+        """What is new of it."""
+        self.text += new.text
+        for call in new.calls:
+            if call.name is not None:
+                self.calls.append(call)
+            else:
+                self.calls[-1].arguments += call.arguments
+        self.logprobs = None if self.logprobs is None else (*self.logprobs, *(new.logprobs or ()))
+        self.finish_reason = new.finish_reason
+
 
 class ChatForm:
     kind, chunk_kind, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import time
 from collections.abc import AsyncGenerator, Mapping
@@ -104,60 +103,44 @@ class _Answer:
         self._request, self._service, self._form, self._asked = request, service, form, asked
         self._with_logprobs = with_logprobs
         self._created = int(time.time())
+        self._info: ModelInfo | None = None  # of the model that answers, which may be exchanged meanwhile
         self._calls = [0] * len(asked)
         self._ended: list[Chunk | None] = [None] * len(asked)
 
     async def whole(self) -> dict[str, Any]:
-        tasks = [asyncio.ensure_future(self._choice(index)) for index in range(len(self._asked))]
-        try:
-            choices = await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        choices = [Choice(index, logprobs=() if self._with_logprobs else None) for index in range(len(self._asked))]
+        async with aclosing(self._news()) as news:
+            async for new in news:
+                choices[new.index].add(new)
         self._note()
-        info = next((last.info for last in self._ended if last is not None), None)
-        return {
-            **self._head(self._form.kind, info),
-            "choices": [self._form.whole(choice) for choice in choices],
-            "usage": self._usage(),
-        }
+        shown = [self._form.whole(choice) for choice in choices]
+        return {**self._head(self._form.kind), "choices": shown, "usage": self._usage()}
 
     async def pieces(self, *, with_usage: bool) -> AsyncGenerator[Mapping[str, object], None]:
-        begun, info = set[int](), None
+        begun = set[int]()
         null_usage = {"usage": None} if with_usage else {}
-        async with aclosing(merged([self._service.generate(each) for each in self._asked])) as chunks:
-            async for index, chunk in chunks:
-                choice, info = self._new(index, chunk), chunk.info or info
-                if choice.text or choice.calls or choice.logprobs or choice.finish_reason or index not in begun:
-                    piece = self._form.piece(choice, first=index not in begun)
-                    begun.add(index)
-                    yield {**self._head(self._form.chunk_kind, info), "choices": [piece], **null_usage}
+        async with aclosing(self._news()) as news:
+            async for new in news:
+                if new.text or new.calls or new.logprobs or new.finish_reason or new.index not in begun:
+                    piece = self._form.piece(new, first=new.index not in begun)
+                    begun.add(new.index)
+                    yield {**self._head(self._form.chunk_kind), "choices": [piece], **null_usage}
         self._note()
         if with_usage:
-            yield {**self._head(self._form.chunk_kind, info), "choices": [], "usage": self._usage()}
+            yield {**self._head(self._form.chunk_kind), "choices": [], "usage": self._usage()}
 
-    async def _choice(self, index: int) -> Choice:
-        whole = Choice(index, logprobs=() if self._with_logprobs else None)
-        async with aclosing(self._service.generate(self._asked[index])) as chunks:
-            async for chunk in chunks:
-                new = self._new(index, chunk)
-                whole.text += new.text
-                for call in new.calls:
-                    if call.name is not None:
-                        whole.calls.append(call)
-                    else:
-                        whole.calls[-1].arguments += call.arguments
-                whole.finish_reason = new.finish_reason
-                if whole.logprobs is not None:
-                    whole.logprobs += chunk.logprobs
-        return whole
+    async def _news(self) -> AsyncGenerator[Choice, None]:
+        """What is new of any choice, as it comes."""
+        async with aclosing(merged([self._service.generate(each) for each in self._asked])) as chunks:
+            async for index, chunk in chunks:
+                yield self._new(index, chunk)
 
     def _new(self, index: int, chunk: Chunk) -> Choice:
         if index == 0:
             access_log.routed(self._request, chunk)
         if chunk.finish_reason is not None:
             self._ended[index] = chunk
+        self._info = chunk.info or self._info
         logprobs = chunk.logprobs if self._with_logprobs and chunk.logprobs else None
         calls: list[Called] = []
         if chunk.call is not None:
@@ -167,8 +150,8 @@ class _Answer:
             calls = [Called(self._calls[index] - 1, chunk.text)]
         return Choice(index, "" if calls else chunk.text, calls, logprobs, chunk.finish_reason)
 
-    def _head(self, kind: str, info: ModelInfo | None) -> dict[str, Any]:
-        """`info`: of the model that answers, which is not what is served by now where it was exchanged meanwhile."""
+    def _head(self, kind: str) -> dict[str, Any]:
+        info = self._info
         return {
             "id": f"{self._form.prefix}-{self._asked[0].id}",
             "object": kind,
