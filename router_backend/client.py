@@ -13,7 +13,6 @@ import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from http import HTTPStatus
 from types import TracebackType
 from typing import Any
 
@@ -39,7 +38,8 @@ class ClientError(Exception):
         self, status: int | None, message: str, request_id: str | None = None, *, retry_after: float | None = None
     ) -> None:
         self.status, self.message, self.request_id, self.retry_after = status, message, request_id, retry_after
-        told = f"{_status_line(status)}: {message}" if status is not None else message
+        line = f"{status} {httpx.codes.get_reason_phrase(status or 0)}".strip()
+        told = f"{line}: {message}" if status is not None else message
         super().__init__(f"{told} (request {request_id})" if request_id else told)
 
 
@@ -292,10 +292,3 @@ def _parsed(text: str | bytes) -> Any:  # noqa: ANN401 - any JSON
         return json.loads(text)
     except (ValueError, RecursionError):
         return None
-
-
-def _status_line(status: int) -> str:
-    try:
-        return f"{status} {HTTPStatus(status).phrase}"
-    except ValueError:
-        return str(status)

@@ -5,9 +5,9 @@ import re
 from difflib import SequenceMatcher
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
-from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, SettingsConfigDict
 
 from router_backend.errors import SettingsError
@@ -66,14 +66,6 @@ def _is_weak(key: str) -> bool:
     return len(key.encode()) < 8 or len(set(key.encode())) < 5
 
 
-def _blank_is_none(value: Any) -> Any:  # noqa: ANN401 - pydantic hands over whatever the environment holds
-    return None if isinstance(value, str) and not value.strip() else value
-
-
-OptionalStr = Annotated[str | None, BeforeValidator(_blank_is_none)]
-OptionalBool = Annotated[bool | None, BeforeValidator(_blank_is_none)]
-
-
 class Settings(BaseSettings):
     """Every variable that the backend reads, by its name in the environment (upper case).
 
@@ -82,7 +74,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_file=".env", env_file_encoding="utf-8", extra="ignore", frozen=True)
 
-    model_repo: OptionalStr = Field(
+    model_repo: str | None = Field(
         None,
         description="The checkpoint: a hub repo (`owner/name`, `owner/name@commit`), a folder, a `.gguf` file, "
         "`repo:file.gguf`, `embedded`, or the URL of a server that decodes (`http://host:8000/v1`, `…/v1#model`; "
@@ -91,13 +83,13 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("model_repo", "default_router_model"),
         examples=["embedded"],
     )
-    model_fallbacks: OptionalStr = Field(
+    model_fallbacks: str | None = Field(
         None,
         description="Candidates in order of preference, comma-separated. Default: three checkpoints of `MODEL_OWNER`.",
         examples=["router-gemma3-merged,router-llama31-merged,router-qwen3-32b-merged"],
     )
     model_owner: str = Field("Alovestocode", description="The owner of names without one.")
-    embedded_fallback: OptionalBool = Field(
+    embedded_fallback: bool | None = Field(
         default_factory=lambda: True if os.environ.get("SPACE_ID") else None,
         description="Serve the embedded model where no other checkpoint loads. Default: `1` on a Space, and where "
         "neither `MODEL_REPO` nor `MODEL_FALLBACKS` is set; else `0`.",
@@ -108,7 +100,7 @@ class Settings(BaseSettings):
     allow_warm_start_failure: bool = Field(
         False, description="Stay up when nothing loads, and try again: after 2, 4, 8 … 60 seconds."
     )
-    engine: Annotated[Literal["echo"] | None, BeforeValidator(_blank_is_none)] = Field(
+    engine: Literal["echo"] | None = Field(
         None,
         description="`echo` repeats the prompt without weights, for tests and demos. It is never chosen by itself.",
         examples=["echo"],
@@ -233,12 +225,12 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
         description="Seconds without a sign of life after which the engine is started again. 0: never.",
     )
-    otel_exporter_otlp_endpoint: OptionalStr = Field(
+    otel_exporter_otlp_endpoint: str | None = Field(
         None, description="Where traces are sent (extra `otel`).", examples=["http://127.0.0.1:4318"]
     )
     otel_service_name: str = Field("router-backend", description="The name of this service in traces.")
 
-    model_load_strategy: OptionalStr = Field(
+    model_load_strategy: str | None = Field(
         None,
         description=f"The precision to try first: {', '.join(f'`{name}`' for name in STRATEGIES)}, or an alias "
         "(`int8`, `nf4`, `half` …). Default: `8bit`. A quantised checkpoint is loaded as it is. "
@@ -249,8 +241,8 @@ class Settings(BaseSettings):
     model_load_strategies: str = Field(
         "", description="The precisions to try next, comma-separated. The others come last.", examples=["4bit,cpu"]
     )
-    load_in_8bit: OptionalBool = Field(None, description="An older way to ask for `8bit`.", examples=["1"])
-    load_in_4bit: OptionalBool = Field(None, description="An older way to ask for `4bit`.", examples=["0"])
+    load_in_8bit: bool | None = Field(None, description="An older way to ask for `8bit`.", examples=["1"])
+    load_in_4bit: bool | None = Field(None, description="An older way to ask for `4bit`.", examples=["0"])
     hf_token: SecretStr | None = Field(
         None,
         description="The token that reads private checkpoints; `deploy` and `merge --push` need one that may write. "
@@ -259,13 +251,13 @@ class Settings(BaseSettings):
     space_hf_token: SecretStr | None = Field(
         None, description="The token that `deploy` gives the Space as its `HF_TOKEN`; one that may only read will do."
     )
-    hf_endpoint: OptionalStr = Field(None, description="The address of another hub.", examples=["https://hub.example"])
+    hf_endpoint: str | None = Field(None, description="The address of another hub.", examples=["https://hub.example"])
     hf_hub_offline: bool = Field(False, description="Ask no hub; use what is there.")
     hub_timeout: float = Field(
         30, gt=0, allow_inf_nan=False, description="Seconds without a byte after which a download is given up."
     )
     trust_remote_code: bool = Field(False, description="Run the code that a checkpoint brings.")
-    cuda_visible_devices: OptionalStr = Field(None, description="The GPUs that may be used.", examples=["0"])
+    cuda_visible_devices: str | None = Field(None, description="The GPUs that may be used.", examples=["0"])
     repeatable: bool = Field(
         False,
         description="The same seed gives the same answer, also in half precision: no drafts and no prefix cache. "
@@ -274,7 +266,7 @@ class Settings(BaseSettings):
     draft_tokens: int = Field(
         16, ge=0, le=64, description="Tokens at most that are guessed ahead and checked in one forward pass. 0: none."
     )
-    drafter: Annotated[Path | None, BeforeValidator(_blank_is_none)] = Field(
+    drafter: Path | None = Field(
         None,
         description="A file of earlier plans that drafts are made of; `router-backend drafter build` writes one.",
         examples=["drafter.jsonl"],

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 
 from router_backend.errors import Overloaded, RateLimited
 
 _FIRST_GUESS = 5.0  # seconds of a request, before any has finished
 _LONGEST_RETRY = 600.0
+_REMEMBERED = 4096  # keys that have taken something lately
 
 
 @dataclass(eq=False, slots=True)
@@ -40,31 +41,48 @@ class Pace:
         return _FIRST_GUESS if self.seconds_per_token is None else self.seconds_per_token * tokens
 
 
-@dataclass(slots=True)
-class Quota:
-    """What one key may ask for. A token bucket that holds a minute's requests, and how many at once. 0: no limit."""
+class Buckets:
+    """Token buckets, one for each key: each is full at first, and again a minute after it was empty."""
 
-    per_minute: float
-    at_once: int
-    _left: dict[str, tuple[float, float]] = field(default_factory=dict)
+    def __init__(self, size: float) -> None:
+        self._size = size
+        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()  # what is left, and since when
+
+    def wait(self, key: str) -> float:
+        """Seconds until there is one to take."""
+        return max(0.0, (1 - self._filled(key)) * 60 / self._size)
+
+    def take(self, key: str) -> None:
+        """Takes one, also where none is left."""
+        self._left[key] = max(0.0, self._filled(key) - 1), time.monotonic()
+        self._left.move_to_end(key)
+        if len(self._left) > _REMEMBERED:
+            self._left.popitem(last=False)
+
+    def _filled(self, key: str) -> float:
+        now = time.monotonic()
+        left, then = self._left.get(key, (self._size, now))
+        return min(self._size, left + (now - then) * self._size / 60)
+
+
+class Quota:
+    """What one key may ask for: so many requests a minute, and so many at once. 0: no limit."""
+
+    def __init__(self, per_minute: float, at_once: int) -> None:
+        self.per_minute, self.at_once = per_minute, at_once
+        self._buckets = Buckets(per_minute)
 
     def check(self, key: str, open_now: int, pause: float) -> None:
         """Raises RateLimited; `pause` is how long it takes until one of this key's requests has ended."""
         if self.at_once and open_now >= self.at_once:
             raise RateLimited(f"this key may have {self.at_once} requests at once", retry_after=_polite(pause))
-        if self.per_minute and (left := self._filled(key)) < 1:
-            wait = (1 - left) * 60 / self.per_minute
+        if self.per_minute and (wait := self._buckets.wait(key)):
             raise RateLimited(f"this key may send {self.per_minute:g} requests a minute", retry_after=_polite(wait))
 
     def spend(self, key: str) -> None:
         """Counts a request, also one that finds nothing left."""
         if self.per_minute:
-            self._left[key] = max(0.0, self._filled(key) - 1), time.monotonic()
-
-    def _filled(self, key: str) -> float:
-        now = time.monotonic()
-        left, then = self._left.get(key, (self.per_minute, now))
-        return min(self.per_minute, left + (now - then) * self.per_minute / 60)
+            self._buckets.take(key)
 
 
 class Admission:

@@ -72,19 +72,13 @@ def _verdicts(settings: Settings, here: Machine) -> Iterator[tuple[Candidate, st
     hasty = settings.model_copy(update={"hub_timeout": min(_PATIENCE, settings.hub_timeout)})
     loader = Loader(hasty, here)
     for candidate in ladder.candidates(settings):
-        steps, trouble = _rungs(loader, candidate)
-        if trouble is not None:
-            yield candidate, "any", False, trouble
+        try:
+            steps = loader.rungs(candidate)
+        except CandidateError as error:
+            yield candidate, "any", False, error.message
+            continue
         for rung in steps:
             yield candidate, rung.strategy, *verdict(rung, settings, here)
-
-
-def _rungs(loader: Loader, candidate: Candidate) -> tuple[tuple[Rung, ...], str | None]:
-    """A candidate's rungs, or why there are none."""
-    try:
-        return loader.rungs(candidate), None
-    except CandidateError as error:
-        return (), error.message
 
 
 def verdict(rung: Rung, settings: Settings, here: Machine) -> tuple[bool, str]:

@@ -30,6 +30,7 @@ from router_backend.errors import SettingsError
 from router_backend.server.middleware import guard
 from router_backend.server.middleware.connection import Limits
 from router_backend.server.openai.bodies import ChatBody
+from router_backend.service import admission
 from router_backend.settings import load_settings
 from router_backend.types import GenerateRequest, ModelInfo
 from tests.fakes.running import Served, echo_model, in_threads, process, served, until
@@ -535,7 +536,7 @@ def test_row_28_one_long_prompt_is_read_once_for_all_choices() -> None:
 def test_row_31_guesses_of_keys_are_throttled(monkeypatch: pytest.MonkeyPatch) -> None:
     """An address that guesses is not told any more whether it guessed right; who was right there before goes on."""
     now = 100.0
-    monkeypatch.setattr(guard, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(admission, "time", SimpleNamespace(monotonic=lambda: now))
     with served(router_api_keys=KEYS, admin_key="k-admin-90") as server:
 
         def status(key: str) -> int:

@@ -11,11 +11,9 @@ import hashlib
 import hmac
 import ipaddress
 import re
-import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -32,6 +30,7 @@ from router_backend.errors import (
 from router_backend.server.errors import respond
 from router_backend.server.middleware.connection import PROBES, Limits
 from router_backend.server.middleware.scope import first_of_each, path_of
+from router_backend.service.admission import Buckets
 from router_backend.service.caller import caller
 from router_backend.settings import Settings, split_list
 
@@ -39,7 +38,7 @@ ALWAYS_PUBLIC = PROBES | {"/"}
 _SAFE = frozenset({"GET", "HEAD"})
 _ASK_PEOPLE = 'Basic realm="router", charset="UTF-8"'  # a browser then asks for a name and a key, and keeps them
 _GUESSES = 20.0  # wrong keys of an address at once, and in a minute
-_REMEMBERED = 4096  # addresses, and keys that were right
+_REMEMBERED = 4096  # keys that were right
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _PORT = re.compile(r":[0-9]{1,5}\Z")
 
@@ -71,35 +70,23 @@ class Guesses:
     """
 
     def __init__(self) -> None:
-        self._wrong: OrderedDict[str, tuple[float, float]] = OrderedDict()  # what is left to an address, and since when
+        self._wrong = Buckets(_GUESSES)
         self._right: OrderedDict[tuple[str, bytes], None] = OrderedDict()
 
     def check(self, address: str, key: bytes) -> None:
         """Raises RateLimited where a key is not to be tried."""
-        left = self._left(address)
-        if left < 1 and (address, _digest(key)) not in self._right:
-            wait = (1 - left) * 60 / _GUESSES
+        wait = self._wrong.wait(address)
+        if wait and (address, _digest(key)) not in self._right:
             raise RateLimited("too many wrong keys came from this address; try again later", retry_after=wait)
 
     def tell(self, address: str, key: bytes, *, right: bool) -> None:
         """What became of a key that was tried."""
-        if right:
-            self._right[address, _digest(key)] = None
-            _bound(self._right)
-        else:
-            self._wrong[address] = self._left(address) - 1, time.monotonic()
-            self._wrong.move_to_end(address)
-            _bound(self._wrong)
-
-    def _left(self, address: str) -> float:
-        now = time.monotonic()
-        left, then = self._wrong.get(address, (_GUESSES, now))
-        return min(_GUESSES, left + (now - then) * _GUESSES / 60)
-
-
-def _bound(remembered: OrderedDict[Any, Any]) -> None:
-    if len(remembered) > _REMEMBERED:
-        remembered.popitem(last=False)
+        if not right:
+            self._wrong.take(address)
+            return
+        self._right[address, _digest(key)] = None
+        if len(self._right) > _REMEMBERED:
+            self._right.popitem(last=False)
 
 
 def _address(scope: Scope) -> str:

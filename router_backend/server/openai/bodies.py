@@ -50,6 +50,11 @@ No = Annotated[Any, Only(None, False)]
 KIND = Discriminator(lambda value: "(list)" if isinstance(value, list) else "(one)")
 
 
+def type_of(value: Any) -> Any:  # noqa: ANN401 - any JSON
+    """An object's `type`."""
+    return value.get("type") if isinstance(value, dict) else None
+
+
 class TextPart(Body):
     """A text. What stands beside it in parts that clients keep changes no answer: ids, and marks of caches."""
 
@@ -71,14 +76,9 @@ class RefusalPart(Body):
         return self.refusal
 
 
-def _part(value: Any) -> str:  # noqa: ANN401 - any JSON, or what was made of it
-    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-    return "(refusal)" if kind == "refusal" else "(text)"
-
-
 Part = Annotated[
     Annotated[TextPart, Tag("(text)")] | Annotated[RefusalPart, Tag("(refusal)")],
-    Discriminator(_part),
+    Discriminator(lambda value: "(refusal)" if type_of(value) == "refusal" else "(text)"),
 ]
 
 
@@ -183,9 +183,8 @@ class AllowedToolsBody(Body):
 _WORD = "(word)"
 
 
-def _choice(value: Any) -> str:  # noqa: ANN401 - any JSON, or what was made of it
-    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-    return _WORD if isinstance(value, str) else "(some)" if kind == "allowed_tools" else "(named)"
+def _choice(value: Any) -> str:  # noqa: ANN401 - any JSON
+    return _WORD if isinstance(value, str) else "(some)" if type_of(value) == "allowed_tools" else "(named)"
 
 
 ToolChoice: TypeAlias = Annotated[
@@ -215,15 +214,11 @@ class SchemaFormat(Body):
     json_schema: JsonSchema
 
 
-def _format(value: Any) -> str | None:  # noqa: ANN401 - any JSON, or what was made of it
-    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-    return {"text": "(plain)", "json_object": "(plain)", "json_schema": "(schema)"}.get(str(kind))
-
-
+_FORMATS = {"text": "(plain)", "json_object": "(plain)", "json_schema": "(schema)"}
 Format = Annotated[
     Annotated[PlainFormat, Tag("(plain)")] | Annotated[SchemaFormat, Tag("(schema)")],
     Discriminator(
-        _format,
+        lambda value: _FORMATS.get(str(type_of(value))),
         custom_error_type="response_format",
         custom_error_message="give an object whose type is text, json_object or json_schema",
     ),

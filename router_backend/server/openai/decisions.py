@@ -17,7 +17,7 @@ from router_backend.server.body import ERRORS, Body, NonEmptyText, Prompt, Text,
 from router_backend.server.disconnect import unless_gone
 from router_backend.server.middleware import access_log
 from router_backend.server.openai import work
-from router_backend.server.openai.bodies import KIND, RefusalPart
+from router_backend.server.openai.bodies import KIND, RefusalPart, type_of
 from router_backend.service.service import GenerationService
 from router_backend.settings import Settings
 from router_backend.types import Answer, Call, GenerateRequest, Odds, Question, Role, SamplingParams, Turn, is_blank
@@ -78,9 +78,9 @@ class OutputItem(Body):
     status: Literal["in_progress", "completed", "incomplete"] | None = None
 
 
-def _item(value: Any) -> str:  # noqa: ANN401 - any JSON, or what was made of it
-    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-    return "(output)" if str(kind).endswith("_output") else "(call)" if str(kind).endswith("_call") else "(message)"
+def _item(value: Any) -> str:  # noqa: ANN401 - any JSON
+    kind = str(type_of(value))
+    return "(output)" if kind.endswith("_output") else "(call)" if kind.endswith("_call") else "(message)"
 
 
 Item = Annotated[
