@@ -25,7 +25,7 @@ from router_backend.server.body import Body, Budget, NonEmptyText, Prompt, charg
 from router_backend.server.disconnect import unless_gone
 from router_backend.server.errors import describe
 from router_backend.server.middleware import access_log
-from router_backend.server.native import Sampling, Task, sampling_params
+from router_backend.server.native import PlanBody, Task, work_of
 from router_backend.server.openai.decisions import DecisionBody, content_of, request_of
 from router_backend.service.service import GenerationService
 from router_backend.types import Answer, GenerateRequest
@@ -136,8 +136,7 @@ class Mcp:
         service = self._service
         with charged(service):
             task = checked(PlanArguments, **arguments)
-            sampling = sampling_params(checked(Sampling, max_new_tokens=task.max_new_tokens), service)
-        work = GenerateRequest(access_log.request_id(request), task.prompt(), sampling, output="plan")
+        work = work_of(PlanBody(**dict(task)), access_log.request_id(request), service.settings)
         plan: dict[str, Any] = json.loads((await self._answer(request, work)).text)
         return plan
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import asdict
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
@@ -32,7 +32,8 @@ from router_backend.server.disconnect import unless_gone
 from router_backend.server.middleware import access_log
 from router_backend.server.sse import stream
 from router_backend.service.service import GenerationService
-from router_backend.types import Answer, Chunk, GenerateRequest, Output, SamplingParams
+from router_backend.settings import Settings
+from router_backend.types import Answer, Chunk, GenerateRequest, Output
 
 
 class Sampling(Body):
@@ -56,8 +57,13 @@ class Sampling(Body):
 
 
 class GenerateBody(Sampling):
+    path: ClassVar[str] = "/v1/generate"
     prompt: Prompt
     output: Literal["plan", "text"] = Field("plan", description="A whole routing plan, or the model's raw text.")
+
+    def asks(self) -> tuple[str, Output]:
+        """The prompt, and what is to come."""
+        return self.prompt, self.output
 
 
 class Task(Body):
@@ -82,10 +88,14 @@ class Task(Body):
 
 
 class PlanBody(Sampling, Task):
-    pass
+    path: ClassVar[str] = "/v1/plan"
+
+    def asks(self) -> tuple[str, Output]:
+        return self.prompt(), "plan"
 
 
-B = TypeVar("B", bound=Sampling)
+Asked: TypeAlias = GenerateBody | PlanBody
+B = TypeVar("B", GenerateBody, PlanBody)
 
 
 class Details(BaseModel):
@@ -113,8 +123,10 @@ class PlanAnswer(BaseModel):
     report: Details
 
 
-def sampling_params(body: Sampling, service: GenerationService) -> SamplingParams:
-    return sampling(service.settings, body.max_new_tokens, body.temperature, body.top_p, body.seed, body.stop)
+def work_of(body: Asked, request_id: str, settings: Settings) -> GenerateRequest:
+    prompt, output = body.asks()
+    drawn = sampling(settings, body.max_new_tokens, body.temperature, body.top_p, body.seed, body.stop)
+    return GenerateRequest(request_id, prompt, drawn, output)
 
 
 def details(last: Chunk, seed: int) -> dict[str, Any]:
@@ -150,7 +162,7 @@ def native_router(service: GenerationService) -> APIRouter:
             report = {"details": details(answer.last, answer.seed)} if body.details else {}
             return {"text": answer.text, **report}
 
-        return await _respond(request, service, GenerateBody, lambda body: (body.prompt, body.output), content)
+        return await _respond(request, service, GenerateBody, content)
 
     @post(router, "/plan", PlanBody, PlanAnswer, "Answer a query with a parsed routing plan")
     async def plan(request: Request) -> Response:
@@ -158,7 +170,7 @@ def native_router(service: GenerationService) -> APIRouter:
             report = details(answer.last, answer.seed)
             return {"plan": json.loads(answer.text), "text": answer.text, "report": report}
 
-        return await _respond(request, service, PlanBody, lambda body: (body.prompt(), "plan"), content)
+        return await _respond(request, service, PlanBody, content)
 
     return router
 
@@ -167,19 +179,11 @@ async def _respond(
     request: Request,
     service: GenerationService,
     model: type[B],
-    prompt: Callable[[B], tuple[str, Output]],
     content: Callable[[B, Answer], dict[str, Any]],
 ) -> Response:
-    """Answers `prompt`'s text with its output: as a stream or, with `content` made of it, as one JSON object.
-
-    Nobody is answered who has left.
-    """
-
-    def work_of(body: B) -> GenerateRequest:
-        text, output = prompt(body)
-        return GenerateRequest(access_log.request_id(request), text, sampling_params(body, service), output)
-
-    body, work = await asked(request, service, model, work_of)
+    """Answers with a stream or, with `content` made of the answer, with one JSON object; nobody who has left."""
+    identity = access_log.request_id(request)
+    body, work = await asked(request, service, model, lambda body: work_of(body, identity, service.settings))
     if body.stream:
         return await unless_gone(request, stream(_events(request, service, work, body.details)))
     answer = await unless_gone(request, service.answer(work))

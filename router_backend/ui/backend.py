@@ -11,13 +11,13 @@ from typing import Any, Protocol
 from router_backend.client import ClientError, RouterClient
 from router_backend.errors import InvalidRequest, RouterError, SettingsError
 from router_backend.server.body import charged, checked
-from router_backend.server.native import GenerateBody, PlanBody, Sampling, details, sampling_params
+from router_backend.server.native import Asked, GenerateBody, PlanBody, Sampling, details, work_of
 from router_backend.server.operations import health_body
 from router_backend.service.caller import caller
 from router_backend.service.metrics import Recent
 from router_backend.service.service import GenerationService
 from router_backend.settings import Settings, split_list
-from router_backend.types import GenerateRequest, is_blank
+from router_backend.types import is_blank
 
 Said = tuple[str, "dict[str, Any] | None"]  # the text so far; with the last of it the answer's details
 _PATIENCE = 5.0
@@ -32,7 +32,7 @@ class Backend(Protocol):
     def charged(self) -> AbstractContextManager[None]:
         """Around the reading of what was sent: what is refused there counts for the caller's key."""
 
-    def answer(self, body: Sampling) -> AsyncGenerator[Said, None]:
+    def answer(self, body: Asked) -> AsyncGenerator[Said, None]:
         """The text as it grows. Closing it ends the request. Raises RouterError."""
 
     async def health(self) -> dict[str, Any]:
@@ -54,19 +54,13 @@ class LocalBackend:
     def charged(self) -> AbstractContextManager[None]:
         return charged(self.service, check=False)
 
-    async def answer(self, body: Sampling) -> AsyncGenerator[Said, None]:
-        if isinstance(body, PlanBody):
-            prompt, plain = body.prompt(), False
-        else:
-            assert isinstance(body, GenerateBody)
-            prompt, plain = body.prompt, body.output == "text"
-        sampling = sampling_params(body, self.service)
-        request = GenerateRequest(caller.get().request_id, prompt, sampling, output="text" if plain else "plan")
+    async def answer(self, body: Asked) -> AsyncGenerator[Said, None]:
+        request = work_of(body, caller.get().request_id, self.settings)
         written = ""
         async with aclosing(self.service.generate(request)) as chunks:
             async for chunk in chunks:
                 written += chunk.text
-                yield written, details(chunk, sampling.seed) if chunk.finish_reason else None
+                yield written, details(chunk, request.sampling.seed) if chunk.finish_reason else None
 
     async def health(self) -> dict[str, Any]:
         now = self.service.health()
@@ -104,11 +98,10 @@ class RemoteBackend:
 
     charged = accepted
 
-    async def answer(self, body: Sampling) -> AsyncGenerator[Said, None]:
-        path = "/v1/plan" if isinstance(body, PlanBody) else "/v1/generate"
+    async def answer(self, body: Asked) -> AsyncGenerator[Said, None]:
         written, asked = "", {**body.model_dump(exclude_none=True), "details": True}
         with _told():
-            async with aclosing(self.client.stream(path, asked)) as events:
+            async with aclosing(self.client.stream(body.path, asked)) as events:
                 async for event in events:
                     written += str(event.get("text", ""))
                     yield written, event.get("details")
@@ -138,7 +131,7 @@ def _told() -> Iterator[None]:
         raise RouterError(f"{error}{advice.get(error.status, '')}", retry_after=error.retry_after) from None
 
 
-def body_of(query: object, output: object = "plan", tags: object = "", **fields: object) -> Sampling:
+def body_of(query: object, output: object = "plan", tags: object = "", **fields: object) -> Asked:
     """The API's own body for what a page sent; texts that are empty were not sent. Raises InvalidRequest."""
     if isinstance(query, str) and is_blank(query):
         raise InvalidRequest("write a request first", param="prompt")

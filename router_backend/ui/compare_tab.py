@@ -14,7 +14,7 @@ from pydantic import Field
 
 from router_backend.plan.rules import validate
 from router_backend.server.body import Body, checked
-from router_backend.server.native import Sampling
+from router_backend.server.native import Asked
 from router_backend.server.sse import merged, paced
 from router_backend.ui.backend import Backend, body_of, whole
 from router_backend.ui.plan_view import parts, plan_in, render_plan, so_far
@@ -102,7 +102,7 @@ class _Columns(Body):
     columns: Annotated[int, Field(ge=2, le=len(_NAMES))]
 
 
-async def _safely(backend: Backend, body: Sampling) -> AsyncGenerator[tuple[str, dict[str, Any] | None, str], None]:
+async def _safely(backend: Backend, body: Asked) -> AsyncGenerator[tuple[str, dict[str, Any] | None, str], None]:
     """An answer whose failure does not end the others."""
     try:
         async with aclosing(paced(backend.answer(body))) as answer:

@@ -15,7 +15,7 @@ import gradio as gr
 from router_backend.errors import InvalidRequest, RouterError
 from router_backend.plan.rules import validate
 from router_backend.plan.schema import DIFFICULTIES
-from router_backend.server.native import PlanBody, Sampling
+from router_backend.server.native import Asked, PlanBody
 from router_backend.server.sse import paced
 from router_backend.ui.backend import Backend, body_of
 from router_backend.ui.plan_view import handoffs, parts, plan_in, render_budget, render_plan, so_far
@@ -142,9 +142,9 @@ def odds_of(details: Mapping[str, Any]) -> list[float | None]:
     return found
 
 
-def _aside(plan: dict[str, Any], details: dict[str, Any], body: Sampling, address: str, valid: bool) -> str:
+def _aside(plan: dict[str, Any], details: dict[str, Any], body: Asked, address: str, valid: bool) -> str:
     asked = {**body.model_dump(exclude_none=True, exclude={"stream", "details"}), "seed": details["seed"]}
-    url = f"{address}/v1/{'plan' if isinstance(body, PlanBody) else 'generate'}"
+    url = f"{address}{body.path}"
     text = json.dumps(asked, ensure_ascii=False)
     curl = f"curl {url} -H 'Content-Type: application/json' -d {shlex.quote(text)}"
     python = f"import httpx\n\nanswer = httpx.post({url!r}, json={asked!r}, timeout=300)\nprint(answer.json())"
@@ -153,9 +153,9 @@ def _aside(plan: dict[str, Any], details: dict[str, Any], body: Sampling, addres
     return str(parts.aside(valid, spent, handoffs(plan), taken))
 
 
-def _row(body: Sampling, text: str, details: dict[str, Any]) -> str:
+def _row(body: Asked, text: str, details: dict[str, Any]) -> str:
     """A row of history: what was asked, what came, what it cost."""
-    prompt = body.prompt() if isinstance(body, PlanBody) else body.model_dump()["prompt"]
+    prompt, _ = body.asks()
     query = body.query if isinstance(body, PlanBody) else prompt
     tokens = details["usage"]["completion_tokens"]
     row = {"at": time.strftime("%Y-%m-%d %H:%M:%S"), "query": query, "prompt": prompt, "text": text, "tokens": tokens}
