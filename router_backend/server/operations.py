@@ -105,7 +105,7 @@ def admin_router(service: GenerationService) -> APIRouter:
         """Loads what the settings name by now (`.env` is read again). Answers when it serves; nothing is dropped."""
         if not caller.get().admin:
             raise Forbidden("this needs the admin key")
-        return await service.reload()
+        return await service.host.reload()
 
     return router
 

@@ -48,7 +48,7 @@ def serve(*, host: str | None = None, port: int | None = None) -> int:
         fatal.append(error)
         server.should_exit = True
 
-    service.on_fatal = stop
+    service.host.on_fatal = stop
     name = f"[{settings.host}]" if ":" in settings.host else settings.host
     address = f"http://{name}:{listening.getsockname()[1]}"
     _log.info("serving on %s (UI at /gradio, console at /console, API at /docs)", address)
@@ -126,7 +126,7 @@ class Server(uvicorn.Server):
     async def _reload(self) -> None:
         _log.info("reloading the checkpoint")
         with contextlib.suppress(RouterError):  # told in the log, and the old one goes on
-            await self._service.reload()
+            await self._service.host.reload()
 
 
 @contextlib.contextmanager

@@ -72,6 +72,7 @@ class Host:
         attempts: to load what is served, or is being loaded.
         error: why nothing is served.
         retry_at: when, on the monotonic clock, a failed load may be tried again.
+        on_fatal: is called with the error when a warm start fails that must not.
         failures: of requests, one after the other; restarts: without an answer between them.
     """
 
@@ -82,11 +83,11 @@ class Host:
         reread: Callable[[], Load],
         metrics: Metrics,
         admission: Admission,
-        on_fatal: Callable[[RouterError], None],
     ) -> None:
         self.load = load
         self._settings, self._reread, self._metrics = settings, reread, metrics
-        self._admission, self._on_fatal = admission, on_fatal
+        self._admission = admission
+        self.on_fatal: Callable[[RouterError], None] = lambda error: None
         self.state: State = "idle"
         self.phase = "waiting for the first request"
         self.error: RouterError | None = None
@@ -350,4 +351,4 @@ class Host:
         if self.state == "failed" and forgiven:  # behind a readiness probe no request comes that would try again
             self._again = asyncio.get_running_loop().call_later(seconds, self.begin)
         elif self.state == "failed":
-            self._on_fatal(error)
+            self.on_fatal(error)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TypeVar
 
-from router_backend.errors import DeadlineExceeded, NotReady, RouterError
+from router_backend.errors import DeadlineExceeded, NotReady
 from router_backend.service import tracing
 from router_backend.service.admission import Admission, Quota
 from router_backend.service.caller import caller
@@ -18,7 +18,7 @@ from router_backend.service.health import Health
 from router_backend.service.host import Host, Load, Serving, stopping
 from router_backend.service.metrics import Metrics
 from router_backend.settings import Settings
-from router_backend.types import Answer, Chunk, GenerateRequest, ModelInfo
+from router_backend.types import Answer, Chunk, GenerateRequest
 
 T = TypeVar("T")
 
@@ -27,7 +27,6 @@ class GenerationService:
     """The one way to the model.
 
     `load` blocks and runs in a thread; it is handed a function that it tells each attempt to.
-    `on_fatal` is called with the error when a warm start fails that must not.
     `reread` gives the load of `reload`, out of the settings as they are then; without it, `load` is repeated.
     All methods belong to one event loop.
     """
@@ -36,18 +35,14 @@ class GenerationService:
         self,
         settings: Settings,
         load: Load,
-        on_fatal: Callable[[RouterError], None] = lambda error: None,
         reread: Callable[[], Load] | None = None,
     ) -> None:
         self.settings = settings
-        self.on_fatal = on_fatal
         self.metrics = Metrics()
         self.admission = Admission(
             settings.slots, settings.queue_limit, Quota(settings.key_requests_per_minute, settings.key_concurrency)
         )
-        self.host = Host(
-            settings, load, reread or (lambda: load), self.metrics, self.admission, lambda error: self.on_fatal(error)
-        )
+        self.host = Host(settings, load, reread or (lambda: load), self.metrics, self.admission)
         self.metrics.watch(self.health)
         self._accepted = 0
         self._started = time.monotonic()
@@ -77,10 +72,6 @@ class GenerationService:
         """Drains, and unloads."""
         await self.drain()
         await self.host.close()
-
-    async def reload(self) -> ModelInfo:
-        """As `Host.reload`."""
-        return await self.host.reload()
 
     @property
     def is_stopping(self) -> bool:

@@ -550,7 +550,7 @@ def test_fault_f_chunks_and_details_after_a_reload_name_the_model_that_writes() 
         for thread in threads:
             thread.start()
         until(lambda: len(server.model.active) == 3)
-        server.run(server.service.reload()).result(60)
+        server.run(server.service.host.reload()).result(60)
         assert server.service.health().model == "next"
         free.set()
         for thread in threads:

@@ -471,7 +471,7 @@ def test_a_failed_warm_start_is_fatal_unless_it_is_allowed(allow: bool, lazy: bo
 
         fatal: list[RouterError] = []
         service = service_of(Gate(), load, allow_warm_start_failure=allow, skip_warm_start=lazy)
-        service.on_fatal = fatal.append
+        service.host.on_fatal = fatal.append
         await service.start()
         if lazy:
             with pytest.raises(NotReady):
@@ -722,7 +722,7 @@ def test_a_load_that_fails_while_the_service_stops_is_not_fatal() -> None:
         gate, free = Gate(), threading.Event()
         service = service_of(gate, blocking(gate, free, fault=LoadError("gone")), drain_timeout=5)
         fatal: list[RouterError] = []
-        service.on_fatal = fatal.append
+        service.host.on_fatal = fatal.append
         await service.start()
         waiting = ask(service)
         await become(lambda: service.health().waiting == 1)

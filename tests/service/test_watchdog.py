@@ -157,7 +157,7 @@ def test_row_22_livez_fails_where_a_lost_engine_cannot_be_replaced(
         supply = Supply({1: fails})
         service = await started(supply)
         fatal: list[RouterError] = []
-        service.on_fatal = fatal.append
+        service.host.on_fatal = fatal.append
         supply.models[0].stuck = free
         with pytest.raises(EngineLost):
             await service.answer(work())
@@ -252,7 +252,7 @@ def test_reload_drops_nothing() -> None:
         running = [asyncio.create_task(service.answer(work("a b c d e f g h"))) for _ in range(2)]
         await become(lambda: len(supply.models[0].active) == 2)
         waiting = asyncio.create_task(service.answer(work("w")))
-        info = await service.reload()
+        info = await service.host.reload()
         assert info.model == "echo-1" == service.health().model and not supply.models[0].closed
         free.set()
         answers = await asyncio.gather(*running, waiting)
@@ -275,7 +275,7 @@ def test_fault_f_a_reload_in_mid_stream_names_the_model_that_writes() -> None:
         first = asyncio.ensure_future(anext(stream))
         whole = asyncio.create_task(service.answer(work("d e")))
         await become(lambda: len(supply.models[0].active) == 2)
-        await service.reload()
+        await service.host.reload()
         assert service.health().model == "echo-1"
         free.set()
         chunks = [await first, *[chunk async for chunk in stream]]
@@ -301,7 +301,7 @@ def test_reload_under_load_loses_no_request() -> None:
 
         clients = [asyncio.create_task(client(number)) for number in range(6)]
         for _ in range(5):
-            await service.reload()
+            await service.host.reload()
             await asyncio.sleep(0.05)
         stop = True
         await asyncio.gather(*clients)
@@ -320,7 +320,7 @@ def test_a_reload_that_fails_leaves_the_old_one_in_service() -> None:
         supply = Supply({1: broken})
         service = await started(supply)
         with pytest.raises(LoadError, match="cut"):
-            await service.reload()
+            await service.host.reload()
         assert service.health().status == "ok" and service.health().model == "echo-0"
         assert (await service.answer(work())).text == "one two three"
         assert counted(service, "router_reloads_total", outcome="failed") == 1
@@ -335,13 +335,13 @@ def test_one_reload_at_a_time_and_none_before_or_after() -> None:
         service = GenerationService(load_settings(skip_warm_start=True), supply.load)
         await service.start()
         with pytest.raises(NotReady):
-            await service.reload()
+            await service.host.reload()
         await service.answer(work())
-        both = await asyncio.gather(service.reload(), service.reload(), return_exceptions=True)
+        both = await asyncio.gather(service.host.reload(), service.host.reload(), return_exceptions=True)
         assert sorted(type(each).__name__ for each in both) == ["ModelInfo", "NotReady"]
         await service.close()
         with pytest.raises(NotReady):
-            await service.reload()
+            await service.host.reload()
 
     go(main)
 
@@ -365,7 +365,7 @@ def test_a_reload_that_ends_before_a_load_holds(loads: bool) -> None:
             return supply.load(report)
 
         service.host._reread = lambda: reload
-        reloading = asyncio.create_task(service.reload())
+        reloading = asyncio.create_task(service.host.reload())
         await asyncio.sleep(0.05)
         service.host.load = load
         service.host._restart("dead")
