@@ -281,7 +281,8 @@ class SharedBody(Body):
 
     @property
     def budget(self) -> int | None:
-        return self.max_tokens
+        value: int | None = getattr(self, self.budget_name)
+        return value
 
 
 class ChatBody(SharedBody):
@@ -365,10 +366,6 @@ class ChatBody(SharedBody):
     @property
     def budget_name(self) -> str:
         return "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
-
-    @property
-    def budget(self) -> int | None:
-        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
     @property
     def alternatives(self) -> int | None:
