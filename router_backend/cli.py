@@ -141,7 +141,7 @@ def ui(
     ask_key: Annotated[bool, typer.Option("--ask-key", help="Ask for the backend's key here.")] = False,
 ) -> int:
     """Serve the page alone, as a client of a backend elsewhere."""
-    from router_backend.server.alone import serve_page
+    from router_backend.server.serve import serve_page
 
     key = typer.prompt("The backend's key", hide_input=True, err=True) if ask_key else api_key
     return serve_page(url, key, host=host, port=port)

@@ -1,4 +1,4 @@
-"""create_app: the service behind its routes."""
+"""The apps: the service behind its routes, and the page alone."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from router_backend.server.pages import pages_router
 from router_backend.service.metrics import Metrics
 from router_backend.service.service import GenerationService
 from router_backend.settings import Settings, split_list
-from router_backend.ui.backend import LocalBackend
+from router_backend.ui.backend import LocalBackend, RemoteBackend
 
 
 def create_app(
@@ -69,6 +69,22 @@ def create_app(
     if ui:
         page = mount_ui(app, LocalBackend(service))
     protect(app, service.settings, service, service.metrics, limits or Limits())
+    return app
+
+
+def create_page(settings: Settings, backend: RemoteBackend) -> FastAPI:
+    """The page alone, for a backend elsewhere: behind what every request passes in the whole server, too."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await page.close()
+
+    app = FastAPI(openapi_url=None, redirect_slashes=False, lifespan=lifespan)
+    errors.install(app)
+    app.include_router(pages_router())
+    page = mount_ui(app, backend)
+    protect(app, settings, backend, Metrics(), Limits())
     return app
 
 

@@ -1,4 +1,4 @@
-"""Runs the server until it is told to stop."""
+"""Runs the server, or the page alone, until it is told to stop."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ import uvicorn
 from router_backend import logs
 from router_backend.engines.daemon import any_at_work
 from router_backend.errors import RouterError, SettingsError
-from router_backend.server.app import create_app
+from router_backend.server.app import create_app, create_page
 from router_backend.server.middleware.connection import ACCEPTED_AT_ONCE, Limits, connections
 from router_backend.service import tracing
 from router_backend.service.loader import Loader
 from router_backend.service.service import GenerationService
 from router_backend.settings import Settings, load_settings, outdated
+from router_backend.ui.backend import RemoteBackend
 
 Handler = Callable[[int, FrameType | None], None]
 _log = logging.getLogger(__name__)
@@ -60,6 +61,26 @@ def serve(*, host: str | None = None, port: int | None = None) -> int:
         # Fetching and loading cannot be interrupted, only left; what was fetched so far is gone on from next time.
         logging.shutdown()
         os._exit(0)
+    return 0
+
+
+def serve_page(url: str, api_key: str | None, *, host: str | None = None, port: int | None = None) -> int:
+    """Serves the page alone, for the backend at `url`, until SIGTERM or SIGINT; returns 0.
+
+    No model is here, and of that backend its public API is used only.
+
+    Raises:
+        SettingsError: a variable, the URL or the key is wrong, or the address cannot be bound.
+    """
+    settings = load_settings(host=host, port=port)
+    logs.configure(settings)
+    backend = RemoteBackend(settings, url, api_key)
+    listening = bind(settings.host, settings.port)
+    listening.listen()  # who comes before the server is ready waits for it
+    address = f"http://{settings.host}:{listening.getsockname()[1]}"
+    _log.info("serving on %s (UI at /gradio), for the backend at %s", address, backend.client.url)
+    with logs.captured():
+        PageServer(configuration(create_page(settings, backend))).run(sockets=[listening])
     return 0
 
 
@@ -127,6 +148,13 @@ class Server(uvicorn.Server):
         _log.info("reloading the checkpoint")
         with contextlib.suppress(RouterError):  # told in the log, and the old one goes on
             await self._service.host.reload()
+
+
+class PageServer(uvicorn.Server):
+    """uvicorn's server, for which to be told to stop is a success: its own raises the signal again at the end."""
+
+    def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override] # as it is used
+        return handled(dict.fromkeys((signal.SIGINT, signal.SIGTERM), self.handle_exit))
 
 
 @contextlib.contextmanager
