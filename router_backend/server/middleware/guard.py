@@ -37,6 +37,7 @@ from router_backend.settings import Settings, split_list
 ALWAYS_PUBLIC = PROBES | {"/"}
 _SAFE = frozenset({"GET", "HEAD"})
 _ASK_PEOPLE = 'Basic realm="router", charset="UTF-8"'  # a browser then asks for a name and a key, and keeps them
+_ADMIN = ":admin"  # the name of the admin's key: no other has a colon, and a browser can send none
 _GUESSES = 20.0  # wrong keys of an address at once, and in a minute
 _REMEMBERED = 4096  # keys that were right
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -47,20 +48,19 @@ class Keys:
     """The API keys and the admin key, as digests alone."""
 
     def __init__(self, settings: Settings) -> None:
-        self.digests = {name: _digest(key.encode()) for name, key in settings.api_keys.items()}
-        self.admin = _digest(settings.admin_key.get_secret_value().encode()) if settings.admin_key else None
+        keys = dict(settings.api_keys)
+        if settings.admin_key:
+            keys[_ADMIN] = settings.admin_key.get_secret_value()
+        self.digests = {name: _digest(key.encode()) for name, key in keys.items()}
 
     def name_of(self, key: bytes, claimed: bytes | None = None) -> str | None:
-        """Whose key it is: the one that is `claimed`, where a name came with it.
+        """The name of a key: of the one that is `claimed`, where a name came with it.
 
         Every key is compared, so that the time says nothing.
         """
         sent = _digest(key)
         found = [name for name, known in self.digests.items() if hmac.compare_digest(sent, known)]
         return next((name for name in found if claimed in (None, name.encode())), None)
-
-    def is_admin(self, key: bytes) -> bool:
-        return self.admin is not None and hmac.compare_digest(_digest(key), self.admin)
 
 
 class Guesses:
@@ -181,35 +181,32 @@ class Guard(Checks):
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         super().__init__(app)
         self._keys = Keys(settings)
+        self._needs_key = bool(settings.api_keys)
         self._guesses = Guesses()
         self._public = ALWAYS_PUBLIC | set(split_list(settings.public_paths))
         self._friends = set(split_list(settings.cors_origins))
 
     def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
-        if not self._keys.digests and self._keys.admin is None:
+        if not self._keys.digests:
             return
         kind, _, sent = headers.get(b"authorization", b"").partition(b" ")
-        admin = False
         basic = kind.lower() == b"basic"
         claimed, key = _named(sent) if basic else (None, sent.strip() if kind.lower() == b"bearer" else b"")
         address = _address(scope)
         path = path_of(scope)  # a public one says nothing about a key; nor does an open one, beside the admin's alone
-        guarded = path not in self._public and bool(self._keys.digests or path.startswith("/admin/"))
+        guarded = path not in self._public and (self._needs_key or path.startswith("/admin/"))
         if key and guarded:
             self._guesses.check(address, key)
-        if basic:
-            name = self._keys.name_of(key, claimed)
-            if name is not None and scope.get("method") not in _SAFE:
-                self._check_origin(headers)
-        else:
-            admin = self._keys.is_admin(key)
-            name = "" if admin else self._keys.name_of(key)
+        name = self._keys.name_of(key, claimed)
+        if basic and name is not None and scope.get("method") not in _SAFE:
+            self._check_origin(headers)
         if key and guarded:
             self._guesses.tell(address, key, right=name is not None)
-        if name is None and self._keys.digests and guarded:
+        if name is None and self._needs_key and guarded:
             raise Unauthorized("send a known key as Authorization: Bearer KEY")
-        caller.set(replace(caller.get(), key=name or "", admin=admin))
-        scope.setdefault("state", {})["key"] = name or ("admin" if admin else None)
+        admin = name == _ADMIN
+        caller.set(replace(caller.get(), key="" if admin else name or "", admin=admin))
+        scope.setdefault("state", {})["key"] = "admin" if admin else name
 
     def _check_origin(self, headers: dict[bytes, bytes]) -> None:
         """Browsers send a name and a key with every request, also with one that a page of another site makes."""
