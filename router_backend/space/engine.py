@@ -37,11 +37,8 @@ class SpaceEngine(ThreadedEngine):
 
     def __init__(self, model: LocalModel, writer: PlanWriter, settings: Settings, *, weights: int) -> None:
         """Make it before `launch`. `weights`: bytes on the GPU, where they are known."""
-        self._slots = settings.slots
+        self._settings = settings
         super().__init__(model, writer)
-        self._size = settings.zerogpu_size
-        self._memory = memory_gb(settings)
-        self._usual_budget = settings.max_new_tokens
         self._cancels = Cancels()
         self._duration = Duration(weights)
         self._refused: RouterError | None = None
@@ -54,11 +51,11 @@ class SpaceEngine(ThreadedEngine):
         os.register_at_fork(
             before=self._learning.acquire, after_in_parent=self._learning.release, after_in_child=self._after_fork
         )
-        self._borrow = spaces.GPU(self._in_worker, duration=self._seconds, size=self._size)
+        self._borrow = spaces.GPU(self._in_worker, duration=self._seconds, size=settings.zerogpu_size)
 
     @property
     def info(self) -> ModelInfo:
-        return replace(self._model.info, slots=self._slots)
+        return replace(self._model.info, slots=self._settings.slots)
 
     @property
     def gpu(self) -> LentGpu:
@@ -66,11 +63,11 @@ class SpaceEngine(ThreadedEngine):
         if self._refused is not None and self._refused.retry_after is not None:
             left = max(0.0, round(self._refused_at + self._refused.retry_after - time.monotonic(), 1))
         return LentGpu(
-            size=self._size,
-            memory_gb=self._memory,
+            size=self._settings.zerogpu_size,
+            memory_gb=memory_gb(self._settings),
             quota="exceeded" if left else "granted" if self._granted else "unknown",
             retry_after=left or None,
-            duration=self._duration.seconds(_USUAL_PROMPT, self._usual_budget),
+            duration=self._duration.seconds(_USUAL_PROMPT, self._settings.max_new_tokens),
             seconds=round(self._held, 1),
             plans=self._plans,
             seconds_per_plan=round(self._held_by_plans / self._plans, 1) if self._plans else None,
