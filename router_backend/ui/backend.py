@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import AbstractContextManager, aclosing
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 from router_backend.client import ClientError, RouterClient
 from router_backend.errors import InvalidRequest, RouterError, SettingsError
@@ -24,37 +24,18 @@ _PATIENCE = 5.0
 _DIGITS = 12
 
 
-class Backend(Protocol):
-    """`settings` are the page's own: its limits, and the tools that plans are checked with."""
-
-    settings: Settings
-
-    def charged(self) -> AbstractContextManager[None]:
-        """Around the reading of what was sent: what is refused there counts for the caller's key."""
-
-    def answer(self, body: Asked) -> AsyncGenerator[Said, None]:
-        """The text as it grows. Closing it ends the request. Raises RouterError."""
-
-    async def health(self) -> dict[str, Any]:
-        """What `/health` says. Raises RouterError."""
-
-    async def metrics(self) -> str:
-        """What `/metrics` says. Raises RouterError."""
-
-    def recent(self) -> list[Recent] | None:
-        """The last requests that the caller may know of; None where the backend keeps them to itself."""
-
-
 class LocalBackend:
-    """The service of this process."""
+    """The service of this process. `settings` are the page's: its limits, and the tools that plans are checked with."""
 
     def __init__(self, service: GenerationService) -> None:
         self.service, self.settings = service, service.settings
 
     def charged(self) -> AbstractContextManager[None]:
+        """Around the reading of what was sent: what is refused there counts for the caller's key."""
         return charged(self.service, check=False)
 
     async def answer(self, body: Asked) -> AsyncGenerator[Said, None]:
+        """The text as it grows. Closing it ends the request. Raises RouterError."""
         request = work_of(body, caller.get().request_id, self.settings)
         written = ""
         async with aclosing(self.service.generate(request)) as chunks:
@@ -72,13 +53,16 @@ class LocalBackend:
         return generate_latest(self.service.metrics.registry).decode()
 
     def recent(self) -> list[Recent]:
+        """The last requests that the caller may know of."""
         who = caller.get()
         everything = who.admin or not self.settings.api_keys
         return [each for each in reversed(self.service.metrics.recent) if everything or each.key == who.key]
 
 
 class RemoteBackend:
-    """A router elsewhere. The page's own door never closes: there is nothing that it could drain.
+    """A router elsewhere, which keeps to itself what it was asked last.
+
+    The page's own door never closes: there is nothing that it could drain.
 
     Raises:
         SettingsError: the URL or the key cannot be used.
@@ -119,6 +103,9 @@ class RemoteBackend:
 
     def recent(self) -> None:
         return None
+
+
+Backend: TypeAlias = LocalBackend | RemoteBackend
 
 
 @contextlib.contextmanager

@@ -211,7 +211,7 @@ def test_row_3_a_key_has_so_many_calls_open_and_no_more(server: Served) -> None:
 def sessions(server: Served) -> dict[tuple[str, str], object]:
     """What the UI of this server holds of calls, by key and session."""
     pages = [each for each in gc.get_objects() if type(each) is mount.LazyUI]
-    held = next(page._calls for page in pages if page._backend.service is server.service)  # type: ignore[attr-defined]
+    held = next(page._calls for page in pages if page._backend.service is server.service)  # type: ignore[union-attr]
     assert held is not None
     return held._sessions  # type: ignore[return-value] # what is in them is nobody's business
 
