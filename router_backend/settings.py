@@ -72,7 +72,9 @@ class Settings(BaseSettings):
     `docs/settings.md` and `.env.example` are made of these fields: `python -m router_tools.settings_page`.
     """
 
-    model_config = SettingsConfigDict(env_file=".env", env_file_encoding="utf-8", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_file=".env", env_file_encoding="utf-8", extra="ignore", frozen=True, allow_inf_nan=False
+    )
 
     model_repo: str | None = Field(
         None,
@@ -112,7 +114,7 @@ class Settings(BaseSettings):
         examples=["change-me-four"],
     )
     upstream_timeout: float = Field(
-        60, gt=0, allow_inf_nan=False, description="Seconds that such a server may say nothing in the midst of a call."
+        60, gt=0, description="Seconds that such a server may say nothing in the midst of a call."
     )
     upstream_budget_line: bool = Field(
         False,
@@ -124,11 +126,9 @@ class Settings(BaseSettings):
         600, ge=1, le=131_072, description="The token budget of a request that does not name one."
     )
     default_temperature: float = Field(
-        0.2, ge=0, le=2, allow_inf_nan=False, description="The temperature of a request that does not name one."
+        0.2, ge=0, le=2, description="The temperature of a request that does not name one."
     )
-    default_top_p: float = Field(
-        0.9, ge=0, le=1, allow_inf_nan=False, description="`top_p` of a request that does not name one."
-    )
+    default_top_p: float = Field(0.9, ge=0, le=1, description="`top_p` of a request that does not name one.")
     prompt_format: Literal["auto", "chat", "raw"] = Field(
         "auto",
         description="`chat` uses the checkpoint's chat template, `raw` never does, `auto` uses it where there is one.",
@@ -169,9 +169,7 @@ class Settings(BaseSettings):
         description="The key of `POST /admin/reload`. Without it there is no such path.",
         examples=["change-me-three"],
     )
-    key_requests_per_minute: float = Field(
-        0, ge=0, allow_inf_nan=False, description="The rate limit of each key. 0: none."
-    )
+    key_requests_per_minute: float = Field(0, ge=0, description="The rate limit of each key. 0: none.")
     key_concurrency: int = Field(
         0, ge=0, description="Requests that each key may have at once, waiting ones included. 0: no limit."
     )
@@ -213,17 +211,10 @@ class Settings(BaseSettings):
         "is one, llama.cpp's prefill and several streams at once have all cores.",
     )
     queue_limit: int = Field(64, ge=0, le=100_000, description="Requests that may wait for a slot. More are a 429.")
-    request_timeout: float = Field(
-        300, gt=0, allow_inf_nan=False, description="Seconds for a request, waiting included. Then it is a 504."
-    )
-    drain_timeout: float = Field(
-        30, ge=0, allow_inf_nan=False, description="Seconds that running requests get when the server stops."
-    )
+    request_timeout: float = Field(300, gt=0, description="Seconds for a request, waiting included. Then it is a 504.")
+    drain_timeout: float = Field(30, ge=0, description="Seconds that running requests get when the server stops.")
     watchdog_timeout: float = Field(
-        120,
-        ge=0,
-        allow_inf_nan=False,
-        description="Seconds without a sign of life after which the engine is started again. 0: never.",
+        120, ge=0, description="Seconds without a sign of life after which the engine is started again. 0: never."
     )
     otel_exporter_otlp_endpoint: str | None = Field(
         None, description="Where traces are sent (extra `otel`).", examples=["http://127.0.0.1:4318"]
@@ -253,9 +244,7 @@ class Settings(BaseSettings):
     )
     hf_endpoint: str | None = Field(None, description="The address of another hub.", examples=["https://hub.example"])
     hf_hub_offline: bool = Field(False, description="Ask no hub; use what is there.")
-    hub_timeout: float = Field(
-        30, gt=0, allow_inf_nan=False, description="Seconds without a byte after which a download is given up."
-    )
+    hub_timeout: float = Field(30, gt=0, description="Seconds without a byte after which a download is given up.")
     trust_remote_code: bool = Field(False, description="Run the code that a checkpoint brings.")
     cuda_visible_devices: str | None = Field(None, description="The GPUs that may be used.", examples=["0"])
     repeatable: bool = Field(
@@ -276,7 +265,7 @@ class Settings(BaseSettings):
         "large", description="The slice of a GPU that a request gets: `large` has 48 GB, `xlarge` 96 GB."
     )
     zerogpu_memory: float | None = Field(
-        None, gt=0, allow_inf_nan=False, description="The slice's memory in GB, where it is another.", examples=["48"]
+        None, gt=0, description="The slice's memory in GB, where it is another.", examples=["48"]
     )
     spaces_zero_gpu: bool = Field(False, description="Set by the hub on a ZeroGPU Space.")
 

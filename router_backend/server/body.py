@@ -88,7 +88,7 @@ STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream"
 class Body(BaseModel):
     """Base of all request bodies: no conversion between types, no unknown field."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
 async def asked(request: Request, service: GenerationService, model: type[M], work_of: Callable[[M], W]) -> tuple[M, W]:

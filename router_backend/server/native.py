@@ -42,10 +42,10 @@ class Sampling(Body):
     max_new_tokens: Budget | None = Field(
         None, description="Token budget of the answer; a plan is written to fit. Default: MAX_NEW_TOKENS (600)."
     )
-    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = Field(
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(
         None, description="0 is greedy. Default: DEFAULT_TEMPERATURE (0.2)."
     )
-    top_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = Field(
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = Field(
         None, description="Nucleus sampling; 0 is greedy. Default: DEFAULT_TOP_P (0.9)."
     )
     seed: Annotated[int, Field(ge=0, lt=2**32)] | None = Field(None, description="Makes the answer repeatable.")

@@ -37,14 +37,14 @@ _TOLD = frozenset({b"host", b"x-forwarded-proto", b"x-forwarded-host", b"accept"
 # A page that does not know yet that its stream was closed waits on it for the answer to its next call.
 _LINGER = 3.0
 
-Value = str | int | Annotated[float, Field(allow_inf_nan=False)] | bool | None
+Value = str | int | float | bool | None
 Name = Annotated[str, Field(min_length=1, max_length=128)]
 
 
 class _Body(BaseModel):
     """Clients of Gradio send more than is needed: it is not read."""
 
-    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class CallBody(_Body):
