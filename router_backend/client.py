@@ -18,6 +18,8 @@ from typing import Any
 
 import httpx
 
+from router_backend.jsonl import value_of
+
 _GENERATE = "/v1/generate"
 _RETRIED = (429, 503)
 _EXCERPT = 300
@@ -217,7 +219,7 @@ class RouterClient:
             raise ClientError(None, f"{self.url} ended the stream before its answer was complete")
 
     def _event(self, data: str) -> dict[str, Any]:
-        value = _parsed(data)
+        value = value_of(data)
         if not isinstance(value, dict):
             raise ClientError(200, f"an event of the stream is not a JSON object: {self.clean(data)!r}")
         if isinstance(error := value.get("error"), dict):
@@ -236,7 +238,7 @@ class RouterClient:
         raise self.error_of(reply)
 
     def _object(self, reply: Reply, key: str) -> dict[str, Any]:
-        value = _parsed(reply.content)
+        value = value_of(reply.content)
         if isinstance(value, dict) and isinstance(value.get(key), str):
             return value
         told = f"the body is no answer of a router: no {key!r} in {self._excerpt(reply)}"
@@ -266,7 +268,7 @@ class RouterClient:
 
 def error_message(reply: Reply) -> str | None:
     """The message of a body in the one error shape, exactly; None for any other body."""
-    body = _parsed(reply.content)
+    body = value_of(reply.content)
     error = body.get("error") if isinstance(body, dict) and set(body) == {"error"} else None
     if not isinstance(error, dict) or set(error) != {"message", "type", "param", "code"}:
         return None
@@ -284,11 +286,3 @@ async def _lines(pieces: AsyncIterator[str]) -> AsyncGenerator[str, None]:
             yield line.removesuffix("\r")
     if rest:
         yield rest
-
-
-def _parsed(text: str | bytes) -> Any:  # noqa: ANN401 - any JSON
-    """What it says as JSON; None where it is none."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None

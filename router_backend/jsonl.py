@@ -49,6 +49,14 @@ def parse(text: bytes, where: str) -> Any:  # noqa: ANN401 - any JSON value
         raise InvalidRequest(f"{where}: not valid JSON: {error}") from None
 
 
+def value_of(text: str | bytes) -> Any:  # noqa: ANN401 - any JSON value
+    """The value of a JSON text; None where it is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
 def refuse(constant: str) -> NoReturn:
     """For `parse_constant`: NaN and Infinity are Python's, not JSON's."""
     raise ValueError(f"{constant} is not JSON")

@@ -10,6 +10,7 @@ from typing import Any
 import gradio as gr
 
 from router_backend.errors import InvalidRequest
+from router_backend.jsonl import value_of
 from router_backend.plan.rules import validate
 from router_backend.ui.backend import Backend
 from router_backend.ui.plan_view import parts, plan_in, render_plan
@@ -52,13 +53,13 @@ def history_tab(backend: Backend, page: gr.Blocks, record: gr.Textbox, answered:
         return {view: shown, thumb: row.get("thumb"), correction: pretty, told: ""}
 
     def on_edit(text: str) -> str:
-        found = _findings(_read(text))
+        found = _findings(value_of(text))
         return str(parts.alert("Not a plan yet" if found else "Keeps the rules", "; ".join(found), "note"))
 
     def on_save(text: str, chosen: str, judged: str | None, corrected: str) -> News:
         rows = _rows(text)
         row = _find(rows, chosen)
-        value = _read(corrected)
+        value = value_of(corrected)
         if found := _findings(value):
             return {told: parts.alert("Not saved", "; ".join(found))}
         row["thumb"] = judged if judged in ("good", "bad") else None
@@ -83,7 +84,7 @@ def history_tab(backend: Backend, page: gr.Blocks, record: gr.Textbox, answered:
 
 def _rows(text: str) -> list[dict[str, Any]]:
     """The rows that a browser kept; what is not one of ours is left out."""
-    texts, found = ("at", "query", "prompt", "text"), _read(text or "[]")
+    texts, found = ("at", "query", "prompt", "text"), value_of(text or "[]")
     rows = [row for row in found if isinstance(row, dict)] if isinstance(found, list) else []
     return [row for row in rows if all(isinstance(row.get(key), str) for key in texts)]
 
@@ -104,13 +105,6 @@ def _find(rows: list[dict[str, Any]], chosen: object) -> dict[str, Any]:
 
 def _name(row: dict[str, Any]) -> str:
     return f"{row['at']} · {' '.join(row['query'].split())[:90]}"
-
-
-def _read(text: str) -> object:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
 
 
 def _plan_text(row: dict[str, Any]) -> str:
