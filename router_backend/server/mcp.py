@@ -136,7 +136,7 @@ class Mcp:
         service = self._service
         with charged(service):
             task = checked(PlanArguments, **arguments)
-        work = work_of(PlanBody(**dict(task)), access_log.request_id(request), service.settings)
+        work = work_of(PlanBody(**dict(task)), service.settings)
         plan: dict[str, Any] = json.loads((await self._answer(request, work)).text)
         return plan
 
@@ -146,7 +146,7 @@ class Mcp:
             choices = [{"value": each} for each in dict.fromkeys(said.choices)]
             question = {"type": "choice", "instructions": said.question, "choices": choices}
             body = checked(DecisionBody, input=said.input, questions=[question])
-            work = request_of(body, access_log.request_id(request), self._service.settings)
+            work = request_of(body, self._service.settings)
         found: dict[str, Any] = content_of(body, await self._answer(request, work))["answers"][0]
         return found
 

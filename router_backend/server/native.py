@@ -31,6 +31,7 @@ from router_backend.server.body import (
 from router_backend.server.disconnect import unless_gone
 from router_backend.server.middleware import access_log
 from router_backend.server.sse import stream
+from router_backend.service.caller import caller
 from router_backend.service.service import GenerationService
 from router_backend.settings import Settings
 from router_backend.types import Answer, Chunk, GenerateRequest, Output
@@ -123,10 +124,10 @@ class PlanAnswer(BaseModel):
     report: Details
 
 
-def work_of(body: Asked, request_id: str, settings: Settings) -> GenerateRequest:
+def work_of(body: Asked, settings: Settings) -> GenerateRequest:
     prompt, output = body.asks()
     drawn = sampling(settings, body.max_new_tokens, body.temperature, body.top_p, body.seed, body.stop)
-    return GenerateRequest(request_id, prompt, drawn, output)
+    return GenerateRequest(caller.get().request_id, prompt, drawn, output)
 
 
 def details(last: Chunk, seed: int) -> dict[str, Any]:
@@ -182,8 +183,7 @@ async def _respond(
     content: Callable[[B, Answer], dict[str, Any]],
 ) -> Response:
     """Answers with a stream or, with `content` made of the answer, with one JSON object; nobody who has left."""
-    identity = access_log.request_id(request)
-    body, work = await asked(request, service, model, lambda body: work_of(body, identity, service.settings))
+    body, work = await asked(request, service, model, lambda body: work_of(body, service.settings))
     if body.stream:
         return await unless_gone(request, stream(_events(request, service, work, body.details)))
     answer = await unless_gone(request, service.answer(work))

@@ -36,7 +36,7 @@ class LocalBackend:
 
     async def answer(self, body: Asked) -> AsyncGenerator[Said, None]:
         """The text as it grows. Closing it ends the request. Raises RouterError."""
-        request = work_of(body, caller.get().request_id, self.settings)
+        request = work_of(body, self.settings)
         written = ""
         async with aclosing(self.service.generate(request)) as chunks:
             async for chunk in chunks:

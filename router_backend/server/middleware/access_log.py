@@ -30,10 +30,6 @@ _ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 _QUIET = {"/livez", "/readyz", "/startupz", "/health"}
 
 
-def request_id(request: Request) -> str:
-    return str(request.scope["state"]["request_id"])
-
-
 def note(request: Request, last: Chunk, prompt: str) -> None:
     """Remembers an answer's sums for the request's log line, and the prompt, which LOG_PROMPTS lets into it."""
     request.scope["state"]["note"] = {
@@ -68,10 +64,10 @@ class AccessLog:
         sent = headers.get(b"x-request-id", b"").decode("latin-1")
         traceparent = headers.get(b"traceparent", b"").decode("latin-1")
         state: dict[str, Any] = scope.setdefault("state", {})
-        state["request_id"] = sent if _ID.fullmatch(sent) else f"req-{secrets.token_hex(8)}"
+        request_id = sent if _ID.fullmatch(sent) else f"req-{secrets.token_hex(8)}"
         span = tracing.begin_request(scope["method"], traceparent)
         trace_id = tracing.trace_id(span) if span else tracing.trace_id_of(traceparent)
-        caller.set(Caller(state["request_id"], trace_id=trace_id))
+        caller.set(Caller(request_id, trace_id=trace_id))
         path = path_of(scope)  # a mount changes the scope on the way
         status = 0
         start = time.monotonic()
@@ -81,7 +77,7 @@ class AccessLog:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 more = [
-                    (b"x-request-id", state["request_id"].encode()),
+                    (b"x-request-id", request_id.encode()),
                     *_careful(message["headers"], self._settings.frame_ancestors),
                     *_route(state.get("route", ())),
                 ]
@@ -98,22 +94,24 @@ class AccessLog:
                 raise
             await respond(NotReady("the server is shutting down", retry_after=5))(scope, receive, send_with_id)
         except Exception as error:
-            _log.exception("unhandled error", extra={"request_id": state["request_id"]})
+            _log.exception("unhandled error", extra={"request_id": request_id})
             if status:
                 raise  # the headers are out: only a broken connection tells the client
             await JSONResponse(describe(error), 500)(scope, receive, send_with_id)
         finally:
             # The path as the API declares it: few values, whatever clients ask for.
+            who = caller.get()  # as the guard has found
+            key = "admin" if who.admin else who.key or None
             route = "/gradio" if is_ui(path) else str(getattr(scope.get("route"), "path", "other"))
             self._metrics.http_request(scope["method"], route, status)
             if span is not None:
-                what = {"http.response.status_code": status, "http.route": route, "router.key": state.get("key") or ""}
+                what = {"http.response.status_code": status, "http.route": route, "router.key": key or ""}
                 tracing.end_request(span, f"{scope['method']} {route}", what)
             level = logging.DEBUG if path in _QUIET else logging.INFO
             if _log.isEnabledFor(level):
                 fields = {
-                    "request_id": state["request_id"],
-                    "key": state.get("key"),
+                    "request_id": request_id,
+                    "key": key,
                     "method": scope["method"],
                     "path": path,
                     "status": status,

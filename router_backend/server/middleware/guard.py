@@ -206,7 +206,6 @@ class Guard(Checks):
             raise Unauthorized("send a known key as Authorization: Bearer KEY")
         admin = name == _ADMIN
         caller.set(replace(caller.get(), key="" if admin else name or "", admin=admin))
-        scope.setdefault("state", {})["key"] = "admin" if admin else name
 
     def _check_origin(self, headers: dict[bytes, bytes]) -> None:
         """Browsers send a name and a key with every request, also with one that a page of another site makes."""

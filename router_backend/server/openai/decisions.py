@@ -18,6 +18,7 @@ from router_backend.server.disconnect import unless_gone
 from router_backend.server.middleware import access_log
 from router_backend.server.openai import work
 from router_backend.server.openai.bodies import KIND, RefusalPart, type_of
+from router_backend.service.caller import caller
 from router_backend.service.service import GenerationService
 from router_backend.settings import Settings
 from router_backend.types import Answer, Call, GenerateRequest, Odds, Question, Role, SamplingParams, Turn, is_blank
@@ -209,7 +210,7 @@ def decisions_router(service: GenerationService) -> APIRouter:
     async def decisions(request: Request) -> Response:
         def work_of(body: DecisionBody) -> GenerateRequest:
             work.check_model(body.model, service)
-            return request_of(body, access_log.request_id(request), service.settings)
+            return request_of(body, service.settings)
 
         body, asked_for = await asked(request, service, DecisionBody, work_of)
         answer = await unless_gone(request, service.answer(asked_for))
@@ -219,7 +220,7 @@ def decisions_router(service: GenerationService) -> APIRouter:
     return router
 
 
-def request_of(body: DecisionBody, request_id: str, settings: Settings) -> GenerateRequest:
+def request_of(body: DecisionBody, settings: Settings) -> GenerateRequest:
     """By cheap checks alone. Raises InvalidRequest: an output without its call, or nothing that could be read."""
     turns = _turns(body.input)
     last = turns.pop() if turns[-1].role in ("user", "tool") else Turn("user", "")
@@ -232,7 +233,7 @@ def request_of(body: DecisionBody, request_id: str, settings: Settings) -> Gener
         len(each.texts) * (1 + len(answer) // _CHARACTERS_A_TOKEN) for each in asked_for for answer in each.answers
     )
     return GenerateRequest(
-        request_id,
+        caller.get().request_id,
         last.content,
         SamplingParams(passes, temperature=0.0),
         "decision",

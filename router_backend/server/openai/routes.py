@@ -36,12 +36,12 @@ def openai_router(service: GenerationService) -> APIRouter:
 
     @post(router, "/chat/completions", ChatBody, ChatCompletion, what, RESPONSES)
     async def chat(request: Request) -> Response:
-        body, choices = await asked(request, service, ChatBody, partial(_choices, request, service))
+        body, choices = await asked(request, service, ChatBody, partial(_choices, service))
         return await _respond(request, service, body, choices, ChatForm(functions=bool(body.functions)))
 
     @post(router, "/completions", CompletionBody, Completion, "Answer a prompt, or several", RESPONSES)
     async def completions(request: Request) -> Response:
-        body, choices = await asked(request, service, CompletionBody, partial(_choices, request, service))
+        body, choices = await asked(request, service, CompletionBody, partial(_choices, service))
         return await _respond(request, service, body, choices, CompletionForm())
 
     @router.get("/models", response_model=ModelList, responses={401: ERRORS[401]})
@@ -68,9 +68,9 @@ def _model(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": _STARTED, "owned_by": "router-backend"}
 
 
-def _choices(request: Request, service: GenerationService, body: ChatBody | CompletionBody) -> list[GenerateRequest]:
+def _choices(service: GenerationService, body: ChatBody | CompletionBody) -> list[GenerateRequest]:
     with work.in_clients_words(body):
-        return work.requests(body, access_log.request_id(request), service)
+        return work.requests(body, service)
 
 
 async def _respond(

@@ -18,6 +18,7 @@ from router_backend.schema.read import ANYTHING, read
 from router_backend.schema.shown import schema_shown
 from router_backend.server.body import sampling
 from router_backend.server.openai.bodies import ChatBody, CompletionBody, FunctionBody, SchemaFormat
+from router_backend.service.caller import caller
 from router_backend.service.service import GenerationService
 from router_backend.types import Call, GenerateRequest, Output, Role, Tool, Turn, is_blank
 
@@ -42,7 +43,7 @@ def check_model(name: str | None, service: GenerationService) -> None:
         raise UnknownModel(f"the model {name!r} is not served here; {info.model!r} is", param="model")
 
 
-def requests(body: ChatBody | CompletionBody, request_id: str, service: GenerationService) -> list[GenerateRequest]:
+def requests(body: ChatBody | CompletionBody, service: GenerationService) -> list[GenerateRequest]:
     """One request for each choice, by cheap checks alone: a schema is read once it is admitted.
 
     Raises:
@@ -62,7 +63,7 @@ def requests(body: ChatBody | CompletionBody, request_id: str, service: Generati
         conversations = [(Turn("user", prompt), ()) for prompt in body.prompts]
     return [
         GenerateRequest(
-            request_id,
+            caller.get().request_id,
             last.content,
             replace(drawn, seed=(drawn.seed + number) % 2**32),
             output,
