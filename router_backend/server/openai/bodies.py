@@ -6,7 +6,7 @@ changes nothing. One that changes nothing anyway is taken.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar
 
 from pydantic import Discriminator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, Tag
 from pydantic.json_schema import JsonSchemaValue
@@ -47,7 +47,12 @@ No = Annotated[Any, Only(None, False)]
 
 
 # One or several: a client that sends a list is told what is wrong with the list. `body.TAGS` are in no message.
-KIND = Discriminator(lambda value: "(list)" if isinstance(value, list) else "(one)")
+One = TypeVar("One")
+List = TypeVar("List")
+OneOr: TypeAlias = Annotated[
+    Annotated[One, Tag("(one)")] | Annotated[List, Tag("(list)")],
+    Discriminator(lambda value: "(list)" if isinstance(value, list) else "(one)"),
+]
 
 
 def type_of(value: Any) -> Any:  # noqa: ANN401 - any JSON
@@ -108,11 +113,7 @@ class MessageBody(Body):
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Annotated[
-        Annotated[
-            Annotated[Text, Tag("(one)")] | Annotated[list[Part], Field(min_length=1, max_length=256), Tag("(list)")],
-            KIND,
-        ]
-        | None,
+        OneOr[Text, Annotated[list[Part], Field(min_length=1, max_length=256)]] | None,
         unless(
             lambda content, of: content is None and of.get("role") != "assistant",
             "must be a text or a list of text parts",
@@ -244,10 +245,9 @@ class SharedBody(Body):
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: (
-        Annotated[Annotated[Stop, Tag("(one)")] | Annotated[list[Stop], Field(max_length=4), Tag("(list)")], KIND]
-        | None
-    ) = Field(None, description="Texts that end a raw answer. A plan and JSON are never cut.")
+    stop: OneOr[Stop, Annotated[list[Stop], Field(max_length=4)]] | None = Field(
+        None, description="Texts that end a raw answer. A plan and JSON are never cut."
+    )
     stream: bool | None = None
     stream_options: Annotated[
         StreamOptions | None,
@@ -335,22 +335,22 @@ class ChatBody(SharedBody):
         return [each.function for each in self.tools or ()] or list(self.functions or ())
 
     @property
+    def choice(self) -> str | NamedToolBody | NamedBody | AllowedToolsBody | None:
+        """Which of them the client wants to be called."""
+        return self.function_call if self.functions else self.tool_choice
+
+    @property
     def chosen(self) -> list[str]:
         """The names that the client's choice is about; none for all."""
-        choice = self.function_call if self.functions else self.tool_choice
+        choice = self.choice
         if isinstance(choice, AllowedToolsBody):
             return [each.function.name for each in choice.allowed_tools.tools]
         named = choice.function if isinstance(choice, NamedToolBody) else choice
         return [named.name] if isinstance(named, NamedBody) else []
 
     @property
-    def names_one(self) -> bool:
-        """Whether the client wants one call of a tool that it names."""
-        return isinstance(self.tool_choice, NamedToolBody)
-
-    @property
     def must_call(self) -> bool:
-        choice = self.function_call if self.functions else self.tool_choice
+        choice = self.choice
         if isinstance(choice, AllowedToolsBody):
             return choice.allowed_tools.mode == "required"
         return choice == "required" or isinstance(choice, NamedToolBody | NamedBody)
@@ -358,10 +358,9 @@ class ChatBody(SharedBody):
     @property
     def called(self) -> list[FunctionBody]:
         """The tools that the answer may call."""
-        choice = self.function_call if self.functions else self.tool_choice
-        return (
-            [] if choice == "none" else [each for each in self.offered if not self.chosen or each.name in self.chosen]
-        )
+        if self.choice == "none":
+            return []
+        return [each for each in self.offered if not self.chosen or each.name in self.chosen]
 
     @property
     def budget_name(self) -> str:
@@ -378,9 +377,7 @@ class CompletionBody(SharedBody):
 
     prompt_name: ClassVar[str] = "prompt"
     prompt: Annotated[
-        Annotated[Prompt, Tag("(one)")]
-        | Annotated[list[Prompt], Field(min_length=1, max_length=MOST_CHOICES), Tag("(list)")],
-        KIND,
+        OneOr[Prompt, Annotated[list[Prompt], Field(min_length=1, max_length=MOST_CHOICES)]],
         unless(
             lambda prompt, of: (of.get("n") or 1) * (len(prompt) if isinstance(prompt, list) else 1) > MOST_CHOICES,
             f"n times the number of prompts must be at most {MOST_CHOICES}",

@@ -17,7 +17,7 @@ from router_backend.server.body import ERRORS, Body, NonEmptyText, Prompt, Text,
 from router_backend.server.disconnect import unless_gone
 from router_backend.server.middleware import access_log
 from router_backend.server.openai import work
-from router_backend.server.openai.bodies import KIND, RefusalPart, type_of
+from router_backend.server.openai.bodies import OneOr, RefusalPart, type_of
 from router_backend.service.caller import caller
 from router_backend.service.service import GenerationService
 from router_backend.settings import Settings
@@ -47,8 +47,8 @@ class JsonPart(Body):
 
 
 Part = Annotated[TextPart | JsonPart | RefusalPart, Field(discriminator="type")]
-_Parts = Annotated[list[Part], Field(min_length=1, max_length=256), Tag("(list)")]
-Content: TypeAlias = Annotated[Annotated[Text, Tag("(one)")] | _Parts, KIND]
+_Parts = Annotated[list[Part], Field(min_length=1, max_length=256)]
+Content: TypeAlias = OneOr[Text, _Parts]
 
 
 class MessageItem(Body):
@@ -91,7 +91,7 @@ Item = Annotated[
     Discriminator(_item),
 ]
 Name = Annotated[Text | None, Field(description="Comes back with the answer.")]
-Instructions: TypeAlias = Annotated[Annotated[Prompt, Tag("(one)")] | _Parts, KIND]
+Instructions: TypeAlias = OneOr[Prompt, _Parts]
 
 
 class QuestionBody(Body):
@@ -178,11 +178,7 @@ class DecisionBody(Body):
     model: Annotated[str, Field(max_length=512)] | None = Field(
         None, description="The served model's id, or `router`. Default: whatever is served."
     )
-    input: Annotated[
-        Annotated[Prompt, Tag("(one)")]
-        | Annotated[list[Item], Field(min_length=1, max_length=MOST_ITEMS), Tag("(list)")],
-        KIND,
-    ]
+    input: OneOr[Prompt, Annotated[list[Item], Field(min_length=1, max_length=MOST_ITEMS)]]
     questions: Annotated[
         list[Annotated[PredicateBody | ChoicesBody | ScoreBody, Field(discriminator="type")]],
         Field(min_length=1, max_length=MOST_QUESTIONS),

@@ -17,7 +17,7 @@ from router_backend.schema.nodes import Node, Object, resolved
 from router_backend.schema.read import ANYTHING, read
 from router_backend.schema.shown import schema_shown
 from router_backend.server.body import sampling
-from router_backend.server.openai.bodies import ChatBody, CompletionBody, FunctionBody, SchemaFormat
+from router_backend.server.openai.bodies import ChatBody, CompletionBody, FunctionBody, NamedToolBody, SchemaFormat
 from router_backend.service.caller import caller
 from router_backend.service.service import GenerationService
 from router_backend.types import Call, GenerateRequest, Output, Role, Tool, Turn, is_blank
@@ -111,9 +111,10 @@ def _with_calls(body: ChatBody, request: GenerateRequest) -> GenerateRequest:
     handed = [tool for tool, _ in offered if _HANDS_OFF.search(tool.name) or (len(planned) > 1 and tool in planned)]
     # A router routes: what the user asks is handed off, what a tool has answered may be spoken of.
     may_speak = not body.must_call and not (body.messages[-1].role == "user" and set(chosen) <= set(handed))
-    parallel = body.parallel_tool_calls is not False and not body.functions and not body.names_one
+    # Older clients read one call, and who names a tool wants one.
+    single = body.functions or isinstance(body.choice, NamedToolBody) or body.parallel_tool_calls is False
     specialists = tuple(f"/{tool.name}" for tool in handed)
-    return replace(request, tools=chosen, may_speak=may_speak, parallel=parallel, specialists=specialists)
+    return replace(request, tools=chosen, may_speak=may_speak, parallel=not single, specialists=specialists)
 
 
 def _check_tools(body: ChatBody) -> None:
