@@ -59,28 +59,22 @@ def configure(settings: Settings, exporter: SpanExporter | None = None) -> None:
     _tracer = provider.get_tracer("router_backend", __version__)
 
 
-def trace_id_of(traceparent: str) -> str:
-    """The trace that the client is in, by W3C's header; empty where it is none."""
-    found = _TRACEPARENT.fullmatch(traceparent)
-    return found[1] if found else ""
+def begin_request(method: str, traceparent: str) -> tuple[Span | None, str]:
+    """The request's own span, and the id of its trace. End the span.
 
-
-def begin_request(method: str, traceparent: str) -> Span | None:
-    """The request's own span, a child of the client's where there is one. End it."""
+    It is a child of the client's, by W3C's header. Where traces are off there is no span, and the id is the client's.
+    """
     if _tracer is None:
         _request.set(None)
-        return None
+        found = _TRACEPARENT.fullmatch(traceparent)
+        return None, found[1] if found else ""
     from opentelemetry.trace import SpanKind
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
     parent = TraceContextTextMapPropagator().extract({"traceparent": traceparent})
     span = _tracer.start_span(method, parent, SpanKind.SERVER)
     _request.set(span)
-    return span
-
-
-def trace_id(span: Span) -> str:
-    return f"{span.get_span_context().trace_id:032x}"
+    return span, f"{span.get_span_context().trace_id:032x}"
 
 
 def end_request(span: Span, name: str, attributes: Mapping[str, Any]) -> None:

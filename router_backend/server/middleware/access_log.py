@@ -65,8 +65,7 @@ class AccessLog:
         traceparent = headers.get(b"traceparent", b"").decode("latin-1")
         state: dict[str, Any] = scope.setdefault("state", {})
         request_id = sent if _ID.fullmatch(sent) else f"req-{secrets.token_hex(8)}"
-        span = tracing.begin_request(scope["method"], traceparent)
-        trace_id = tracing.trace_id(span) if span else tracing.trace_id_of(traceparent)
+        span, trace_id = tracing.begin_request(scope["method"], traceparent)
         caller.set(Caller(request_id, trace_id=trace_id))
         path = path_of(scope)  # a mount changes the scope on the way
         status = 0
