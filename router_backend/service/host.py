@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
+import anyio
+
 from router_backend.checkpoints.ladder import Attempt, Loaded, NothingLoads
 from router_backend.engines import trial
 from router_backend.engines.base import Engine
@@ -256,13 +258,10 @@ class Host:
 
     async def _discard(self, engine: Engine) -> None:
         """Unloads; one that hangs is left behind."""
-        closing = asyncio.ensure_future(engine.close())
-        done, _ = await asyncio.wait({closing}, timeout=_UNLOADED_WITHIN)
-        if done:
-            closing.result()
-        else:
-            closing.cancel()
-            _log.error("an engine that hangs is left behind; its memory is free again when this process ends")
+        with anyio.move_on_after(_UNLOADED_WITHIN):
+            await engine.close()
+            return
+        _log.error("an engine that hangs is left behind; its memory is free again when this process ends")
 
     # Watching
 

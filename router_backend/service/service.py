@@ -10,6 +10,8 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TypeVar
 
+import anyio
+
 from router_backend.errors import DeadlineExceeded, NotReady
 from router_backend.service import tracing
 from router_backend.service.admission import Admission, Quota
@@ -61,12 +63,12 @@ class GenerationService:
         self.host.stop()
         if self._ending.done():
             return
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._quiet.wait(), self.settings.drain_timeout)
+        with anyio.move_on_after(self.settings.drain_timeout):
+            await self._quiet.wait()
         if not self._ending.done():
             self._ending.set_result(None)
-        with contextlib.suppress(asyncio.TimeoutError):  # an answer that nobody reads on cannot be told
-            await asyncio.wait_for(self._quiet.wait(), 1)
+        with anyio.move_on_after(1):  # an answer that nobody reads on cannot be told
+            await self._quiet.wait()
 
     async def close(self) -> None:
         """Drains, and unloads."""

@@ -13,9 +13,7 @@ from queue import Empty, SimpleQueue
 from router_backend.checkpoints import machine
 from router_backend.checkpoints.ladder import Attempt, Loaded, NothingLoads, Rung
 from router_backend.checkpoints.machine import Accelerator
-from router_backend.engines import trial
 from router_backend.engines.base import Engine
-from router_backend.engines.threaded import ThreadedEngine
 from router_backend.errors import NotReady
 from router_backend.plan.write import PlanWriter
 from router_backend.service.host import Load
@@ -105,12 +103,11 @@ def place(loader: Loader, report: Report) -> Loaded[Engine]:
     settings = loader.settings
 
     def begin(rung: Rung) -> Engine:
-        model = loader.model(rung)
-        writer = PlanWriter(model, settings.tools)
         # What runs on the processor, or elsewhere, costs nobody's quota.
-        if model.info.engine in ("llamacpp", "upstream") or "cpu" in (rung.strategy, settings.model_device):
-            trial.passed(model, settings.watchdog_timeout)
-            return ThreadedEngine(model, writer)
-        return SpaceEngine(model, writer, settings, weights=rung.needs.weights if rung.needs else 0)
+        if rung.candidate.engine in ("llamacpp", "upstream") or "cpu" in (rung.strategy, settings.model_device):
+            return loader.engine(rung)
+        model = loader.model(rung)
+        weights = rung.needs.weights if rung.needs else 0
+        return SpaceEngine(model, PlanWriter(model, settings.tools), settings, weights=weights)
 
     return loader.first(begin, report)

@@ -17,6 +17,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import anyio
 from pydantic_core import to_jsonable_python
 
 from router_backend.errors import InvalidRequest, Overloaded, RouterError
@@ -191,11 +192,9 @@ class Calls:
 
 
 async def _comes(news: asyncio.Event, seconds: float) -> bool:
-    waiting = asyncio.ensure_future(news.wait())
-    try:
-        return bool((await asyncio.wait({waiting}, timeout=seconds))[0])
-    finally:
-        waiting.cancel()
+    with anyio.move_on_after(seconds):
+        return await news.wait()
+    return False
 
 
 def _message(kind: str, number: str, output: Message, *, success: bool = True) -> Message:

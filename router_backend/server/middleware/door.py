@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-import sys
 from contextlib import AbstractContextManager
 from typing import Protocol
 
+import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from router_backend.errors import NotReady, RequestTimeout
@@ -56,33 +55,17 @@ class Door:
 
 def in_time(receive: Receive, seconds: float) -> Receive:
     """Receives a body that is whole within `seconds`, and then whatever comes. Raises RequestTimeout."""
-    loop = asyncio.get_running_loop()
-    until = loop.time() + seconds
-    whole = late = False
-
-    def expire(task: asyncio.Task[object]) -> None:
-        nonlocal late
-        late = True
-        task.cancel()
+    until = anyio.current_time() + seconds
+    whole = False
 
     async def body() -> Message:
         nonlocal whole
         if whole:
             return await receive()
-        task = asyncio.current_task()
-        assert task is not None
-        timer = loop.call_at(until, expire, task)  # a timer alone: asyncio's own ways to wait cost a task each
-        try:
+        with anyio.CancelScope(deadline=until):
             message = await receive()
-        except asyncio.CancelledError:
-            if not late:
-                raise
-            if sys.version_info >= (3, 11):
-                task.uncancel()
-            raise RequestTimeout(f"the body did not come within {seconds:g} seconds") from None
-        finally:
-            timer.cancel()
-        whole = not message.get("more_body", False)
-        return message
+            whole = not message.get("more_body", False)
+            return message
+        raise RequestTimeout(f"the body did not come within {seconds:g} seconds")
 
     return body
