@@ -11,7 +11,7 @@ from fastapi_offline import FastAPIOffline
 
 from router_backend import __version__
 from router_backend.server import errors
-from router_backend.server.gradio.mount import LazyUI, mount_ui
+from router_backend.server.gradio.mount import LazyUI, attach
 from router_backend.server.mcp import mount_mcp
 from router_backend.server.middleware.access_log import AccessLog
 from router_backend.server.middleware.connection import Limits
@@ -40,14 +40,13 @@ def create_app(
 
     `figures` gives what `/metrics` says, where it is more than this service's own.
     """
-    page: LazyUI | None = None
+    page = LazyUI(LocalBackend(service))
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await service.start()
         yield
-        if page is not None:
-            await page.close()
+        await page.close()
         await service.close()
 
     app = FastAPIOffline(  # FastAPI, with the files of /docs from here rather than from elsewhere on the net
@@ -67,13 +66,14 @@ def create_app(
     app.include_router(pages_router())
     mount_mcp(app, service)
     if ui:
-        page = mount_ui(app, LocalBackend(service))
+        attach(app, page)
     protect(app, service.settings, service, service.metrics, limits or Limits())
     return app
 
 
 def create_page(settings: Settings, backend: RemoteBackend) -> FastAPI:
     """The page alone, for a backend elsewhere: behind what every request passes in the whole server, too."""
+    page = LazyUI(backend)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -83,7 +83,7 @@ def create_page(settings: Settings, backend: RemoteBackend) -> FastAPI:
     app = FastAPI(openapi_url=None, redirect_slashes=False, lifespan=lifespan)
     errors.install(app)
     app.include_router(pages_router())
-    page = mount_ui(app, backend)
+    attach(app, page)
     protect(app, settings, backend, Metrics(), Limits())
     return app
 

@@ -18,7 +18,7 @@ from playwright.sync_api import Locator, Page, expect
 
 from router_backend.engines.echo import EchoModel
 from router_backend.plan.prompt import INSTRUCTIONS, router_prompt
-from router_backend.server.gradio.mount import LazyUI, mount_ui
+from router_backend.server.gradio.mount import LazyUI, attach
 from router_backend.server.native import details
 from router_backend.server.operations import health_body
 from router_backend.settings import load_settings
@@ -145,7 +145,8 @@ def test_starts_once_leads_to_its_folder_and_leaves_no_task() -> None:
     async def check() -> None:
         service, engine = echo_service(EchoModel(), load_settings())
         app = FastAPI(redirect_slashes=False)
-        ui = mount_ui(app, LocalBackend(service))
+        ui = LazyUI(LocalBackend(service))
+        attach(app, ui)
         async with client(app) as http:
             moved = await http.get("/gradio?__theme=dark")
             assert (moved.status_code, moved.headers["location"]) == (307, "/gradio/?__theme=dark")
@@ -178,7 +179,8 @@ def test_says_what_to_install_without_gradio(monkeypatch: pytest.MonkeyPatch, mi
     async def check() -> None:
         service, _ = echo_service(EchoModel(), load_settings())
         app = FastAPI()
-        ui = mount_ui(app, LocalBackend(service))
+        ui = LazyUI(LocalBackend(service))
+        attach(app, ui)
         async with client(app) as http:
             answer = await http.get("/gradio/")
         assert answer.status_code == 503

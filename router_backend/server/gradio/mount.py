@@ -32,15 +32,8 @@ _log = logging.getLogger(__name__)
 _STARTING, _UNAVAILABLE = (Path(__file__).with_name(f"{name}.html") for name in ("starting", "unavailable"))
 
 
-def mount_ui(app: FastAPI, backend: Backend) -> LazyUI:
-    """Adds the UI to an app, at `/gradio` and below. Await its `close` before the service's."""
-    ui = LazyUI(backend)
-    attach(app, ui)
-    return ui
-
-
 def attach(app: FastAPI, ui: ASGIApp) -> None:
-    """`/gradio` and below; and at the root, where clients look that are given this server's address."""
+    """Adds the UI to an app: at `/gradio` and below, and at the root, where clients look for it."""
     app.add_route(PATH, _to_folder, include_in_schema=False)
     for path in ("/config", f"{API}/{{path:path}}"):
         app.add_route(path, ui, include_in_schema=False)  # type: ignore[arg-type] # Route takes an ASGI app too
@@ -53,7 +46,7 @@ async def _to_folder(request: Request) -> RedirectResponse:
 
 
 class LazyUI:
-    """ASGI app: starts Gradio with the first request, which waits until it is there."""
+    """ASGI app: starts Gradio with the first request, which waits until it is there. Close it before the service."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
