@@ -378,7 +378,7 @@ MUTANTS = (
     ),
     _mutant(
         *(23, "what is new is refused while it drains", "middleware.door:Door.__call__"),
-        *("if self._service.is_stopping:", "if False:"),
+        *("if self._service and self._service.is_stopping:", "if False:"),
         "server/test_door.py::test_row_23_while_it_drains",
     ),
     _mutant(

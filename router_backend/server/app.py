@@ -15,7 +15,7 @@ from router_backend.server.gradio.mount import LazyUI, attach
 from router_backend.server.mcp import mount_mcp
 from router_backend.server.middleware.access_log import AccessLog
 from router_backend.server.middleware.connection import Limits
-from router_backend.server.middleware.door import Door, Drains
+from router_backend.server.middleware.door import Door
 from router_backend.server.middleware.guard import Guard, Heads
 from router_backend.server.middleware.scope import HeadAsGet, Prefix
 from router_backend.server.native import native_router
@@ -67,7 +67,7 @@ def create_app(
     mount_mcp(app, service)
     if ui:
         attach(app, page)
-    protect(app, service.settings, service, service.metrics, limits or Limits())
+    protect(app, service.settings, service, limits or Limits())
     return app
 
 
@@ -84,11 +84,11 @@ def create_page(settings: Settings, backend: RemoteBackend) -> FastAPI:
     errors.install(app)
     app.include_router(pages_router())
     attach(app, page)
-    protect(app, settings, backend, Metrics(), Limits())
+    protect(app, settings, None, Limits())
     return app
 
 
-def protect(app: FastAPI, settings: Settings, service: Drains, metrics: Metrics, limits: Limits) -> None:
+def protect(app: FastAPI, settings: Settings, service: GenerationService | None, limits: Limits) -> None:
     """What every request passes before it reaches its route, from the inside out."""
     app.add_middleware(HeadAsGet)
     app.add_middleware(Door, service=service, limits=limits)
@@ -103,5 +103,5 @@ def protect(app: FastAPI, settings: Settings, service: Drains, metrics: Metrics,
             expose_headers=["x-request-id", "retry-after", "x-router-route", "x-router-confidence"],
         )
     app.add_middleware(Heads, settings=settings, limits=limits)
-    app.add_middleware(AccessLog, metrics=metrics, settings=settings)
+    app.add_middleware(AccessLog, metrics=service.metrics if service else Metrics(), settings=settings)
     app.add_middleware(Prefix, root_path=settings.root_path)

@@ -62,13 +62,9 @@ class LocalBackend:
 class RemoteBackend:
     """A router elsewhere, which keeps to itself what it was asked last.
 
-    The page's own door never closes: there is nothing that it could drain.
-
     Raises:
         SettingsError: the URL or the key cannot be used.
     """
-
-    is_stopping = False
 
     def __init__(self, settings: Settings, url: str, api_key: str | None) -> None:
         try:
@@ -77,10 +73,8 @@ class RemoteBackend:
             raise SettingsError(f"HF_ROUTER_API={url}: {error}") from None
         self.settings = settings
 
-    def accepted(self) -> AbstractContextManager[None]:
+    def charged(self) -> AbstractContextManager[None]:
         return contextlib.nullcontext()
-
-    charged = accepted
 
     async def answer(self, body: Asked) -> AsyncGenerator[Said, None]:
         written, asked = "", {**body.model_dump(exclude_none=True), "details": True}

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-from typing import Protocol
-
 import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -13,23 +10,15 @@ from router_backend.server.errors import respond
 from router_backend.server.middleware.connection import Limits
 from router_backend.server.middleware.guard import ALWAYS_PUBLIC
 from router_backend.server.middleware.scope import is_ui, path_of
+from router_backend.service.service import GenerationService
 
 _OPEN = (ALWAYS_PUBLIC - {"/"}) | {"/metrics"}
 
 
-class Drains(Protocol):
-    """What the door asks of a service: whether it stops, and to be told of each request that is let in."""
-
-    @property
-    def is_stopping(self) -> bool: ...
-
-    def accepted(self) -> AbstractContextManager[None]: ...
-
-
 class Door:
-    """ASGI middleware."""
+    """ASGI middleware. Without a service it never closes: there is nothing to drain."""
 
-    def __init__(self, app: ASGIApp, service: Drains, limits: Limits) -> None:
+    def __init__(self, app: ASGIApp, service: GenerationService | None, limits: Limits) -> None:
         self._app = app
         self._service = service
         self._limits = limits
@@ -39,14 +28,14 @@ class Door:
         if scope["type"] != "http" or path in _OPEN:
             await self._app(scope, receive, send)
             return
-        if self._service.is_stopping:
+        if self._service and self._service.is_stopping:
             answer = respond(NotReady("the server is shutting down", retry_after=5))
             answer.headers["Connection"] = "close"
             await answer(scope, receive, send)
             return
         if scope["method"] not in ("GET", "HEAD"):
             receive = in_time(receive, self._limits.body_seconds)
-        if is_ui(path):  # its streams never end by themselves; the service knows what runs
+        if self._service is None or is_ui(path):  # its streams never end by themselves; the service knows what runs
             await self._app(scope, receive, send)
         else:
             with self._service.accepted():
