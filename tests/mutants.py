@@ -238,7 +238,7 @@ MUTANTS = (
         "server/test_guard.py::test_row_16_every_other_path_needs_a_key",
     ),
     _mutant(
-        *(16, "keys are compared in constant time", "Keys.name_of"),
+        *(16, "keys are compared in constant time", "Guard._name_of"),
         *("hmac.compare_digest(sent, known)", "sent == known"),
         "server/test_guard.py::test_row_16_every_key_is_compared",
     ),
@@ -506,7 +506,7 @@ MUTANTS = (
         "server/test_http.py::test_row_21_an_unexpected_exception_is_a_500_without_its_text",
     ),
     _mutant(
-        *(27, "a key is known by its name", "Keys.name_of"),
+        *(27, "a key is known by its name", "Guard._name_of"),
         *(
             "return next((name for name in found if claimed in (None, name.encode())), None)",
             "return key.decode() if found else None",

@@ -44,25 +44,6 @@ _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _PORT = re.compile(r":[0-9]{1,5}\Z")
 
 
-class Keys:
-    """The API keys and the admin key, as digests alone."""
-
-    def __init__(self, settings: Settings) -> None:
-        keys = dict(settings.api_keys)
-        if settings.admin_key:
-            keys[_ADMIN] = settings.admin_key.get_secret_value()
-        self.digests = {name: _digest(key.encode()) for name, key in keys.items()}
-
-    def name_of(self, key: bytes, claimed: bytes | None = None) -> str | None:
-        """The name of a key: of the one that is `claimed`, where a name came with it.
-
-        Every key is compared, so that the time says nothing.
-        """
-        sent = _digest(key)
-        found = [name for name, known in self.digests.items() if hmac.compare_digest(sent, known)]
-        return next((name for name in found if claimed in (None, name.encode())), None)
-
-
 class Guesses:
     """Wrong keys of each address. Where there were too many lately, no further key of that address is tried.
 
@@ -180,14 +161,17 @@ class Guard(Checks):
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         super().__init__(app)
-        self._keys = Keys(settings)
+        keys = dict(settings.api_keys)
+        if settings.admin_key:
+            keys[_ADMIN] = settings.admin_key.get_secret_value()
+        self._digests = {name: _digest(key.encode()) for name, key in keys.items()}
         self._needs_key = bool(settings.api_keys)
         self._guesses = Guesses()
         self._public = ALWAYS_PUBLIC | set(split_list(settings.public_paths))
         self._friends = set(split_list(settings.cors_origins))
 
     def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
-        if not self._keys.digests:
+        if not self._digests:
             return
         kind, _, sent = headers.get(b"authorization", b"").partition(b" ")
         basic = kind.lower() == b"basic"
@@ -197,7 +181,7 @@ class Guard(Checks):
         guarded = path not in self._public and (self._needs_key or path.startswith("/admin/"))
         if key and guarded:
             self._guesses.check(address, key)
-        name = self._keys.name_of(key, claimed)
+        name = self._name_of(key, claimed)
         if basic and name is not None and scope.get("method") not in _SAFE:
             self._check_origin(headers)
         if key and guarded:
@@ -206,6 +190,15 @@ class Guard(Checks):
             raise Unauthorized("send a known key as Authorization: Bearer KEY")
         admin = name == _ADMIN
         caller.set(replace(caller.get(), key="" if admin else name or "", admin=admin))
+
+    def _name_of(self, key: bytes, claimed: bytes | None) -> str | None:
+        """The name of a key: of the one that is `claimed`, where a name came with it.
+
+        Every key is compared, so that the time says nothing.
+        """
+        sent = _digest(key)
+        found = [name for name, known in self._digests.items() if hmac.compare_digest(sent, known)]
+        return next((name for name in found if claimed in (None, name.encode())), None)
 
     def _check_origin(self, headers: dict[bytes, bytes]) -> None:
         """Browsers send a name and a key with every request, also with one that a page of another site makes."""
