@@ -5,9 +5,9 @@ import re
 from difflib import SequenceMatcher
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, SettingsConfigDict
 
 from router_backend.errors import SettingsError
@@ -221,7 +221,7 @@ class Settings(BaseSettings):
     )
     otel_service_name: str = Field("router-backend", description="The name of this service in traces.")
 
-    model_load_strategy: str | None = Field(
+    model_load_strategy: Annotated[str, AfterValidator(parse_strategy)] | None = Field(
         None,
         description=f"The precision to try first: {', '.join(f'`{name}`' for name in STRATEGIES)}, or an alias "
         "(`int8`, `nf4`, `half` …). Default: `8bit`. A quantised checkpoint is loaded as it is. "
@@ -274,11 +274,6 @@ class Settings(BaseSettings):
     def _blank_is_unset(cls, values: dict[str, Any]) -> dict[str, Any]:
         stripped = {name: value.strip() if isinstance(value, str) else value for name, value in values.items()}
         return {name: value for name, value in stripped.items() if value != ""}
-
-    @field_validator("model_load_strategy")
-    @classmethod
-    def _strategy_is_known(cls, value: str | None) -> str | None:
-        return None if value is None else parse_strategy(value)
 
     @field_validator("model_load_strategies")
     @classmethod
