@@ -202,45 +202,28 @@ class GenerationService:
             raise self.host.not_ready()
 
     async def _before(self, deadline: float, awaitable: Awaitable[T], serving: Serving | None = None) -> T:
-        """The result, unless the deadline comes first, or the engine is lost.
-
-        (`asyncio.wait_for` loses cancels before Python 3.12.)
-        """
-        task = asyncio.ensure_future(awaitable)
-        loop = asyncio.get_running_loop()
-        # What `asyncio.wait` does, for each chunk of each answer, without its sets.
-        woken: asyncio.Future[None] = loop.create_future()
-
-        def wake(_: object = None) -> None:
-            if not woken.done():
-                woken.set_result(None)
-
+        """The result, unless the deadline comes first, or the engine is lost, or nothing may go on."""
+        scope = anyio.CancelScope(deadline=anyio.current_time() + deadline - time.monotonic())
         others = (self._ending, serving.lost) if serving else (self._ending,)
-        timer = loop.call_later(max(0.0, deadline - time.monotonic()), wake)
-        for each in (task, *others):
-            each.add_done_callback(wake)
+
+        def end(_: object) -> None:
+            scope.cancel()
+
+        for each in others:
+            each.add_done_callback(end)
         try:
-            try:
-                await woken
-            finally:
-                timer.cancel()
-                for each in others:
-                    each.remove_done_callback(wake)
-            if task.done():
-                return task.result()
-            if self._ending.done():
-                raise stopping()
-            if serving is not None and serving.lost.done():
-                raise self.host.lost()
-            if self.host.state == "loading":
-                raise NotReady(f"the model is still loading: {self.host.phase}", retry_after=10)
-            raise DeadlineExceeded(f"the request did not finish within {self.settings.request_timeout:g} seconds")
+            with scope:
+                return await awaitable
         finally:
-            if not task.done():
-                task.cancel()
-                await asyncio.wait({task})
-            if not task.cancelled():
-                task.exception()  # where a cancel of ours came first, nobody else looks at it, and asyncio complains
+            for each in others:
+                each.remove_done_callback(end)
+        if self._ending.done():
+            raise stopping()
+        if serving is not None and serving.lost.done():
+            raise self.host.lost()
+        if self.host.state == "loading":
+            raise NotReady(f"the model is still loading: {self.host.phase}", retry_after=10)
+        raise DeadlineExceeded(f"the request did not finish within {self.settings.request_timeout:g} seconds")
 
     def _hush(self) -> None:
         if not self._accepted and not self.admission.running and not self.admission.waiting:

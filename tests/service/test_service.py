@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import random
 import threading
 import time
@@ -53,6 +52,7 @@ class Gate:
             self.order.append(request.id)
             yield Chunk("hello ")
             await self._opened.wait()
+            await asyncio.sleep(0)  # as one waits for a thread, though the event is set
             if self.fault:
                 raise self.fault
             yield Chunk(request.prompt, "stop")
@@ -748,26 +748,5 @@ def test_who_waits_for_a_load_that_the_end_cuts_short_is_told() -> None:
         (error,) = await asyncio.gather(waiting, return_exceptions=True)
         free.set()
         assert isinstance(error, NotReady), f"{error!r}"
-
-    go(main())
-
-
-def test_what_fails_while_its_caller_is_cancelled_is_no_line_of_asyncios() -> None:
-    async def fails() -> None:
-        raise OSError("nobody looks at this")
-
-    async def main() -> None:
-        complaints: list[object] = []
-        asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
-        service = service_of(Gate())
-        caller = asyncio.create_task(service._before(time.monotonic() + 60, fails()))
-        await asyncio.sleep(0)  # it waits, and `fails` comes next
-        caller.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await caller
-        del caller
-        gc.collect()
-        await asyncio.sleep(0)
-        assert complaints == []
 
     go(main())
