@@ -28,14 +28,10 @@ def running(url: str) -> int:
     return int(httpx.get(f"{url}/health").json()["queue"]["running"])
 
 
-def busy(session: CDPSession) -> float:
-    """Seconds of work of the page's main thread so far."""
+def metric(session: CDPSession, name: str) -> float:
+    """What Chromium counts of a page; `TaskDuration` are the seconds of work of its main thread so far."""
     return float(
-        next(
-            each["value"]
-            for each in session.send("Performance.getMetrics")["metrics"]
-            if each["name"] == "TaskDuration"
-        )
+        next(each["value"] for each in session.send("Performance.getMetrics")["metrics"] if each["name"] == name)
     )
 
 
@@ -64,11 +60,12 @@ def one(page: Page, url: str) -> dict[str, float]:
     found["stop → the page says so, s"] = time.monotonic() - stopped
 
     page.wait_for_timeout(1000)
-    before, began = busy(session), time.monotonic()
+    before, began = metric(session, "TaskDuration"), time.monotonic()
     page.get_by_role("button", name="Generate").click()
     expect(page.locator("#sums")).to_contain_text("finish: stop", timeout=PATIENCE)
     seconds = time.monotonic() - began
-    found["the page's work during a plan, % of a core"] = 100 * (busy(session) - before) / seconds
+    work = metric(session, "TaskDuration") - before
+    found["the page's work during a plan, % of a core"] = 100 * work / seconds
     found["the plan, s"] = seconds
     return found
 

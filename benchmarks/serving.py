@@ -59,7 +59,7 @@ def until_ok(url: str) -> None:
 
 
 def generate(client: httpx.Client, url: str, **fields: object) -> dict[str, Any]:
-    answer = client.post(f"{url}/v1/generate", json={"output": "text", "details": True, **fields}, timeout=300)
+    answer = client.post(f"{url}/v1/generate", json={"output": "text", "details": True, **fields}, timeout=330)
     answer.raise_for_status()
     return dict(answer.json())
 

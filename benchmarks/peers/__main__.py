@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -26,12 +25,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from peers import report
 from peers.asking import SAMPLING, Outcome, ask
 from peers.checkpoints import Checkpoint, made
-from peers.processes import PEERS, ROOT, SERVERS, Peer, Running, Unavailable, installed_bytes, version
+from peers.processes import PEERS, ROOT, SERVERS, Peer, Running, Unavailable, installed_bytes, machine, version
 from router_backend.jsonl import read_values
 
 # Of the first plan's time, until a cell was measured: what a request takes at another budget, and beside others.
@@ -164,19 +161,6 @@ class Run:
             f"  round {number + 1}: {peer.title}, {cell.budget} tokens, {cell.clients} at once: "
             f"{valid} valid, {wall:.0f} s"
         )
-
-
-def machine() -> dict[str, Any]:
-    """What it ran on."""
-    told = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
-    models = [line.partition(": ")[2] for line in told.splitlines() if line.startswith("model name")]
-    return {
-        "processor": models[0] if models else platform.processor(),
-        "cores": os.cpu_count(),
-        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-    }
 
 
 def about(options: argparse.Namespace, checkpoints: list[Checkpoint]) -> dict[str, Any]:

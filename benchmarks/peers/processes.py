@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import os
+import platform
 import re
 import signal
 import socket
@@ -163,6 +164,19 @@ def installed_bytes(server: Server) -> int:
     return above + sum(path.stat().st_size for path in {*paths} if path.suffix != ".pyc" and path.is_file())
 
 
+def machine() -> dict[str, Any]:
+    """What it ran on."""
+    told = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
+    models = [line.partition(": ")[2] for line in told.splitlines() if line.startswith("model name")]
+    return {
+        "processor": models[0] if models else platform.processor(),
+        "cores": os.cpu_count(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+    }
+
+
 class Running:
     """A server's process, and those that it began.
 
@@ -222,7 +236,7 @@ class Running:
 
     def peak_bytes(self) -> int:
         """The sum of what each of its processes held at most, pages of files among it."""
-        return sum(map(_peak, self._tree())) + (self._above.peak_bytes() if self._above else 0)
+        return sum(map(peak, self._tree())) + (self._above.peak_bytes() if self._above else 0)
 
     def processor_seconds(self) -> float:
         return sum(sum(each.cpu_times()[:2]) for each in self._tree())
@@ -243,7 +257,8 @@ class Running:
         self._process.wait()
 
 
-def _peak(process: psutil.Process) -> int:
+def peak(process: psutil.Process) -> int:
+    """Bytes that it held at the most so far, pages of files among them; 0 where it has ended."""
     try:
         told = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
         return int(told[1]) * 1024 if told else int(process.memory_info().rss)
