@@ -64,7 +64,7 @@ class Reply:
 
     def json(self) -> Any:  # noqa: ANN401 - any JSON
         """The body as JSON; None where it is none."""
-        return _parsed(self.content)
+        return value_of(self.content)
 
     @property
     def request_id(self) -> str | None:
