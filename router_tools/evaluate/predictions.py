@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from router_backend.client import ClientError, RouterClient, Unreachable
-from router_backend.errors import InvalidRequest, RouterError
+from router_backend.errors import InvalidRequest, LoadError, RouterError
 from router_tools.evaluate.metrics import part
 from router_tools.evaluate.rows import json_lines
 
@@ -143,7 +143,7 @@ def predict_all(
 ) -> dict[str, Prediction]:
     """Prompt → prediction, asking only for what the store has not; what failed before is asked again.
 
-    `predict` is called from `concurrency` threads. What it raises, other than a `RouterError`, ends the run.
+    `predict` is called from `concurrency` threads. What it raises, other than an answer's `RouterError`, ends the run.
     """
     # What makes a prediction the same: the prompt, who is asked, and how to draw.
     same = {prompt: json.dumps([prompt, sampling], sort_keys=True).encode() for prompt in prompts}
@@ -159,6 +159,8 @@ def predict_all(
         began = time.monotonic()
         try:
             prediction = predict(prompt)
+        except LoadError:
+            raise  # no other prompt would load it
         except RouterError as error:
             prediction = Prediction(error=error.message)
         if prediction.seconds is None:

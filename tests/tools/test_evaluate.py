@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from router_backend import cli
 from router_backend.client import ClientError, Unreachable
-from router_backend.errors import PlanError, RouterError
+from router_backend.errors import LoadError, PlanError, RouterError
 from router_tools.evaluate import EvaluateOptions, Prediction, evaluate
 from router_tools.evaluate.results import PACKAGED, load_thresholds
 
@@ -347,6 +347,17 @@ def test_a_number_out_of_its_range_is_wrong_usage(tmp_path: Path, option: str, v
     given = ["evaluate", "--gold", str(gold_file(tmp_path)), "--candidate", "embedded", f"--{option}", str(value)]
     done = CliRunner().invoke(cli.app, given)
     assert done.exit_code == 2 and f"--{option}" in done.stderr
+
+
+def test_a_candidate_that_does_not_load_ends_the_run_at_its_first_prompt(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def predict(prompt: str) -> Prediction:
+        asked.append(prompt)
+        raise LoadError("no checkpoint loads")
+
+    assert run(options_for(tmp_path), predict) == (2, "no checkpoint loads")
+    assert len(asked) == 1
 
 
 def test_an_empty_gold_file(tmp_path: Path) -> None:
