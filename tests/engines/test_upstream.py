@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from router_backend.checkpoints.ladder import candidates
-from router_backend.engines.upstream.model import _cut, _piece
+from router_backend.engines.upstream.model import _cut, _logprob, _piece
 from router_backend.engines.upstream.wire import Wire
 from router_backend.errors import Overloaded, SettingsError, UpstreamError
 from router_backend.settings import load_settings
@@ -461,3 +461,8 @@ def test_who_restarts_processes_is_not_told_to_while_a_server_elsewhere_is_away(
             plan(client)
         until(lambda: client.get("/health").json()["status"] == "failed")
         assert (client.get("/livez").status_code, client.get("/readyz").status_code) == (200, 503)
+
+
+@pytest.mark.parametrize(("sent", "read"), [(None, -9999.0), (-20000.0, -9999.0), (-0.5, -0.5), (0.0, 0.0)])
+def test_a_probability_of_nothing_is_not_read_as_certainty(sent: float | None, read: float) -> None:
+    assert _logprob({"token": "a", "bytes": [97], "logprob": sent}).logprob == read

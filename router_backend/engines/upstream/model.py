@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
+import math
 import re
 import secrets
 import time
@@ -383,6 +384,5 @@ def _number(said: object, name: str) -> int:
 
 def _logprob(entry: dict[str, Any]) -> TokenLogprob:
     top = tuple(map(_logprob, entry.get("top_logprobs", ())))
-    # A probability of 0 is no number in JSON.
-    log = max(entry["logprob"] or 0.0, -9999.0)
+    log = max(-math.inf if entry["logprob"] is None else entry["logprob"], -9999.0)  # JSON has no number for log 0
     return TokenLogprob(entry["token"], tuple(entry["bytes"]), log, top, entry.get("id", -1))
