@@ -36,7 +36,7 @@ def files(base: Candidate, settings: Settings) -> Path:
 
 
 def load_model(place: Path, **how: Any) -> Any:  # noqa: ANN401 - what transformers makes of it
-    """The model of a folder or a GGUF, in fp32 unless it is quantised; a GGUF as a whole, dequantised.
+    """The model of a folder or a GGUF, in fp32 unless `dtype` says another; a GGUF as a whole, dequantised.
 
     Raises CandidateError where the library has made up some of the weights, and whatever else it raises.
     """
@@ -48,8 +48,9 @@ def load_model(place: Path, **how: Any) -> Any:  # noqa: ANN401 - what transform
     else:
         how |= {"use_safetensors": True}
     how |= {"output_loading_info": True, "ignore_mismatched_sizes": True, "local_files_only": True}
+    how.setdefault("dtype", torch.float32)
     folder = place.parent if place.is_file() else place
-    model, report = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **how)
+    model, report = AutoModelForCausalLM.from_pretrained(folder, **how)
     check_loaded(report)
     return model.eval()
 

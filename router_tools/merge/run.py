@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -257,7 +256,7 @@ class _Merge:
             if self._merged is not None:
                 ids = verify.prompt_ids(new)
                 with explained("the quantised copy does not load again"):
-                    again = verify.logits(new, ids, memory=sys.maxsize)
+                    again = verify.of(base.load_model(new, dtype=written.dtype), ids)
                 figures.append(("the copy, beside what was merged", str(verify.agreement(again, self._merged))))
                 self._judge(verify.agreement(again, verify.of(written, ids)), verify.SAME)
             push = f"{self._options.push}-{precision}" if self._options.push else None
