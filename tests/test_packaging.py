@@ -11,12 +11,14 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from importlib.metadata import packages_distributions, requires
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from tests.structure import packages
 
 ROOT = Path(__file__).parents[1]
 LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
@@ -39,11 +41,11 @@ def imported() -> set[str]:
 
 
 def test_every_import_is_declared() -> None:
-    distributions = packages_distributions()
+    distributions = packages()
     undeclared = {
         name: distributions.get(name)
         for name in imported()  # Ray is not among what the tests install
-        if not DECLARED.keys() & {canonicalize_name(each) for each in distributions.get(name, [name])}
+        if not DECLARED.keys() & distributions.get(name, {canonicalize_name(name)})
     }
     assert undeclared == {}
     assert {"fastapi", "torch", "gradio"} <= imported()

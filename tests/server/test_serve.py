@@ -119,10 +119,15 @@ def test_row_23_sigterm_under_load(tmp_path: Path) -> None:
     with process(folder=tmp_path, **ECHO, SLOTS="4", QUEUE_LIMIT="64", DRAIN_TIMEOUT="60") as running:
         url = running.ready()
         with ExitStack() as lines:
-            clients = [HTTPConnection(url.removeprefix("http://"), timeout=60) for _ in range(50)]
-            for client in clients:
+            slow, *clients = [HTTPConnection(url.removeprefix("http://"), timeout=60) for _ in range(51)]
+            for client in (slow, *clients):
                 lines.callback(client.close)
                 client.connect()
+            # Until its body has come the server does not end, however fast the others are answered.
+            slow.putrequest("POST", "/v1/generate")
+            slow.putheader("Content-Type", "application/json")
+            slow.putheader("Content-Length", str(len(body)))
+            slow.endheaders()
             for client in clients:
                 client.request("POST", "/v1/generate", body, {"Content-Type": "application/json"})
             until(lambda: taken(url) == 50)
@@ -130,7 +135,8 @@ def test_row_23_sigterm_under_load(tmp_path: Path) -> None:
             until(lambda: httpx.get(f"{url}/readyz").status_code == 503)
             late = httpx.post(f"{url}/v1/generate", json={"prompt": "late", "output": "text"})
             assert late.status_code == 503 and late.headers["retry-after"] == "5"
-            for client in clients:
+            slow.send(body.encode())
+            for client in (slow, *clients):
                 answer = client.getresponse()
                 assert answer.status == 200 and json.loads(answer.read()) == {"text": text}
         assert running.wait() == 0
