@@ -11,6 +11,7 @@ import hashlib
 import hmac
 import ipaddress
 import re
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
@@ -99,7 +100,7 @@ def _named(sent: bytes) -> tuple[bytes, bytes]:
     return (name, key) if colon else (b"", b"")
 
 
-class Checks:
+class Checks(ABC):
     """ASGI middleware that answers what its `_check` raises."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -117,8 +118,8 @@ class Checks:
             return
         await self._app(scope, receive, send)
 
-    def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> None: ...
 
     async def _refuse(
         self, error: RouterError, headers: dict[bytes, bytes], scope: Scope, receive: Receive, send: Send
