@@ -205,7 +205,8 @@ FOLLOW_GENERATE = {"generate", "body", "json", "plan", "time"}
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_router_fails_for_the_right_reason(name: str) -> None:
     script, check, reason = BROKEN[name]
-    code, lines = smoke(script, timeout=0.5)
+    # Only what hangs is waited for in vain: a busy machine may take a second for an answer that comes.
+    code, lines = smoke(script, timeout=5 if script.generate.hangs else 60)
     assert code == FAILED
     assert lines[check].startswith("FAIL  ")
     assert reason in lines[check]
