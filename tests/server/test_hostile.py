@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 import logging
 import socket
@@ -90,6 +91,16 @@ def test_row_02_wrong_content_type(echo: App, path: str, content_type: str) -> N
         415,
         "unsupported_media_type",
     )
+
+
+@PATHS
+def test_row_02_a_packed_body(echo: App, path: str) -> None:
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    answer = echo.client.post(path, content=gzip.compress(b'{"prompt": "x", "query": "x"}'), headers=headers)
+    refused(answer, 415, "unsupported_media_type")
+    assert "without Content-Encoding" in answer.json()["error"]["message"]
+    plain = echo.client.post(path, json={"prompt": " "}, headers={"content-encoding": "identity"})
+    assert plain.status_code == 400
 
 
 @pytest.mark.parametrize(
