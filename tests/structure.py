@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -26,8 +27,9 @@ def packages() -> dict[str, set[str]]:
     """The installed distributions by the modules that they bring. (Python 3.10's own function knows few.)"""
     found: dict[str, set[str]] = {}
     for each in distributions():
-        for file in each.files or ():
-            found.setdefault(file.parts[0].removesuffix(".py"), set()).add(canonicalize_name(each.metadata["Name"]))
+        lines = (each.read_text("RECORD") or "").splitlines()  # `files` would look at every file
+        for name in {re.split(r"[/,]", line, maxsplit=1)[0].removesuffix(".py") for line in lines}:
+            found.setdefault(name, set()).add(canonicalize_name(each.name))
     return found
 
 
