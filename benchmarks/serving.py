@@ -3,7 +3,7 @@
 Starts `router-backend serve` on a free port of loopback for each part and ends it. Interleaves what it compares.
 
     python benchmarks/serving.py [start] [plans] [load] [overhead] [throughput] [cancel]
-    BEFORE=../before python benchmarks/serving.py plans   # in turns with the checkout of another version
+    BEFORE=../before python benchmarks/serving.py plans   # in turns with another version's checkout (BUSY=1)
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -84,22 +85,40 @@ def start() -> None:
 
 
 def plans() -> None:
-    """Wall seconds of process start → ready, of the first plan and of the second one, of 400 tokens at most."""
+    """Wall seconds of process start → ready, of a plan, of another one, and of four at once.
+
+    `TOKENS` (600) is their budget, `ROUNDS` (5) how often each version starts, and `BUSY=1` gives them a neighbour that
+    wants a core for itself.
+    """
     trees = [Path(__file__).parents[1], *map(Path, filter(None, [os.environ.get("BEFORE")]))]
     rows: dict[Path, list[tuple[float, ...]]] = {tree: [] for tree in trees}
-    body = {"prompt": PROMPT, "output": "plan", "max_new_tokens": 400, "temperature": 0}
-    for _ in range(5):
-        for tree in trees:
-            with server(tree) as (url, began), httpx.Client() as client:
-                until_ok(url)
-                times = [time.monotonic()]
-                for seed in (1, 2):
-                    generate(client, url, **body, seed=seed)
-                    times.append(time.monotonic())
-                rows[tree].append((times[0] - began, times[1] - times[0], times[2] - times[1]))
+    tokens = int(os.environ.get("TOKENS", "600"))
+    body = {"prompt": PROMPT, "output": "plan", "max_new_tokens": tokens, "temperature": 0}
+    with neighbour() if os.environ.get("BUSY") else contextlib.nullcontext():
+        for turn in range(int(os.environ.get("ROUNDS", "5"))):
+            for tree in trees[:: -1 if turn % 2 else 1]:
+                with server(tree) as (url, began), httpx.Client() as client, ThreadPoolExecutor(4) as pool:
+                    until_ok(url)
+                    times = [began, time.monotonic()]
+                    for clients in (1, 1, 4):
+                        work = [pool.submit(generate, client, url, **body, seed=seed) for seed in range(clients)]
+                        for each in work:
+                            each.result()
+                        times.append(time.monotonic())
+                    rows[tree].append(tuple(after - before for before, after in pairwise(times)))
     for tree, measured in rows.items():
-        each = [f"{statistics.median(values):.2f} (worst {max(values):.2f})" for values in zip(*measured, strict=True)]
-        print(f"{tree}: ready after {each[0]} s, first plan {each[1]} s, second {each[2]} s")
+        each = [f"{statistics.median(values):.1f} (worst {max(values):.1f})" for values in zip(*measured, strict=True)]
+        print(f"{tree}: ready after {each[0]} s, first plan {each[1]} s, second {each[2]} s, four at once {each[3]} s")
+
+
+@contextlib.contextmanager
+def neighbour() -> Iterator[None]:
+    process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
 
 
 def large(path: Path) -> None:
