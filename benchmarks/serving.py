@@ -3,7 +3,8 @@
 Starts `router-backend serve` on a free port of loopback for each part and ends it. Interleaves what it compares.
 
     python benchmarks/serving.py [start] [plans] [load] [overhead] [throughput] [cancel]
-    BEFORE=../before python benchmarks/serving.py plans   # in turns with another version's checkout (BUSY=1)
+    BEFORE=../before python benchmarks/serving.py plans   # in turns with the checkout of another version
+    BUSY=1 python benchmarks/serving.py plans             # beside a process that keeps a core busy
 """
 
 from __future__ import annotations
@@ -102,8 +103,8 @@ def plans() -> None:
                     times = [began, time.monotonic()]
                     for clients in (1, 1, 4):
                         work = [pool.submit(generate, client, url, **body, seed=seed) for seed in range(clients)]
-                        for each in work:
-                            each.result()
+                        for plan in work:
+                            plan.result()
                         times.append(time.monotonic())
                     rows[tree].append(tuple(after - before for before, after in pairwise(times)))
     for tree, measured in rows.items():

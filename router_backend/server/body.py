@@ -145,7 +145,7 @@ async def read_json(request: Request, limit: int) -> bytes:
     """The body as it came, not parsed.
 
     Raises:
-        UnsupportedMediaType: the content type is not JSON, or the body is packed.
+        UnsupportedMediaType: the content type is not JSON, or the body is compressed.
         PayloadTooLarge: more than `limit` bytes; the rest is not read.
         InvalidRequest: there is none.
     """
@@ -154,8 +154,8 @@ async def read_json(request: Request, limit: int) -> bytes:
         content_type.startswith("application/") and content_type.endswith("+json")
     ):
         raise UnsupportedMediaType("send JSON with Content-Type: application/json")
-    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
-        raise UnsupportedMediaType("send the body unpacked, without Content-Encoding")
+    if request.headers.get("content-encoding", "").strip().lower() not in ("", "identity"):
+        raise UnsupportedMediaType("send the body uncompressed, without Content-Encoding")
     too_large = PayloadTooLarge(f"the body has more than {limit} bytes")
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit:

@@ -93,14 +93,20 @@ def test_row_02_wrong_content_type(echo: App, path: str, content_type: str) -> N
     )
 
 
-@PATHS
-def test_row_02_a_packed_body(echo: App, path: str) -> None:
-    headers = {"content-type": "application/json", "content-encoding": "gzip"}
-    answer = echo.client.post(path, content=gzip.compress(b'{"prompt": "x", "query": "x"}'), headers=headers)
+@pytest.mark.parametrize("path", ["/v1/generate", "/v1/plan", "/v1/chat/completions", "/v1/decisions", "/mcp"])
+@pytest.mark.parametrize("coding", ["gzip", "GZIP", "deflate", "br", "identity, gzip"])
+def test_row_02_a_compressed_body(echo: App, path: str, coding: str) -> None:
+    headers = {"content-type": "application/json", "content-encoding": coding}
+    answer = echo.client.post(path, content=gzip.compress(b"{}"), headers=headers)
     refused(answer, 415, "unsupported_media_type")
     assert "without Content-Encoding" in answer.json()["error"]["message"]
-    plain = echo.client.post(path, json={"prompt": " "}, headers={"content-encoding": "identity"})
-    assert plain.status_code == 400
+
+
+@pytest.mark.parametrize("coding", ["", "identity", "Identity"])
+def test_row_02_a_body_that_is_as_it_is(echo: App, coding: str) -> None:
+    body = {"prompt": "x", "output": "text"}
+    answer = echo.client.post("/v1/generate", json=body, headers={"content-encoding": coding})
+    assert answer.status_code == 200
 
 
 @pytest.mark.parametrize(
