@@ -38,13 +38,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path not in long)
 
 
+@pytest.fixture(scope="session")
+def nowhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An empty folder, for the tests that ask for none of their own: six thousand folders take their time."""
+    folder = tmp_path_factory.mktemp("nowhere")
+    yield folder
+    assert not list(folder.iterdir()), "a test wrote into the folder that it ran in: let it ask for tmp_path"
+
+
 @pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No variable and no `.env` of the developer's reaches a test."""
+def clean_environment(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, nowhere: Path) -> None:
+    """No variable and no `.env` of the developer's reaches a test, which runs in its `tmp_path` if it asks for that."""
     for name in Settings.model_fields:
         monkeypatch.delenv(name.upper(), raising=False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(request.getfixturevalue("tmp_path") if "tmp_path" in request.fixturenames else nowhere)
 
 
 @pytest.fixture(scope="session")
