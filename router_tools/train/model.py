@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf.quants import dequantize, quantize
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 
 from router_backend.checkpoints.adapter import ADAPTER, ADAPTER_CONFIG
@@ -46,8 +49,16 @@ def load_base(name: str, settings: Settings) -> tuple[Any, PreTrainedTokenizerBa
     return model, tokenizer
 
 
-def with_adapter(model: Any, rank: int, *, half: bool) -> PeftModel:  # noqa: ANN401
-    """The base, frozen, with a LoRA adapter of fp32 weights. `half`: the base and what it computes are bf16."""
+def with_adapter(model: Any, rank: int, *, half: bool, begin: Path | None = None) -> PeftModel:  # noqa: ANN401
+    """The base, frozen, with a LoRA adapter of fp32 weights.
+
+    Args:
+        half: the base and what it computes are bf16.
+        begin: a folder with the adapter to begin with, in PEFT's format, whatever its rank is.
+
+    Raises:
+        CandidateError: that adapter does not load, or does not fit the base.
+    """
     model.name_or_path = ""  # PEFT would ask the hub about the base whenever it saves
     model.config.use_cache = False
     if half:
@@ -56,7 +67,33 @@ def with_adapter(model: Any, rank: int, *, half: bool) -> PeftModel:  # noqa: AN
     with warnings.catch_warnings():
         # PEFT asks by a name that transformers has renamed.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-        return get_peft_model(model, config)
+        if begin is None:
+            return get_peft_model(model, config)
+        with explained(f"the adapter of {begin} does not go on this base"):
+            return PeftModel.from_pretrained(model, str(begin), is_trainable=True)
+
+
+class Rounded:
+    """Keeps the base at what makes its sum with the adapter the weights that a GGUF of a kind would hold.
+
+    The gradient passes the rounding by (the straight-through estimator; for LoRA: Bondarenko et al., "Low-Rank
+    Quantization-Aware Training for LLMs", 2024), so that the adapter learns to make up for it.
+    """
+
+    def __init__(self, model: PeftModel, kind: str) -> None:
+        self._kind = GGMLQuantizationType[kind]
+        layers = [(each, each.get_base_layer().weight) for each in model.modules() if isinstance(each, LoraLayer)]
+        block = GGML_QUANT_SIZES[self._kind][0]  # `merge` leaves rows that are no whole blocks in sixteen bits
+        self._layers = [(each, weight.detach().clone()) for each, weight in layers if not weight.shape[1] % block]
+
+    @torch.no_grad()
+    def __call__(self) -> None:
+        """To be called whenever the adapter has changed."""
+        for layer, weight in self._layers:
+            change = layer.get_delta_weight(layer.active_adapters[0])
+            whole = (weight + change).float().cpu().numpy()
+            held = torch.from_numpy(dequantize(quantize(whole, self._kind), self._kind)).to(change)
+            layer.get_base_layer().weight.copy_(held - change)
 
 
 def save_adapter(model: PeftModel, folder: Path) -> None:

@@ -9,7 +9,10 @@ from typing import Any
 
 # The rate falls to this share of its peak.
 _LAST = 0.05
-_RECIPE = ("base", "tools", "batch", "accumulate", "rate", "warmup", "rank", "clip", "seed", "validation", "longest")
+_RECIPE = (
+    "base", "adapter", "gguf", "tools", "batch", "accumulate", "rate", "warmup", "rank", "clip", "seed", "validation",
+    "longest",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +20,8 @@ class TrainOptions:
     """A run, as the help of the command has it; and what the command does not ask for.
 
     Attributes:
+        adapter: a folder with the adapter that the run begins with, of its own rank; without, one that changes nothing.
+        gguf: the kind of GGUF that will be served. The run learns with its weights rounded as that rounds them.
         steps, max_minutes: the run ends after one of them; by then its learning rate is down.
         warmup, clip: steps up to the peak learning rate; the gradient's norm at most.
         validation: rows kept for validation; `glance` of them are used at intervals, all at the end.
@@ -27,6 +32,8 @@ class TrainOptions:
     data: Path
     out: Path
     base: str = "embedded"
+    adapter: Path | None = None
+    gguf: str | None = None
     tools: tuple[str, ...] = ("/general-search", "/math", "/code")
     steps: int | None = None
     max_minutes: float | None = None

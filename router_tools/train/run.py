@@ -9,13 +9,14 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from router_backend.checkpoints.gguf_merge import check_kind
 from router_backend.errors import InvalidRequest
 from router_backend.jsonl import read_values
 from router_backend.settings import load_settings
 from router_tools.base import writable
 from router_tools.train.examples import Examples
 from router_tools.train.log import Log, plot
-from router_tools.train.model import has_bf16, load_base, with_adapter
+from router_tools.train.model import Rounded, has_bf16, load_base, with_adapter
 from router_tools.train.options import TrainOptions
 from router_tools.train.rows import read_rows, split
 from router_tools.train.trainer import Place, PlanTrainer, last_checkpoint
@@ -30,11 +31,13 @@ def train(options: TrainOptions, console: Console | None = None) -> int:
     """Trains an adapter; everything lands in `options.out`. Returns the exit code: 130 when it was interrupted.
 
     Raises:
-        InvalidRequest: no usable row, no end to the run, or no checkpoint that fits to resume from.
-        CandidateError: the base does not load.
+        InvalidRequest: no usable row, no end to the run, no such GGUF, or no checkpoint that fits to resume from.
+        CandidateError: the base or the adapter to begin with does not load.
     """
     if options.steps is None and options.max_minutes is None:
         raise InvalidRequest("a run needs an end: steps, minutes, or both")
+    if options.gguf is not None:
+        check_kind(options.gguf)
     torch.manual_seed(options.seed)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
@@ -52,7 +55,8 @@ def train(options: TrainOptions, console: Console | None = None) -> int:
     (options.out / HELD_OUT).write_text("".join(f"{line}\n" for line in kept), "utf-8")
     with (options.out / LOG).open("a" if options.resume else "w", encoding="utf-8") as file:
         log = Log(file, console or Console(stderr=True))
-        model = with_adapter(base, options.rank, half=half)
+        model = with_adapter(base, options.rank, half=half, begin=options.adapter)
+        rounded = Rounded(model, options.gguf) if options.gguf else None
         log.write(
             "start",
             **asdict(options),
@@ -64,7 +68,7 @@ def train(options: TrainOptions, console: Console | None = None) -> int:
             parameters=model.get_nb_trainable_parameters()[0],
             from_step=place.step,
         )
-        trainer = PlanTrainer(options, model, examples, learned, held_out, log, place)
+        trainer = PlanTrainer(options, model, examples, learned, held_out, log, place, rounded)
         finished = trainer.run(checkpoint)
     plot(options.out / LOG, options.out / "loss.png")
     return 0 if finished else INTERRUPTED
@@ -81,7 +85,7 @@ def _resumed(options: TrainOptions) -> tuple[Path, Place]:
             made = event
         elif event["event"] == "step" and checkpoint.name == f"checkpoint-{event['step']}":
             place = Place(event["step"], event["elapsed"], event["seen"], event["tokens"])
-    recipe = json.loads(json.dumps(options.recipe()))
+    recipe = json.loads(json.dumps(options.recipe(), default=str))
     different = [key for key, value in recipe.items() if made.get(key) != value]
     if different:
         raise InvalidRequest(f"the checkpoint was made with another {', '.join(different)}")

@@ -31,7 +31,7 @@ from router_backend.errors import CandidateError
 from router_backend.plan.prompt import with_budget
 from router_tools.train.examples import CONTRACT, IGNORED, Batches, Example, Examples, collate
 from router_tools.train.log import Log, figure
-from router_tools.train.model import save_adapter
+from router_tools.train.model import Rounded, save_adapter
 from router_tools.train.options import TrainOptions, learning_rate
 from router_tools.train.rows import Row
 
@@ -68,8 +68,9 @@ class PlanTrainer(Trainer):  # type: ignore[misc]  # transformers is read as unt
         held_out: Sequence[Row],
         log: Log,
         place: Place,
+        rounded: Rounded | None = None,
     ) -> None:
-        self.place = place
+        self.place, self.rounded = place, rounded
         self._options, self._examples, self._held_out, self._log = options, examples, held_out, log
         self._began = time.monotonic() - place.elapsed
         weights = [each for each in model.parameters() if each.requires_grad]
@@ -130,6 +131,8 @@ class PlanTrainer(Trainer):  # type: ignore[misc]  # transformers is read as unt
         return self._examples.text(said[0, len(prompt) :].tolist())
 
     def _validate(self, rows: int) -> dict[str, float]:
+        if self.rounded:
+            self.rounded()
         chosen = self._held_out[:: max(1, len(self._held_out) // rows)][:rows]
         examples = {
             "reference": [self._examples.reference(row) for row in chosen],
@@ -164,6 +167,8 @@ class _Turns(TrainerCallback):  # type: ignore[misc]
 
     def on_step_begin(self, *_: object, **__: object) -> None:
         self._began, self._before = time.monotonic(), self._trainer.place.tokens
+        if self._trainer.rounded:
+            self._trainer.rounded()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         options = self._options

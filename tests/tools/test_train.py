@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from typer.testing import CliRunner
 
 from router_backend import cli
 from router_backend.checkpoints.adapter import ADAPTER
+from router_backend.checkpoints.embedded import ADAPTER as ADAPTER_OF_THE_DEFAULT
+from router_backend.checkpoints.gguf_merge import merge
 from router_backend.errors import CandidateError, InvalidRequest
 from router_backend.plan.prompt import BUDGET_KEY
 from router_backend.settings import load_settings
@@ -30,6 +33,7 @@ from router_tools.train import TrainOptions, train
 from router_tools.train.examples import CONTRACT, Batches, Example, Examples, collate
 from router_tools.train.model import load_base, with_adapter
 from router_tools.train.options import learning_rate
+from tests.fakes import gguf_base
 from tests.tools.test_train_rows import TOOLS, reference_plan, row
 
 to_text = partial(json.dumps, ensure_ascii=False)
@@ -155,6 +159,40 @@ def test_a_resumed_run_gives_the_same_losses_and_the_same_adapter(
     assert adapters[0] == adapters[1]
 
 
+def test_the_loss_of_a_run_for_a_gguf_is_that_of_the_merged_gguf(
+    options: Callable[..., TrainOptions], base: Path, tmp_path: Path
+) -> None:
+    loud = Path(shutil.copytree(base, tmp_path / "loud"))
+    weights = load_file(loud / "model.safetensors")  # random small weights say next to nothing, rounded or not
+    save_file({name: each * 4 for name, each in weights.items()}, loud / "model.safetensors", {"format": "pt"})
+    plain = gguf_base.write(loud, tmp_path / "plain.gguf")
+
+    def merged(run: TrainOptions) -> float:
+        """The loss of what is merged, as a run that begins with it sees it."""
+        packed = run.out / "merged.gguf"
+        merge(plain, run.out / "adapter", packed, kind="Q4_0")
+        seen = options(base=str(packed), out=run.out / "seen", steps=1)
+        quietly(seen)
+        return float(events(seen.out, "validation")[0]["budget_600"])
+
+    def said(run: TrainOptions, turn: int = -1) -> float:
+        return float(events(run.out, "validation")[turn]["budget_600"])
+
+    unaware = options(base=str(plain), out=tmp_path / "unaware", steps=6)
+    aware = options(
+        base=str(plain), out=tmp_path / "aware", steps=6, adapter=unaware.out / "adapter", gguf="Q4_0", rank=9
+    )
+    quietly(unaware)
+    quietly(aware)
+    lost = merged(unaware)
+    assert said(unaware) < lost - 0.04, "it knew nothing of four bits"
+    assert said(aware, 0) == pytest.approx(lost, abs=0.01)
+    assert said(aware) == pytest.approx(merged(aware), abs=0.01) and said(aware) < lost - 1
+    again = options(base=str(plain), out=aware.out, steps=7, adapter=unaware.out / "adapter", gguf="Q4_0", rank=9)
+    quietly(replace(again, resume=True))
+    assert [each["step"] for each in events(aware.out, "step")] == list(range(1, 8))
+
+
 @pytest.mark.parametrize("interrupt", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_ends_a_run_between_two_steps(
     options: Callable[..., TrainOptions], monkeypatch: pytest.MonkeyPatch, interrupt: signal.Signals
@@ -191,6 +229,7 @@ def test_minutes_end_a_run(options: Callable[..., TrainOptions]) -> None:
         ({}, "a run needs an end"),
         ({"steps": 1, "resume": True}, "holds no checkpoint"),
         ({"steps": 1, "data": Path("none")}, "none: No such file"),
+        ({"steps": 1, "gguf": "Q3_K"}, "kind Q3_K cannot be written: choose from F32, "),
     ],
 )
 def test_a_run_that_cannot_be_is_refused(
@@ -198,6 +237,18 @@ def test_a_run_that_cannot_be_is_refused(
 ) -> None:
     with pytest.raises(InvalidRequest, match=message):
         quietly(options(**changes))
+
+
+@pytest.mark.parametrize("spoilt", ["adapter_model.safetensors", "adapter_config.json", ""])
+def test_an_adapter_that_does_not_go_on_the_base(
+    options: Callable[..., TrainOptions], tmp_path: Path, spoilt: str
+) -> None:
+    if spoilt:
+        shutil.copytree(ADAPTER_OF_THE_DEFAULT, tmp_path / "adapter")
+        (tmp_path / "adapter" / spoilt).write_bytes(b"{}")
+    for adapter in (tmp_path / "adapter", ADAPTER_OF_THE_DEFAULT):
+        with pytest.raises(CandidateError, match="does not go on this base: "):
+            quietly(options(steps=1, adapter=adapter))
 
 
 def test_a_checkpoint_of_another_recipe_is_not_resumed(options: Callable[..., TrainOptions]) -> None:
