@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from httpx._config import DEFAULT_TIMEOUT_CONFIG
 
 from router_backend.checkpoints.embedded import checkpoint
 from router_backend.checkpoints.ladder import Candidate, Rung
@@ -20,6 +21,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 # torch on one core, before it is imported: its threads wait for each other where cores are shared.
 os.environ["OMP_NUM_THREADS"] = "1"
+# httpx gives up after five seconds of silence, unless it is told otherwise: a busy machine takes longer.
+DEFAULT_TIMEOUT_CONFIG.read = 60
 
 _ALL_TORCH = re.compile(r"^pytestmark = \[?\s*pytest\.mark\.torch\b", re.MULTILINE)
 _LONG = ("real", "torch", "browser", "slow")
