@@ -44,6 +44,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def nowhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """An empty folder, for the tests that ask for none of their own: six thousand folders take their time."""
+    os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = str(tmp_path_factory.mktemp("hypothesis"))
     folder = tmp_path_factory.mktemp("nowhere")
     yield folder
     assert not list(folder.iterdir()), "a test wrote into the folder that it ran in: let it ask for tmp_path"

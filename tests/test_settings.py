@@ -465,7 +465,7 @@ def test_a_typo_of_a_file_shows_what_is_there(
     assert "embedded" in message
 
 
-def test_a_missing_folder_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_folder_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     message = error_of("MODEL_REPO", "./no/such/folder", monkeypatch)
     assert "no such file or folder" in message
     assert "nothing that fits" in message

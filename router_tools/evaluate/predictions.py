@@ -154,13 +154,17 @@ def predict_all(
     if found:
         console.out(f"{len(found)} of {len(keys)} predictions are there already", highlight=False)
     lock = Lock()
+    lost: list[LoadError] = []
 
     def ask(prompt: str) -> None:
+        if lost:
+            raise lost[0]
         began = time.monotonic()
         try:
             prediction = predict(prompt)
-        except LoadError:
-            raise  # no other prompt would load it
+        except LoadError as error:
+            lost.append(error)  # no other prompt would load it
+            raise
         except RouterError as error:
             prediction = Prediction(error=error.message)
         if prediction.seconds is None:

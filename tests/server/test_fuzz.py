@@ -8,6 +8,8 @@ import pytest
 
 from tests.fuzz import fuzz, fuzz_gradio
 
+pytestmark = pytest.mark.usefixtures("tmp_path")  # schemathesis keeps its cases in the folder that it runs in
+
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="schemathesis for Python 3.10 does not know our jsonschema-rs")

@@ -193,6 +193,7 @@ class Wire:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
         await self._http.aclose()
+        await self._loop.shutdown_asyncgens()  # the body of an answer that was not read to its end
         await asyncio.sleep(0)  # a transport is closed in the loop's next round
 
     async def _tried(self, attempt: Callable[[], Awaitable[T]], began: Callable[[], bool]) -> T:
