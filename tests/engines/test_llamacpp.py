@@ -89,9 +89,9 @@ def test_stop_text_ends_and_is_not_part(embedded: LlamaCppModel) -> None:
 
 
 def test_prefix_is_gone_on_from(embedded: LlamaCppModel) -> None:
-    text, last = run(embedded, request("Where is it?", 1, prefix="The capital of France is"))
-    assert text.strip() == "Paris"
-    assert last.usage.prompt_tokens > embedded.prompt_tokens(request("Where is it?"))
+    text, last = run(embedded, request("What is it?", 1, prefix="Water is made of hydrogen and"))
+    assert text.strip() == "oxygen"
+    assert last.usage.prompt_tokens > embedded.prompt_tokens(request("What is it?"))
 
 
 def test_grammar_is_kept(embedded: LlamaCppModel) -> None:
@@ -122,7 +122,7 @@ def test_raw_format_adds_nothing() -> None:
     model = load(Rung(Candidate("embedded", "embedded"), "gguf"), settings, own.checkpoint())
     try:
         assert model.prompt_tokens(request("one two")) == model.count_tokens("one two")
-        assert run(model, request("The capital of France is", 3))[0].strip().startswith("Paris")
+        assert run(model, request("Water is made of hydrogen and", 3))[0].strip().startswith("oxygen")
         assert model.info.slots == 1
     finally:
         model.close()

