@@ -205,12 +205,13 @@ def test_unlikely_tools_cost_no_passes_and_next_to_nothing(embedded: LlamaCppMod
 
 
 @pytest.mark.real
-def test_decision_says_what_the_report_of_a_plan_says(embedded: LlamaCppModel) -> None:
+def test_decision_says_what_the_report_of_a_plan_says(embedded: LlamaCppModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "_info", replace(embedded.info, temperature=1.2))
     (odds,) = decide(embedded, asked(FIRST)).odds
     request = GenerateRequest("p", router_prompt(NEWTON), SamplingParams(600, seed=1), "plan")
     last = list(PlanWriter(embedded, TOOLS).write(request, never))[-1]
     assert last.route[0].odds.probabilities == pytest.approx(odds.probabilities, abs=0.01)
-    assert odds.temperature == embedded.info.temperature != 1
+    assert odds.temperature == last.route[0].odds.temperature == 1.2
     assert [step.tool for step in last.route] and all(step.tool in step.odds.options for step in last.route)
 
 
