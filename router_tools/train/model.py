@@ -63,11 +63,11 @@ def with_adapter(model: Any, rank: int, *, half: bool, begin: Path | None = None
     model.config.use_cache = False
     if half:
         model.to(torch.bfloat16)
-    config = LoraConfig(r=rank, lora_alpha=_SCALE * rank, target_modules="all-linear", task_type="CAUSAL_LM")
     with warnings.catch_warnings():
         # PEFT asks by a name that transformers has renamed.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         if begin is None:
+            config = LoraConfig(r=rank, lora_alpha=_SCALE * rank, target_modules="all-linear", task_type="CAUSAL_LM")
             return get_peft_model(model, config)
         with explained(f"the adapter of {begin} does not go on this base"):
             return PeftModel.from_pretrained(model, str(begin), is_trainable=True)

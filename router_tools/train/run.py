@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from router_backend.checkpoints.adapter import read
 from router_backend.checkpoints.gguf_merge import check_kind
 from router_backend.errors import InvalidRequest
 from router_backend.jsonl import read_values
@@ -38,6 +39,8 @@ def train(options: TrainOptions, console: Console | None = None) -> int:
         raise InvalidRequest("a run needs an end: steps, minutes, or both")
     if options.gguf is not None:
         check_kind(options.gguf)
+    if options.adapter is not None:
+        read(options.adapter)  # PEFT would look for a folder that is not there on the hub, after the base is loaded
     torch.manual_seed(options.seed)
     if options.threads is not None:
         torch.set_num_threads(options.threads)

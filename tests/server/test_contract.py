@@ -141,7 +141,7 @@ def test_a_client_that_leaves_frees_the_slot(door: Door, streamed: bool) -> None
             connection.recv(65536)
         else:
             until(lambda: not door.idle)
-    until(lambda: door.idle, 50)  # a whole minute before it would have ended
+    until(lambda: door.idle, 50)  # long before it would have ended
     assert door.generate("and on", max_new_tokens=8).status_code == 200
 
 
@@ -159,7 +159,7 @@ def test_a_call_of_the_ui_that_is_cancelled_frees_the_slot(door: Door) -> None:
     job = visitor.submit("slow " * 1200, "text", 1200, api_name="/generate")
     until(lambda: bool(job.outputs()))
     job.cancel()
-    until(lambda: door.idle, 50)  # a whole minute before it would have ended
+    until(lambda: door.idle, 50)  # long before it would have ended
     said = door.generate("and on", max_new_tokens=8).json()["text"]
     assert said == "and on" or not door.echoes
     visitor.close()

@@ -240,15 +240,19 @@ def test_a_run_that_cannot_be_is_refused(
 
 
 @pytest.mark.parametrize("spoilt", ["adapter_model.safetensors", "adapter_config.json", ""])
-def test_an_adapter_that_does_not_go_on_the_base(
+def test_an_adapter_that_cannot_be_read_is_told_before_the_base_is_loaded(
     options: Callable[..., TrainOptions], tmp_path: Path, spoilt: str
 ) -> None:
     if spoilt:
         shutil.copytree(ADAPTER_OF_THE_DEFAULT, tmp_path / "adapter")
         (tmp_path / "adapter" / spoilt).write_bytes(b"{}")
-    for adapter in (tmp_path / "adapter", ADAPTER_OF_THE_DEFAULT):
-        with pytest.raises(CandidateError, match="does not go on this base: "):
-            quietly(options(steps=1, adapter=adapter))
+    with pytest.raises(CandidateError, match="adapter"):
+        quietly(options(steps=1, base=str(tmp_path / "no base"), adapter=tmp_path / "adapter"))
+
+
+def test_an_adapter_of_another_base(options: Callable[..., TrainOptions]) -> None:
+    with pytest.raises(CandidateError, match="does not go on this base: "):
+        quietly(options(steps=1, adapter=ADAPTER_OF_THE_DEFAULT))
 
 
 def test_a_checkpoint_of_another_recipe_is_not_resumed(options: Callable[..., TrainOptions]) -> None:
