@@ -249,8 +249,8 @@ class Settings(BaseSettings):
     cuda_visible_devices: str | None = Field(None, description="The GPUs that may be used.", examples=["0"])
     repeatable: bool = Field(
         False,
-        description="The same seed gives the same answer, also in half precision: no drafts and no prefix cache. "
-        "Answers take longer.",
+        description="The same seed gives the same answer, whatever was asked before: transformers without drafts and "
+        "prefix cache, llama.cpp (on a CPU) with prompts in pieces of 63 tokens. Answers take longer.",
     )
     draft_tokens: int = Field(
         16, ge=0, le=64, description="Tokens at most that are guessed ahead and checked in one forward pass. 0: none."

@@ -129,6 +129,7 @@ class LlamaCppModel(ServedModel):
             "context": settings.context_length,
             "slots": settings.slots,
             "threads": threads,
+            "repeatable": settings.repeatable,
             "memory": min(psutil.virtual_memory().total, machine.container_memory()[0]),
             "budget_key": BUDGET_KEY,
         }

@@ -71,6 +71,25 @@ def test_greedy_is_repeatable_and_counted(embedded: LlamaCppModel) -> None:
     assert second.usage.cached_tokens >= last.usage.prompt_tokens - 1, "the prefix cache"
 
 
+def test_repeatable_odds_do_not_hang_on_what_was_cached() -> None:
+    rung = Rung(Candidate("embedded", "embedded"), "gguf")
+    model = load(rung, load_settings(repeatable=True, slots=1, context_length=512), own.checkpoint())
+    try:
+        said = " ".join(str(number) for number in range(60))
+        asked, answers = request(f"{said}. Who adds them?", reach=50.0), ["/math(", "/code("]
+
+        def odds(before: str) -> tuple[float, ...]:
+            run(model, request("Nothing alike.", 1))
+            run(model, request(before, 1))
+            return model.weigh(asked, answers, never).odds[0].logprobs
+
+        alone = odds("?")
+        for cut in (20, 60, 100, 160):
+            assert odds(said[:cut] + " \N{EN DASH} another end" * 20) == pytest.approx(alone, abs=1e-4)
+    finally:
+        model.close()
+
+
 def test_seed_repeats_and_temperature_varies(embedded: LlamaCppModel) -> None:
     def said(seed: int) -> str:
         sampling = SamplingParams(max_new_tokens=16, temperature=1.5, top_p=1.0, seed=seed)

@@ -107,7 +107,7 @@ def test_plan_says_how_sure_its_route_is_at_every_door(client: openai.OpenAI, se
         model="router", messages=message, max_tokens=260, seed=1, stream=True
     ) as stream:
         assert stream.headers["x-router-route"] == steps[0], "a stream's headers go out with its first step"
-        # It moves with what was asked before, for a reason that is not known: docs/lab-notes.md, "Cheaper passes".
+        # It moves with what the slot was asked before: docs/lab-notes.md, "Cheaper passes".
         assert float(stream.headers["x-router-confidence"]) == pytest.approx(
             float(raw.headers["x-router-confidence"]), abs=0.1
         )
