@@ -48,10 +48,26 @@ def serve(*, host: str | None = None, port: int | None = None) -> int:
         _log.info("SKIP_WARM_START has no meaning here: ZeroGPU wants the weights in place before it starts")
         settings = settings.model_copy(update={"skip_warm_start": False})
     spaces.GPU(_nothing)
+    fork_in_turn()
     with logs.captured():
         placing = Placing(settings)
         launch(GenerationService(settings, placing.load, reread=placing.reread), placing)
     return 0
+
+
+def fork_in_turn() -> None:
+    """From now on a thread of this process forks when no other does.
+
+    `spaces` forks a worker in each call's thread, and filelock 4 refuses a fork while another one is under way (from
+    Python 3.12 on). The GPU of the call would have been lent by then, and stay so.
+    """
+    fork, turn = os.fork, threading.Lock()
+
+    def alone() -> int:
+        with turn:  # in the child it is this thread that goes on, and lets go
+            return fork()
+
+    os.fork = alone
 
 
 def _nothing() -> None:

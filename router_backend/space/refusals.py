@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 
 import gradio as gr
@@ -24,6 +25,7 @@ DURATION, QUOTA, PENDING = "ZeroGPU illegal duration", "ZeroGPU quota exceeded",
 QUEUE, CLIENT, WORKER = "ZeroGPU queue timeout", "ZeroGPU client error", "ZeroGPU worker error"
 NONE_FREE, EXPIRED, ABORTED = "No GPU was available", "Expired ZeroGPU proxy token", "GPU task aborted"
 _WAIT = re.compile(r"Try again in (?:(\d+) days?, )?(\d+):(\d\d):(\d\d)")
+_log = logging.getLogger(__name__)
 _SOON, _A_MINUTE, _AN_HOUR = 5, 60, 3600
 
 
@@ -33,6 +35,7 @@ def explain(error: Exception, duration: int) -> RouterError:
         return error
     if not isinstance(error, gr.Error):
         if isinstance(error, httpx.HTTPError | RuntimeError):  # no answer from ZeroGPU, or one that nobody knows
+            _log.warning("ZeroGPU: %s: %s", type(error).__name__, error)
             return NoGpu("ZeroGPU does not answer as it should; try again in a minute", retry_after=_A_MINUTE)
         return EngineError("the request could not be handed to the GPU")
     title, message = getattr(error, "title", ""), str(error.message)

@@ -8,6 +8,8 @@ import inspect
 import json
 import multiprocessing
 import struct
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -39,6 +41,7 @@ from router_backend.types import Chunk, GenerateRequest, SamplingParams, Timings
 from tests.fakes.running import echo_model
 
 GB = 10**9
+ROOT = Path(__file__).parents[2]
 
 
 def answered(prefill: float, decode: float, tokens: int = 100, prompt: int = 100, cached: int = 0) -> Chunk:
@@ -147,6 +150,45 @@ def test_a_cancel_is_seen_in_a_forked_worker_and_only_by_its_own_call() -> None:
     ready.send("now")
     assert ready.recv() == [False, True, False]
     worker.join()
+
+
+FORKS = """
+import os, sys, threading, time
+
+os.register_at_fork(before=lambda: time.sleep(0.2))  # registered first, so it runs after filelock's
+import filelock
+from router_backend.space import door
+
+if "in turn" in sys.argv:
+    door.fork_in_turn()
+said = []
+
+def fork():
+    try:
+        pid = os.fork()
+        if not pid:
+            os._exit(0)
+        said.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    except RuntimeError as error:
+        said.append(str(error))
+
+threads = [threading.Thread(target=fork) for _ in range(4)]
+for each in threads:
+    each.start()
+for each in threads:
+    each.join()
+print(said)
+"""
+
+
+def test_calls_at_once_fork_their_workers_in_turn() -> None:
+    def said(*arguments: str) -> str:
+        command = [sys.executable, "-W", "ignore", "-c", FORKS, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout.splitlines()[-1]
+
+    if sys.version_info >= (3, 12):  # it refuses there alone
+        assert "os.fork is unsafe while filelock" in said(), "it no longer refuses: what `fork_in_turn` does may go"
+    assert said("in turn") == "[0, 0, 0, 0]"
 
 
 def test_a_number_that_comes_round_again_is_another_call() -> None:
