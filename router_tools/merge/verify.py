@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gguf import GGMLQuantizationType, GGUFReader
+from gguf import GGMLQuantizationType
 from gguf.quants import dequantize, quantize
 from peft import PeftConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 
 from router_backend.checkpoints.adapter import ADAPTER, Adapter, fit
-from router_backend.checkpoints.gguf_merge import tensor_names
+from router_backend.checkpoints.gguf_merge import Reader, tensor_names
 from router_backend.errors import CandidateError, explained
 from router_backend.plan.prompt import router_prompt
 from router_tools.base import load_model, load_tokenizer
@@ -100,7 +100,7 @@ def gguf_logits(source: Path, ids: torch.Tensor, adapter: Adapter, *, rounded_as
     model = load_model(source)
     for name, layer in _as_peft_reads(model, adapter).items():
         model.get_submodule(name).weight += layer.get_delta_weight("default")
-    reader = GGUFReader(rounded_as)
+    reader = Reader(rounded_as)
     kinds = {tensor.name: tensor.tensor_type for tensor in reader.tensors}
     names = tensor_names(reader)
     for name, weight in model.named_parameters():

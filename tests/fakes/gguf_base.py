@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
+import pytest
 from gguf import GGMLQuantizationType, GGUFWriter, TokenType
 from gguf.quants import quantize
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from router_backend.checkpoints.embedded import base
+from router_backend.checkpoints.gguf_merge import Reader
 
 ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3_text": "gemma3"}
 
@@ -20,11 +23,13 @@ ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3_t
 def as_folder(folder: Path) -> None:
     """Writes the embedded model's base as people bring checkpoints: safetensors and a tokenizer."""
     packed, plain = base(), GgufConfig(dequantize=True)
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        packed.parent, gguf_file=packed.name, quantization_config=plain, dtype="bfloat16"
-    )
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(packed.parent, gguf_file=packed.name).save_pretrained(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gguf, "GGUFReader", cache(Reader))  # transformers reads it three times, and slowly
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            packed.parent, gguf_file=packed.name, quantization_config=plain, dtype="bfloat16"
+        )
+        model.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(packed.parent, gguf_file=packed.name).save_pretrained(folder)
 
 
 def shallow(folder: Path, out: Path, layers: int = 6) -> None:

@@ -441,7 +441,7 @@ def test_row_31_two_merges_of_one_pid_do_not_meet(tmp_path: Path, monkeypatch: p
     from router_backend.checkpoints import gguf_merge
 
     written: list[Path] = []
-    monkeypatch.setattr(gguf_merge, "GGUFReader", lambda path: SimpleNamespace(tensors=[]))
+    monkeypatch.setattr(gguf_merge, "Reader", lambda path: SimpleNamespace(tensors=[]))
     monkeypatch.setattr(gguf_merge, "_deltas", lambda adapter, reader: {})
 
     def write(reader: object, deltas: object, path: Path, *rest: object) -> None:
