@@ -16,6 +16,7 @@ from router_backend.service.loader import Loader
 from router_backend.settings import load_settings
 from tests.fakes import tiny
 
+pytestmark = [pytest.mark.torch, pytest.mark.slow]
 LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}" + "{% endfor %}" * 3
 SWELLS = (
     "{% set all = namespace(text='x' * 1000000) %}"
