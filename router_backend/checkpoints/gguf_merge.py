@@ -38,7 +38,7 @@ Array = npt.NDArray[np.float32]
 
 
 class Reader(GGUFReader):  # type: ignore[misc] # it is untyped
-    """gguf's, which takes its file apart element by element: of a plain array that takes a third of a memmap's time."""
+    """gguf's reader over a plain array: it takes 800,000 slices of a file, and one of a memmap takes thrice as long."""
 
     def __setattr__(self, name: str, value: object) -> None:
         super().__setattr__(name, value.view(np.ndarray) if isinstance(value, np.memmap) else value)

@@ -104,9 +104,8 @@ def _params(xllamacpp: Any, orders: dict[str, Any], on_gpu: bool, *, plain: bool
     params.n_parallel = orders["slots"]
     params.n_threads_http = orders["slots"] + 4
     # A prompt is prefilled in pieces of this many tokens, and cancelled between two of them.
-    piece = 512 if on_gpu else 128
     # From 64 rows on, attention on a CPU rounds differently: what comes of a prompt then hangs on how much was cached.
-    params.n_batch = params.n_ubatch = 63 if orders["repeatable"] else piece
+    params.n_batch = params.n_ubatch = 512 if on_gpu else 63 if orders["repeatable"] else 128
     params.n_gpu_layers = 999 if on_gpu else 0
     params.cpuparams.n_threads, params.cpuparams_batch.n_threads = orders["threads"]
     params.cache_ram_mib = 0

@@ -35,7 +35,7 @@ def explain(error: Exception, duration: int) -> RouterError:
         return error
     if not isinstance(error, gr.Error):
         if isinstance(error, httpx.HTTPError | RuntimeError):  # no answer from ZeroGPU, or one that nobody knows
-            _log.warning("ZeroGPU: %s: %s", type(error).__name__, error)
+            _log.warning("ZeroGPU does not answer as it should: %s: %s", type(error).__name__, error)
             return NoGpu("ZeroGPU does not answer as it should; try again in a minute", retry_after=_A_MINUTE)
         return EngineError("the request could not be handed to the GPU")
     title, message = getattr(error, "title", ""), str(error.message)

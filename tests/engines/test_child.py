@@ -208,7 +208,7 @@ def test_a_crafted_file_is_a_rung_that_fails(tmp_path: Path, content: bytes, man
 )
 def test_a_template_that_takes_llama_cpp_down_is_left_out(tmp_path: Path, template: str, why: str) -> None:
     path = faulty(tmp_path / "bad.gguf", template=template)
-    settings = load_settings(slots=1, context_length=512, threads=1, watchdog_timeout=10)
+    settings = load_settings(slots=1, context_length=512, threads=1, watchdog_timeout=20)
     model = load(Rung(Candidate(str(path), "gguf"), "gguf"), settings, path)
     try:
         assert model.prompt_tokens(long_text()) == model.count_tokens(long_text().prompt)
