@@ -251,6 +251,7 @@ def test_engines_own_errors_are_mapped() -> None:
 @pytest.mark.parametrize("line", [b'data: {"error": {"message": "broken"}}\n', b'error: {"message": "broken"}\n'])
 def test_error_in_mid_stream_is_raised(embedded: LlamaCppModel, monkeypatch: pytest.MonkeyPatch, line: bytes) -> None:
     lines = [b'data: {"choices": [{"text": "a", "finish_reason": null}]}\n', b"\n", line]
+    embedded.prompt_tokens(request())  # which are remembered: only the answer is asked for below
     monkeypatch.setattr(embedded._child, "_asked", lambda path, body: nullcontext(lines))
     chunks = embedded.generate(request(), never)
     assert next(chunks).text == "a"
